@@ -1,0 +1,1 @@
+"""Bringing in networks trained elsewhere. Needs PyTorch: `pip install jaxtransfer[torch]`."""

@@ -1,0 +1,7 @@
+"""Which of the networks I already have should my new task start from?"""
+
+from jaxtransfer._version import __version__ as __version__
+from jaxtransfer.errors import JaxTransferError as JaxTransferError
+from jaxtransfer.network import Network as Network
+from jaxtransfer.preprocess import Preprocess as Preprocess
+from jaxtransfer.zoo import Zoo as Zoo
