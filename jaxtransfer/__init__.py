@@ -1,6 +1,8 @@
 """Which of the networks I already have should my new task start from?"""
 
 from jaxtransfer._version import __version__ as __version__
+from jaxtransfer.attribution import METHODS as METHODS
+from jaxtransfer.attribution import attribute as attribute
 from jaxtransfer.errors import JaxTransferError as JaxTransferError
 from jaxtransfer.network import Network as Network
 from jaxtransfer.preprocess import Preprocess as Preprocess

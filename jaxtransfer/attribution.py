@@ -1,0 +1,114 @@
+"""Attribution maps of any JAX function: which pixels does a representation look at?"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.network import ApplyFn
+from jaxtransfer.relevance import rule_vjp
+
+METHODS = ("saliency", "input_x_gradient", "epsilon_lrp")
+
+TargetFn = Callable[[Any], Float[Array, " images"]]
+
+
+def attribute(
+    apply: ApplyFn,
+    params: PyTree,
+    images: Float[Array, "images height width channels"],
+    *,
+    methods: Sequence[str] = METHODS,
+    target: TargetFn | None = None,
+    epsilon: float = 1e-4,
+) -> dict[str, Float[Array, "images height width channels"]]:
+    """Computes attribution maps of a scalar of the network's output, all in one compiled pass.
+
+    With r the scalar of one image x (Song et al., NeurIPS 2019, section 3.2; their code attributes the sum of all
+    units of a representation, which is the default here):
+
+    * `saliency`: |dr/dx|
+    * `input_x_gradient`: x * dr/dx
+    * `epsilon_lrp`: x * d^g r/dx, where the modified chain rule replaces the derivative of every non-linearity f by
+      f(z) / (z + epsilon sign(z)), sign(0) = +1 (Ancona et al., ICLR 2018). The function is rewritten for it; it
+      needs no change. What happens at products, softmax and normalisation is in `docs/attribution.md`.
+
+    The forward pass runs once whatever methods are asked for. The function is compiled once per `apply`, `target`,
+    `methods`, `epsilon` and shape, so hand over the same function objects again and pass weights in `params`; it may
+    itself be called under `jit`, `vmap` and with sharded arrays.
+
+    Args:
+        apply: Pure function `apply(params, images) -> [images, ...]` that treats its images independently.
+        params: Weights: a pytree of arrays.
+        images: The network's input: floating point, [images, height, width, channels].
+        methods: Any of `METHODS`.
+        target: Maps the network's output to one scalar per image, [images]; default: the sum over all units.
+        epsilon: Stabiliser of epsilon-LRP, in units of the pre-activations; > 0.
+
+    Returns:
+        One map per method, of the shape of `images`; float32, or float64 for float64 images.
+
+    Raises:
+        JaxTransferError: Unknown method, images that are not floating point or not four-dimensional, epsilon <= 0, a
+            target without one scalar per image, or (for `epsilon_lrp`) a primitive without a rule.
+    """
+    unknown = [method for method in methods if method not in METHODS]
+    if unknown or not methods:
+        raise JaxTransferError(
+            f"{', '.join(map(repr, unknown)) or 'Nothing'} is not an attribution method; choose from {', '.join(METHODS)}."
+        )
+    if not epsilon > 0:
+        raise JaxTransferError(f"epsilon must be greater than 0, not {epsilon}.")
+    images = jnp.asarray(images)
+    if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+        raise JaxTransferError(
+            "images must be floating point, [images, height, width, channels], "
+            f"not {images.dtype} of shape {images.shape}."
+        )
+    return _attribute(apply, params, images, tuple(methods), target, float(epsilon))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
+def _attribute(
+    apply: ApplyFn,
+    params: PyTree,
+    images: Float[Array, "images height width channels"],
+    methods: tuple[str, ...],
+    target: TargetFn | None,
+    epsilon: float,
+) -> dict[str, Float[Array, "images height width channels"]]:
+    def scalar(params: PyTree, images: Array) -> Array:
+        outputs = apply(params, images)
+        scalars = _sum_of_units(outputs) if target is None else target(outputs)
+        if scalars.shape != images.shape[:1]:
+            raise JaxTransferError(
+                f"The target must give one scalar per image, shape {images.shape[:1]}, not {scalars.shape}."
+            )
+        return scalars.sum()
+
+    if "epsilon_lrp" in methods:
+        passes = rule_vjp(scalar, params, images, epsilon)
+        one = jnp.ones_like(passes.output)
+        gradient, modified = passes.gradient, passes.modified
+    else:
+        output, pull = jax.vjp(lambda images: scalar(params, images), images)
+        one = jnp.ones_like(output)
+        gradient, modified = (lambda cotangent: pull(cotangent)[0]), None
+
+    dtype = jnp.float64 if images.dtype == jnp.float64 else jnp.float32
+    maps = {}
+    if "saliency" in methods or "input_x_gradient" in methods:
+        g = gradient(one).astype(dtype)
+        maps["saliency"] = jnp.abs(g)
+        maps["input_x_gradient"] = images.astype(dtype) * g
+    if modified is not None:
+        maps["epsilon_lrp"] = images.astype(dtype) * modified(one).astype(dtype)
+    return {method: maps[method] for method in methods}
+
+
+def _sum_of_units(outputs: PyTree) -> Float[Array, " images"]:
+    return sum(leaf.reshape(leaf.shape[0], -1).sum(1) for leaf in jax.tree.leaves(outputs))

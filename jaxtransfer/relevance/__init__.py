@@ -1,0 +1,4 @@
+"""Epsilon-LRP of any JAX function, by rewriting its jaxpr; see `docs/attribution.md` for every rule."""
+
+from jaxtransfer.relevance._rewrite import RuleVJP as RuleVJP
+from jaxtransfer.relevance._rewrite import rule_vjp as rule_vjp

@@ -1,0 +1,57 @@
+"""What epsilon-LRP needs to know about each JAX primitive: one table, by name.
+
+A primitive that stands in no table here has no rule, and using it on the images is an error. To teach a new
+one, decide which of these it is and add its name.
+"""
+
+# Functions of each entry by itself; what they do to several arrays is decided in `_activations.py`.
+AFFINE = frozenset(
+    "add add_any convert_element_type copy copy_p neg reduce_precision stop_gradient sub".split()
+)
+SCALING = frozenset({"div", "mul"})
+NONLINEAR = frozenset(
+    """
+    abs acos acosh asin asinh atan atan2 atanh cbrt ceil clamp cos cosh digamma erf erf_inv erfc exp exp2 expm1
+    floor integer_pow lgamma log log1p logistic max min nextafter pow rem round rsqrt select_n sign sin sinh sqrt
+    square tan tanh
+    """.split()
+)
+LOGICAL = frozenset("and eq ge gt is_finite le lt ne not or xor".split())
+ELEMENTWISE = AFFINE | SCALING | NONLINEAR | LOGICAL
+
+# Linear in everything that depends on the images (after the indices, masks and weights are given).
+LINEAR = frozenset(
+    """
+    all_gather all_gather_invariant all_to_all broadcast broadcast_in_dim concatenate cumsum device_put
+    dynamic_slice dynamic_update_slice expand_dims gather mesh_cast optimization_barrier pad pcast
+    ppermute psum psum2 psum_invariant pvary reduce_scatter reduce_sum reduce_window_sum reshape reshard rev
+    scatter scatter-add scatter_add sharding_constraint slice split squeeze tile transpose unstack
+    """.split()
+)
+
+# Linear in each of several arrays that may all depend on the images.
+BILINEAR = frozenset("conv_general_dilated dot_general mul ragged_dot ragged_dot_general".split())
+
+# Outputs are some of the inputs, chosen by their values: relevance follows the choice (max pooling, sorting).
+ROUTING = frozenset(
+    """
+    argmax argmin cummax cummin max min reduce_max reduce_min reduce_window_max reduce_window_min select_n sort
+    top_k
+    """.split()
+)
+
+# Calls whose body is simply put in their place, and calls with derivatives of their own.
+INLINED = frozenset("call closed_call core_call jit named_call pjit".split())
+CUSTOM = frozenset("custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr".split())
+
+CHECKPOINTS = frozenset("checkpoint remat remat2".split())
+STOPS_GRADIENT = frozenset({"stop_gradient"})
+
+# Moves entries about without changing them; `REDUCING` summarises many entries in one.
+SPREADING = frozenset(
+    "broadcast_in_dim convert_element_type copy expand_dims reshape squeeze transpose".split()
+)
+REDUCING = frozenset("reduce_max reduce_min reduce_sum reduce_window_sum".split())
+ROOTS = frozenset("pow rsqrt sqrt".split())
+
+SUPPORTED = ELEMENTWISE | LINEAR | BILINEAR | ROUTING | INLINED | CUSTOM | CHECKPOINTS | {"cond", "scan"}
