@@ -59,7 +59,8 @@ def attribute(
     unknown = [method for method in methods if method not in METHODS]
     if unknown or not methods:
         raise JaxTransferError(
-            f"{', '.join(map(repr, unknown)) or 'Nothing'} is not an attribution method; choose from {', '.join(METHODS)}."
+            f"{', '.join(map(repr, unknown)) or 'Nothing'} is not an attribution method; "
+            f"choose from {', '.join(METHODS)}."
         )
     if not epsilon > 0:
         raise JaxTransferError(f"epsilon must be greater than 0, not {epsilon}.")
@@ -111,4 +112,5 @@ def _attribute(
 
 
 def _sum_of_units(outputs: PyTree) -> Float[Array, " images"]:
-    return sum(leaf.reshape(leaf.shape[0], -1).sum(1) for leaf in jax.tree.leaves(outputs))
+    sums = [leaf.reshape(leaf.shape[0], -1).sum(1) for leaf in jax.tree.leaves(outputs)]
+    return functools.reduce(jnp.add, sums)

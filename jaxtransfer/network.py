@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, Self, runtime_checkable
 
 import jax
 import numpy as np
@@ -14,6 +14,21 @@ from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.preprocess import PreprocessFn
 
 ApplyFn = Callable[[Any, Float[Array, "images h w channels"]], Float[Array, "images ..."]]
+
+
+@runtime_checkable
+class Storable(Protocol):
+    """A callable that a zoo can write as plain data and make again."""
+
+    def to_json(self) -> Any:
+        """What JSON can hold of it."""
+        ...
+
+    @classmethod
+    def from_json(cls, config: Any) -> Self:
+        """The same callable again."""
+        ...
+
 
 # A name becomes a folder's name in a zoo and in a run.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")

@@ -17,7 +17,7 @@ from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.network import ApplyFn, Network, weights_hash
+from jaxtransfer.network import ApplyFn, Network, Storable, weights_hash
 from jaxtransfer.preprocess import Preprocess, PreprocessFn
 
 _FORMAT = 1
@@ -81,6 +81,15 @@ class Zoo:
             raise JaxTransferError(f"{file} is not a readable manifest; convert the network again.") from error
         return manifest
 
+    def preprocess(self, name: str) -> Preprocess | None:
+        """The preprocessing of one network, without loading its weights.
+
+        Raises:
+            JaxTransferError: As for `manifest`.
+        """
+        stored = self.manifest(name)["preprocess"]
+        return _preprocess_from_json(stored) if stored else None
+
     def __getitem__(self, name: str) -> Network:
         """Loads one network.
 
@@ -90,7 +99,7 @@ class Zoo:
         manifest = self.manifest(name)
         try:
             apply = _apply_from_json(manifest["apply"])
-            preprocess = manifest["preprocess"] and _preprocess_from_json(manifest["preprocess"])
+            preprocess = self.preprocess(name)
             params = _restore(self.path / name / _WEIGHTS, manifest["params"])
         except JaxTransferError as error:
             raise JaxTransferError(f"Network {name!r} of the zoo {self.path}: {error}") from error
@@ -127,7 +136,7 @@ class Zoo:
         # Written beside and renamed, so that a folder with the network's name is always whole.
         beside = Path(tempfile.mkdtemp(prefix=".adding-", dir=self.path))
         try:
-            ocp.save(beside / _WEIGHTS, params)
+            ocp.save(str(beside / _WEIGHTS), params)
             (beside / _MANIFEST).write_text(json.dumps(manifest, indent=1))
             beside.chmod(0o755)
             beside.rename(self.path / network.name)
@@ -142,7 +151,7 @@ def _restore(path: Path, description: PyTree) -> PyTree:
         description,
         is_leaf=_is_description,
     )
-    return ocp.load(path, abstract)
+    return ocp.load(str(path), abstract)
 
 
 def _describe(params: PyTree) -> PyTree:
@@ -166,14 +175,13 @@ def _plain(params: PyTree, name: str) -> PyTree:
 
 
 def _apply_to_json(apply: ApplyFn) -> dict[str, Any]:
+    owner: Any
     if inspect.isfunction(apply):
         owner, config = apply, None
-    elif hasattr(apply, "to_json") and hasattr(type(apply), "from_json"):
-        owner, config = type(apply), apply.to_json()  # pyright: ignore[reportAttributeAccessIssue]
+    elif isinstance(apply, Storable):
+        owner, config = type(apply), apply.to_json()
     else:
-        raise JaxTransferError(
-            f"{apply!r} cannot be stored in a zoo: make it a function at the top level of a module."
-        )
+        raise JaxTransferError(f"{apply!r} cannot be stored in a zoo: make it a function at the top level of a module.")
     name = f"{owner.__module__}:{owner.__qualname__}"
     if "<" in name:
         raise JaxTransferError(
@@ -189,12 +197,13 @@ def _apply_from_json(stored: Mapping[str, Any]) -> ApplyFn:
         importlib.import_module(module_name)
     if module_name not in sys.modules:
         raise JaxTransferError(f"its function is {stored['name']}: import {module_name} before you open it.")
-    found = sys.modules[module_name]
+    found: Any = sys.modules[module_name]
     for part in qualname.split("."):
         found = getattr(found, part, None)
     if not callable(found):
         raise JaxTransferError(f"its function {stored['name']} does not exist any more.")
-    return found.from_json(stored["config"]) if "config" in stored else found  # pyright: ignore
+    apply: Any = found
+    return apply.from_json(stored["config"]) if "config" in stored else apply
 
 
 def _preprocess_to_json(preprocess: PreprocessFn | None) -> dict[str, Any] | None:
@@ -206,4 +215,5 @@ def _preprocess_to_json(preprocess: PreprocessFn | None) -> dict[str, Any] | Non
 
 
 def _preprocess_from_json(stored: Mapping[str, Any]) -> Preprocess:
-    return Preprocess(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
+    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()}
+    return Preprocess(**values)

@@ -30,9 +30,7 @@ class Activations:
     def root(self, value: Value) -> Value | None:
         """The array z of which `value` is an activation f(z), or None if it is not an activation."""
         root = self._root.get(value)
-        return (
-            root if value in self._nonlinear and value.active and root is not None and root.active else None
-        )
+        return root if value in self._nonlinear and value.active and root is not None and root.active else None
 
     def _visit(self, node: Node) -> None:
         (out,) = node.outputs

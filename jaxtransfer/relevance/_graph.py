@@ -61,12 +61,8 @@ class Node:
         """Computes the outputs from the inputs, with JAX's own derivatives."""
         if self.name in CUSTOM:
             # Only a jaxpr knows how to call a function with custom derivatives.
-            given = {
-                v: a for v, a in zip(self.eqn.invars, arrays, strict=True) if not isinstance(v, jex.Literal)
-            }
-            one = self.jaxpr.replace(
-                constvars=(), invars=list(given), outvars=list(self.eqn.outvars), eqns=[self.eqn]
-            )
+            given = {v: a for v, a in zip(self.eqn.invars, arrays, strict=True) if not isinstance(v, jex.Literal)}
+            one = self.jaxpr.replace(constvars=(), invars=list(given), outvars=list(self.eqn.outvars), eqns=[self.eqn])
             return jex.jaxpr_as_fun(jex.ClosedJaxpr(one, ()))(*given.values())
         out = self.eqn.primitive.bind(*arrays, **self.eqn.params)
         return list(out) if self.eqn.primitive.multiple_results else [out]
@@ -144,6 +140,11 @@ def is_inexact(aval: Any) -> bool:
     return jnp.issubdtype(aval.dtype, jnp.inexact)
 
 
+def shape_of(atom: Any) -> tuple[int, ...]:
+    """The shape of a variable or literal of a jaxpr."""
+    return atom.aval.shape
+
+
 def is_elementwise(node: Node) -> bool:
     """Whether the one output is a function, entry by entry, of the inputs that depend on the images."""
     if len(node.outputs) != 1:
@@ -160,7 +161,7 @@ def _elementwise_eqn(eqn: jex.JaxprEqn, shape: tuple[int, ...]) -> bool:
     if eqn.primitive.name in INLINED or eqn.primitive.name in CUSTOM:
         return all(_elementwise_eqn(inner, shape) for inner in body(eqn).jaxpr.eqns)
     if eqn.primitive.name in SPREADING:
-        return all(atom.aval.shape in ((), shape) for atom in eqn.invars)
+        return all(shape_of(atom) in ((), shape) for atom in eqn.invars)
     return eqn.primitive.name in ELEMENTWISE
 
 

@@ -5,9 +5,7 @@ one, decide which of these it is and add its name.
 """
 
 # Functions of each entry by itself; what they do to several arrays is decided in `_activations.py`.
-AFFINE = frozenset(
-    "add add_any convert_element_type copy copy_p neg reduce_precision stop_gradient sub".split()
-)
+AFFINE = frozenset("add add_any convert_element_type copy copy_p neg reduce_precision stop_gradient sub".split())
 SCALING = frozenset({"div", "mul"})
 NONLINEAR = frozenset(
     """
@@ -48,9 +46,7 @@ CHECKPOINTS = frozenset("checkpoint remat remat2".split())
 STOPS_GRADIENT = frozenset({"stop_gradient"})
 
 # Moves entries about without changing them; `REDUCING` summarises many entries in one.
-SPREADING = frozenset(
-    "broadcast_in_dim convert_element_type copy expand_dims reshape squeeze transpose".split()
-)
+SPREADING = frozenset("broadcast_in_dim convert_element_type copy expand_dims reshape squeeze transpose".split())
 REDUCING = frozenset("reduce_max reduce_min reduce_sum reduce_window_sum".split())
 ROOTS = frozenset("pow rsqrt sqrt".split())
 

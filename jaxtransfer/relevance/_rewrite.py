@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.relevance._activations import Activations
-from jaxtransfer.relevance._graph import Graph, Node, Value, body, build, is_elementwise, is_inexact, sources
+from jaxtransfer.relevance._graph import Graph, Node, Value, body, build, shape_of, sources
 from jaxtransfer.relevance._patterns import exponentials, normalisers
 from jaxtransfer.relevance._primitives import (
     AFFINE,
@@ -50,9 +50,7 @@ class RuleVJP:
     modified: Callable[[PyTree], Array]
 
 
-def rule_vjp(
-    function: Callable[[PyTree, Array], PyTree], params: PyTree, images: Array, epsilon: float
-) -> RuleVJP:
+def rule_vjp(function: Callable[[PyTree, Array], PyTree], params: PyTree, images: Array, epsilon: float) -> RuleVJP:
     """Runs `function(params, images)` forward once and returns its ordinary and its modified backward pass.
 
     Modified chain rule (Ancona et al. 2018, ICLR, section 2.2): the derivative of every non-linearity f is replaced
@@ -62,7 +60,7 @@ def rule_vjp(
         JaxTransferError: The function does something to the images for which there is no rule.
     """
     closed, shape = jax.make_jaxpr(function, return_shape=True)(params, images)
-    leaves, treedef = jax.tree.flatten(params)
+    leaves = jax.tree.leaves(params)
     is_image = [False] * len(leaves) + [True]
 
     def rewritten(images: Array) -> tuple[list[Array], Token]:
@@ -87,7 +85,7 @@ def _run(
     env: dict[Value, Any] = dict(zip(graph.inputs, arrays, strict=True))
 
     def read(value: Value) -> Any:
-        return env[value] if value in env else value.constant
+        return env.get(value, value.constant)
 
     token = jnp.float32(0)
     for step in rules.steps():
@@ -185,16 +183,12 @@ class _Rules:
 
         def compute(a: Array, b: Array) -> tuple[list[Array], Token]:
             inverse, token = reciprocal(b)
-            y, product_token = (
-                _scale_relevance(a * inverse, 0.5) if node.inputs[0].active else (a * inverse, 0)
-            )
+            y, product_token = _scale_relevance(a * inverse, 0.5) if node.inputs[0].active else (a * inverse, 0)
             return [y], token + product_token
 
         return _Step(node.inputs, node.outputs, compute)
 
-    def _inner(
-        self, closed: jex.ClosedJaxpr, active: Sequence[bool]
-    ) -> Callable[..., tuple[list[Any], Token]]:
+    def _inner(self, closed: jex.ClosedJaxpr, active: Sequence[bool]) -> Callable[..., tuple[list[Any], Token]]:
         def run(*arrays: Any) -> tuple[list[Any], Token]:
             outputs, _, token = _run(closed, arrays, active, self._epsilon)
             return outputs, token
@@ -216,17 +210,15 @@ class _Rules:
     def _cond(self, node: Node) -> _Step:
         active = [value.active for value in node.inputs[1:]]
         branches = [self._inner(branch, active) for branch in node.eqn.params["branches"]]
-        return _Step(
-            node.inputs, node.outputs, lambda index, *arrays: jax.lax.switch(index, branches, *arrays)
-        )
+        return _Step(node.inputs, node.outputs, lambda index, *arrays: jax.lax.switch(index, branches, *arrays))
 
     def _scan(self, node: Node) -> _Step:
         params = node.eqn.params
         closed = body(node.eqn)
         # Scanned inputs and stacked outputs have one axis more outside than inside; carries have not.
         inside_in, inside_out = closed.jaxpr.invars, closed.jaxpr.outvars
-        num_xs = sum(v.aval.ndim > u.aval.ndim for v, u in zip(node.eqn.invars, inside_in, strict=True))
-        num_carry = sum(v.aval.ndim == u.aval.ndim for v, u in zip(node.eqn.outvars, inside_out, strict=True))
+        num_xs = sum(len(shape_of(v)) > len(shape_of(u)) for v, u in zip(node.eqn.invars, inside_in, strict=True))
+        num_carry = sum(len(shape_of(v)) == len(shape_of(u)) for v, u in zip(node.eqn.outvars, inside_out, strict=True))
         num_consts = len(inside_in) - num_carry - num_xs
         active = [value.active for value in node.inputs]
         while True:  # A carry depends on the images as soon as one turn of the loop makes it so.
@@ -240,9 +232,7 @@ class _Rules:
         def compute(*arrays: Any) -> tuple[list[Any], Token]:
             consts, rest = arrays[:num_consts], arrays[num_consts:]
 
-            def turn(
-                carry: tuple[list[Any], Token], x: Sequence[Any]
-            ) -> tuple[tuple[list[Any], Token], list[Any]]:
+            def turn(carry: tuple[list[Any], Token], x: Sequence[Any]) -> tuple[tuple[list[Any], Token], list[Any]]:
                 values, token = carry
                 outputs, new_token = run(*consts, *values, *x)
                 return (outputs[:num_carry], token + new_token), outputs[num_carry:]
