@@ -8,6 +8,8 @@ os.environ.setdefault("MPLBACKEND", "agg")
 import jax
 import pytest
 
+# Sharding is tested on eight devices; everything else uses the first.
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -35,10 +35,11 @@ class Value:
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Node:
-    """One equation; `jaxpr` is the one it stands in."""
+    """One equation; `jaxpr` is the one it stands in, `callers` the calls it was inlined from, outermost first."""
 
     eqn: jex.JaxprEqn
     jaxpr: jex.Jaxpr
+    callers: tuple[jex.JaxprEqn, ...]
     inputs: list[Value]
     outputs: list[Value] = dataclasses.field(default_factory=list)
 
@@ -84,10 +85,12 @@ def build(closed: jex.ClosedJaxpr, active: Sequence[bool]) -> Graph:
         for var, a in zip(closed.jaxpr.invars, active, strict=True)
     ]
     nodes: list[Node] = []
-    return Graph(inputs, nodes, _inline(closed, inputs, nodes))
+    return Graph(inputs, nodes, _inline(closed, inputs, nodes, ()))
 
 
-def _inline(closed: jex.ClosedJaxpr, inputs: Sequence[Value], nodes: list[Node]) -> list[Value]:
+def _inline(
+    closed: jex.ClosedJaxpr, inputs: Sequence[Value], nodes: list[Node], callers: tuple[jex.JaxprEqn, ...]
+) -> list[Value]:
     jaxpr = closed.jaxpr
     env = dict(zip(jaxpr.invars, inputs, strict=True))
     for var, constant in zip(jaxpr.constvars, closed.consts, strict=True):
@@ -102,9 +105,9 @@ def _inline(closed: jex.ClosedJaxpr, inputs: Sequence[Value], nodes: list[Node])
         arguments = [read(atom) for atom in eqn.invars]
         name = eqn.primitive.name
         if name in INLINED:
-            outputs = _inline(body(eqn), arguments, nodes)
+            outputs = _inline(body(eqn), arguments, nodes, (*callers, eqn))
         else:
-            node = Node(eqn, jaxpr, arguments)
+            node = Node(eqn, jaxpr, callers, arguments)
             node.outputs = outputs = [_output(node, var.aval) for var in eqn.outvars]
             nodes.append(node)
         env.update(zip(eqn.outvars, outputs, strict=True))

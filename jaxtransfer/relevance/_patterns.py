@@ -23,9 +23,16 @@ def exponentials(graph: Graph) -> set[Value]:
             top = bottom = _summed_exponential(node.inputs[0])
         else:
             continue
-        if top is not None and top is bottom:
-            found |= {top, *node.outputs}
+        if top is not None and bottom is not None and _same(top, bottom):
+            found |= {top, bottom, *node.outputs}
     return found
+
+
+def _same(a: Value, b: Value) -> bool:
+    """Whether two values are one, or computed by the same primitive from the same inputs."""
+    return a is b or (
+        a.node is not None and b.node is not None and a.node.name == b.node.name and a.node.inputs == b.node.inputs
+    )
 
 
 def _exponential(value: Value) -> Value | None:
@@ -38,7 +45,8 @@ def _exponential(value: Value) -> Value | None:
 
 
 def _summed_exponential(value: Value) -> Value | None:
-    while value.node is not None and value.node.name in SPREADING:
+    # `jax.nn.logsumexp` takes the absolute value before the logarithm.
+    while value.node is not None and (value.node.name in SPREADING or value.node.name == "abs"):
         (value,) = value.node.inputs
     if value.node is None or value.node.name != "reduce_sum":
         return None

@@ -142,11 +142,11 @@ class _Rules:
             return self._cond(node)
         if name in CHECKPOINTS:
             return self._checkpoint(node)
+        if node.outputs[0] in self._ordinary:
+            return _plain(node)
         if node in self._normalisers:
             return _held(node, self._normalisers[node])
         if len(node.actives) == 1 and (name in BILINEAR or (name == "div" and node.inputs[0].active)):
-            return _plain(node)
-        if node.outputs[0] in self._ordinary:
             return _plain(node)
         if name in BILINEAR:
             return _shared(node)
@@ -364,7 +364,9 @@ def _two_functions(
 
 
 def _no_rule(node: Node) -> str:
-    where = source_info_util.summarize(node.eqn.source_info)
+    # Inside a library's own compiled function JAX may know no line of the user's; then the call of it is the place.
+    places = (source_info_util.summarize(eqn.source_info) for eqn in (node.eqn, *reversed(node.callers)))
+    where = next(filter(None, places), "an unknown line")
     module = str(node.eqn.source_info.name_stack)
     return (
         f"epsilon-LRP has no rule for the primitive {node.name!r} applied to arrays that depend on the images "
