@@ -1,12 +1,41 @@
 """Which of the networks I already have should my new task start from?"""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from jaxtransfer._version import __version__ as __version__
-from jaxtransfer.affinity import Affinity as Affinity
-from jaxtransfer.attribution import METHODS as METHODS
-from jaxtransfer.attribution import attribute as attribute
 from jaxtransfer.errors import JaxTransferError as JaxTransferError
-from jaxtransfer.network import Network as Network
-from jaxtransfer.preprocess import Preprocess as Preprocess
-from jaxtransfer.sweep import affinity_matrix as affinity_matrix
-from jaxtransfer.sweep import image_similarities as image_similarities
-from jaxtransfer.zoo import Zoo as Zoo
+
+if TYPE_CHECKING:
+    from jaxtransfer.affinity import Affinity as Affinity
+    from jaxtransfer.attribution import METHODS as METHODS
+    from jaxtransfer.attribution import attribute as attribute
+    from jaxtransfer.network import Network as Network
+    from jaxtransfer.preprocess import Preprocess as Preprocess
+    from jaxtransfer.probe import Probe as Probe
+    from jaxtransfer.probe import load_probe as load_probe
+    from jaxtransfer.sweep import affinity_matrix as affinity_matrix
+    from jaxtransfer.sweep import image_similarities as image_similarities
+    from jaxtransfer.zoo import Zoo as Zoo
+
+# Imported when first used: `jaxtransfer --help` must not wait for JAX.
+_HOME = {
+    "affinity": ("Affinity",),
+    "attribution": ("METHODS", "attribute"),
+    "network": ("Network",),
+    "preprocess": ("Preprocess",),
+    "probe": ("Probe", "load_probe"),
+    "sweep": ("affinity_matrix", "image_similarities"),
+    "zoo": ("Zoo",),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'jaxtransfer' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"jaxtransfer.{_MODULE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE})

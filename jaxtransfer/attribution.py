@@ -70,7 +70,8 @@ def attribute(
             "images must be floating point, [images, height, width, channels], "
             f"not {images.dtype} of shape {images.shape}."
         )
-    return _attribute(apply, params, images, tuple(methods), target, float(epsilon))
+    maps = _attribute(apply, params, images, tuple(methods), target, float(epsilon))
+    return {method: maps[method] for method in methods}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))

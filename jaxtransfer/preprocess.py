@@ -50,15 +50,14 @@ class Preprocess:
             images = jnp.clip(images, *self.clip)
         if self.lightness:
             images = _lightness(images)[..., None]
-        images = (images - jnp.asarray(self.mean, images.dtype)) / jnp.asarray(self.std, images.dtype)
+        mean, std = (jnp.asarray(value, images.dtype).reshape(1, 1, 1, -1) for value in (self.mean, self.std))
+        images = (images - mean) / std
         if self.mask_centre:
             h, w = self.size
             images = images.at[:, h // 4 : 3 * h // 4, w // 4 : 3 * w // 4].set(0)
         return images
 
-    def restore(
-        self, maps: Float[Array, "images h w"], shape: tuple[int, int]
-    ) -> Float[Array, "images height width"]:
+    def restore(self, maps: Float[Array, "images h w"], shape: tuple[int, int]) -> Float[Array, "images height width"]:
         """Brings maps of the network's input back to probe images of `shape`, zero outside the crop."""
         top, left, height, width = self._crop(*shape)
         maps = _resize(maps, (height, width))

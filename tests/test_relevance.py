@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import quick_jit
 from jax import lax
-from torch_oracle import torch_maps
 
 import jaxtransfer as jt
+from helpers import quick_jit
+from torch_oracle import torch_maps
 
 EPSILON = 1e-4
 

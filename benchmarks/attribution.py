@@ -1,0 +1,117 @@
+"""Images per second for all three maps of the Taskonomy encoder: ours beside PyTorch and Captum.
+
+Run with `python -m benchmarks.attribution` from the root of the checkout, after `pip install -e ".[bench]"`.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from jaxtyping import PyTree
+
+import jaxtransfer as jt
+from benchmarks import harness, torch_peer
+from jaxtransfer import taskonomy
+from jaxtransfer.converters.taskonomy import convert
+
+PRECISIONS = {"float32": "highest", "tf32": "tensorfloat32"}
+
+
+def converted(encoder: torch.nn.Module) -> PyTree:
+    """The same weights in JAX, by way of the converter."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights"
+        path.mkdir()
+        torch.save({"state_dict": encoder.state_dict()}, path / "new.pth")
+        digest = sha256((path / "new.pth").read_bytes()).hexdigest()
+        (path / "new.pth").rename(path / f"normal_encoder-{digest}.pth")
+        zoo = jt.Zoo(Path(folder) / "zoo")
+        convert(path, zoo)
+        return zoo["rgb2sfnorm"].params
+
+
+def over_networks(params: list[PyTree], images: jax.Array) -> dict[str, Callable[[], Any]]:
+    """Ours over several networks: a loop over one compiled function, `lax.map`, and `vmap`."""
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+
+    def maps(p: PyTree) -> Any:
+        return jt.attribute(taskonomy.encode, p, images)
+
+    mapped = jax.jit(lambda stacked: jax.lax.map(maps, stacked))
+    vmapped = jax.jit(jax.vmap(maps))
+    return {
+        "loop": lambda: jax.block_until_ready([maps(p) for p in params]),
+        "lax.map": lambda: jax.block_until_ready(mapped(stacked)),
+        "vmap": lambda: jax.block_until_ready(vmapped(stacked)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=256, help="height and width of the images")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--networks", type=int, default=3, help="for loop, lax.map and vmap")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of matrix products, on a GPU")
+    parser.add_argument("--out", type=Path, help="folder for the JSON files")
+    options = parser.parse_args()
+    jax.config.update("jax_default_matmul_precision", PRECISIONS[options.precision])
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.precision == "tf32"
+    device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
+    settings = {key: value for key, value in vars(options).items() if key != "out"} | {"torch_device": device}
+
+    images = np.random.default_rng(0).uniform(-0.8, 0.8, (options.batch_size, options.size, options.size, 3))
+    ours_images = jnp.asarray(images, jnp.float32)
+    torch_images = torch.from_numpy(images.astype(np.float32).transpose(0, 3, 1, 2).copy()).to(device)
+    encoders = [torch_peer.random_encoder(seed) for seed in range(options.networks)]
+    params = [jax.device_put(converted(encoder)) for encoder in encoders]
+    encoder = encoders[0].to(device)
+
+    def ours() -> Any:
+        return jax.block_until_ready(jt.attribute(taskonomy.encode, params[0], ours_images))
+
+    def peer(maps: Callable[[torch.Tensor], torch_peer.Maps]) -> Callable[[], torch_peer.Maps]:
+        def run() -> torch_peer.Maps:
+            result = maps(torch_images)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            return result
+
+        return run
+
+    batched = peer(torch_peer.batched(encoder))
+    contenders = {
+        "ours": ours,
+        "(a) PyTorch, batched": batched,
+        "(b) Captum": peer(torch_peer.captum(encoder)),
+        "(c) one by one": peer(torch_peer.one_by_one(encoder)),
+    }
+    for method, theirs in batched().items():
+        a = np.asarray(ours()[method]).reshape(options.batch_size, -1)
+        b = theirs.cpu().numpy().transpose(0, 2, 3, 1).reshape(options.batch_size, -1)
+        cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+        print(f"{method}: smallest cosine between ours and PyTorch's over the images {cosines.min():.6f}")
+
+    seconds = harness.take_turns({k: (run, options.batch_size) for k, run in contenders.items()}, options.rounds)
+    shape = f"{options.batch_size} x {options.size} x {options.size} x 3, {options.precision}, {device}"
+    file = options.out and options.out / f"attribution_{device}_{options.precision}.json"
+    harness.report(f"Three maps of one Taskonomy encoder, images per second; {shape}", seconds, "ours", settings, file)
+
+    few = ours_images[: max(1, options.batch_size // 4)]
+    units = len(few) * options.networks
+    runs = {name: (run, units) for name, run in over_networks(params, few).items()}
+    seconds = harness.take_turns(runs, options.rounds)
+    title = f"Over {options.networks} encoders, {len(few)} images each; images x networks per second"
+    file = options.out and options.out / f"attribution_networks_{device}_{options.precision}.json"
+    harness.report(title, seconds, "loop", settings, file)
+
+
+if __name__ == "__main__":
+    main()

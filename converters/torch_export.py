@@ -1,0 +1,239 @@
+"""Any trained PyTorch network: a `torch.export` program becomes a pure JAX function.
+
+In PyTorch, once:
+
+    program = torch.export.export(
+        network.eval(), (torch.zeros(2, 3, 224, 224),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
+    )
+    torch.export.save(program, "network.pt2")
+
+The program is reduced to PyTorch's core operations, those `jaxtransfer.aten` has whole excepted, and each is
+then one node of an `AtenProgram`. PyTorch is needed to convert, never to compute.
+"""
+
+import hashlib
+import operator
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, InputSpec, OutputKind
+
+from jaxtransfer.aten import OPS, AtenProgram, Node, Value, Weight
+from jaxtransfer.converters.pt2 import load_program
+from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.network import Network
+from jaxtransfer.preprocess import Preprocess
+from jaxtransfer.zoo import Zoo
+
+# They say where and how a result is stored, not what it is.
+_STORAGE = frozenset({"device", "layout", "memory_format", "pin_memory", "non_blocking", "requires_grad"})
+
+_DYNAMIC = "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
+
+# What training leaves in a graph: statistics of the batch, and values dropped at random.
+_TRAINING = ("aten._native_batch_norm_legit_functional.", "aten.native_dropout.", "aten.rrelu_with_noise")
+
+
+def convert(
+    file: str | Path,
+    zoo: Zoo,
+    name: str,
+    *,
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406),
+    std: tuple[float, ...] = (0.229, 0.224, 0.225),
+) -> Network:
+    """Reads a `.pt2` file and adds its network to a zoo.
+
+    Args:
+        file: Written by `torch.export.save`. Nothing in it is run.
+        zoo: Where the network goes.
+        name: What it is called there.
+        mean: Of each colour channel, values in [0, 1]: what the network was trained with. Default: ImageNet's.
+        std: Likewise.
+
+    Raises:
+        JaxTransferError: The file is not a `.pt2` file or is damaged, the network is not one from RGB images
+            to one array of floats, an operation is not supported, a weight is not finite, or the zoo cannot
+            take the network.
+    """
+    file = Path(file)
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise JaxTransferError(f"{file} cannot be read: {error.strerror}.") from error
+    try:
+        exported = load_program(data)
+        program, params = from_exported(exported)
+    except JaxTransferError as error:
+        raise JaxTransferError(f"{file}: {error}") from error
+    *size, channels = program.shape
+    if channels != 3:
+        raise JaxTransferError(f"{file}: the network takes images of {channels} channels, not the 3 of RGB.")
+    network = Network(name, program, params, Preprocess((size[0], size[1]), mean, std))
+    source = {
+        "file": file.name,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "torch": str(torch.__version__),
+    }
+    zoo.add(network, source=source)
+    return network
+
+
+def from_exported(exported: ExportedProgram) -> tuple[AtenProgram, dict[str, np.ndarray]]:
+    """Turns an exported network into a program for JAX and its weights under their PyTorch names.
+
+    Args:
+        exported: One input, float32 images [N, C, H, W], of fixed height and width; N dynamic, or 1. One
+            output, [N, ...], a float array.
+
+    Raises:
+        JaxTransferError: The network is another kind of network, is in training mode, has weights that are not
+            finite, or has an operation, or an argument of one, that is not supported.
+    """
+    image = _image(exported)
+    exported = _decompose(exported)
+    graph = exported.graph_module.graph
+    specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
+    (input_name,) = (name for name, spec in specs.items() if spec.kind == InputKind.USER_INPUT)
+    for node in graph.nodes:
+        if str(node.target).startswith(_TRAINING):
+            raise JaxTransferError(
+                f"the operation {node.target} in {_module(node) or 'the outermost module'} belongs to training: "
+                "call .eval() on the network before torch.export.export."
+            )
+    if any(spec.kind != OutputKind.USER_OUTPUT for spec in exported.graph_signature.output_specs):
+        raise JaxTransferError(
+            "the network changes its own buffers or inputs: call .eval() on it before torch.export.export."
+        )
+    nodes = _translate(graph, specs)
+    used = {a.name for n in nodes for a in jax.tree.leaves((n.args, n.kwargs)) if isinstance(a, Weight)}
+    params = {name: _weight(exported, name) for name in sorted(used)}
+    (output,) = graph.output_node().all_input_nodes
+    batch, channels, height, width = image.shape
+    program = AtenProgram(tuple(nodes), input_name, output.name, (height, width, channels), isinstance(batch, int))
+    _check(program, params, output)
+    return program, params
+
+
+def _image(exported: ExportedProgram) -> torch.Tensor:
+    """The network's input, without values; or a sentence on why it is not an image."""
+    signature = exported.graph_signature
+    if len(signature.user_inputs) != 1:
+        raise JaxTransferError(f"the network has {len(signature.user_inputs)} inputs, not one batch of images.")
+    if len(signature.user_outputs) != 1:
+        raise JaxTransferError(
+            f"the network has {len(signature.user_outputs)} outputs, not one: "
+            "export a module that returns the one to compare."
+        )
+    (name,) = signature.user_inputs
+    image = next(n.meta.get("val") for n in exported.graph.nodes if n.name == name)
+    if not isinstance(image, torch.Tensor):
+        raise JaxTransferError(f"the network's input is {image!r}, not a batch of images.")
+    if image.dtype != torch.float32:
+        raise JaxTransferError(f"the network's input is {image.dtype}: export it with float32 images.")
+    if image.ndim != 4:
+        raise JaxTransferError(
+            f"the network's input has {image.ndim} axes, not the four of a batch of images [N, C, H, W]."
+        )
+    if not all(isinstance(size, int) for size in image.shape[1:]):
+        raise JaxTransferError(
+            f"the network was exported for images of any size: export it with {_DYNAMIC} alone, "
+            "so that height and width are fixed."
+        )
+    if isinstance(image.shape[0], int) and image.shape[0] != 1:
+        raise JaxTransferError(
+            f"the network was exported for batches of exactly {image.shape[0]} images: export it with {_DYNAMIC}, "
+            "or with one image."
+        )
+    return image
+
+
+def _decompose(exported: ExportedProgram) -> ExportedProgram:
+    """Reduces the program to core operations, but leaves whole what the table has whole."""
+    table = torch.export.default_decompositions()
+    for name in OPS:
+        packet, _, overload = name.removeprefix("aten.").partition(".")
+        found = getattr(getattr(torch.ops.aten, packet, None), overload, None)
+        if found is not None:
+            table.pop(found, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's own deprecations
+        return exported.run_decompositions(table)
+
+
+def _translate(graph: torch.fx.Graph, specs: dict[str, InputSpec]) -> list[Node]:
+    """The nodes the output depends on; checks and dead ends stay behind."""
+
+    def argument(value: Any) -> Any:
+        if isinstance(value, torch.fx.Node):
+            spec = specs.get(value.name)
+            if spec is None or spec.kind == InputKind.USER_INPUT:
+                return Value(value.name)
+            return Weight(spec.target or value.name)
+        if isinstance(value, list | tuple):
+            return [argument(item) for item in value]
+        if isinstance(value, torch.dtype):
+            return str(value).removeprefix("torch.")
+        if isinstance(value, torch.device | torch.memory_format | torch.layout):
+            return None
+        return value
+
+    needed = {graph.output_node()}
+    nodes = []
+    for node in reversed(graph.nodes):
+        if node not in needed:
+            continue
+        needed.update(node.all_input_nodes)
+        if node.op == "call_function":
+            kwargs = {k: argument(v) for k, v in node.kwargs.items() if k not in _STORAGE}
+            nodes.append(Node(_op(node.target), tuple(argument(node.args)), kwargs, node.name, _module(node)))
+    return nodes[::-1]
+
+
+def _op(target: Callable[..., Any] | str) -> str:
+    name = getattr(target, "__name__", "")
+    return f"operator.{name}" if getattr(operator, name, None) is target else str(target)
+
+
+def _module(node: torch.fx.Node) -> str:
+    """Path of the innermost module a node comes from, such as `blocks.0.bn1`."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return list(stack.values())[-1][0] if stack else ""
+
+
+def _weight(exported: ExportedProgram, name: str) -> np.ndarray:
+    tensor = exported.state_dict[name] if name in exported.state_dict else exported.constants.get(name)
+    if not isinstance(tensor, torch.Tensor):
+        raise JaxTransferError(f"the constant {name} is no tensor but {type(tensor).__name__}.")
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise JaxTransferError(f"the weight {name} holds values that are not finite.")
+    if tensor.dtype == torch.bfloat16 or tensor.dtype == torch.float16:
+        raise JaxTransferError(f"the weight {name} is {tensor.dtype}: export the network in float32.")
+    array = tensor.detach().cpu().contiguous().numpy()
+    if array.dtype == np.int64:
+        if array.size and np.abs(array).max() > np.iinfo(np.int32).max:
+            raise JaxTransferError(f"the constant {name} holds integers beyond 32 bits.")
+        return array.astype(np.int32)
+    return array
+
+
+def _check(program: AtenProgram, params: dict[str, np.ndarray], output: torch.fx.Node) -> None:
+    """Traces the program for three images, which finds unsupported arguments, and compares the shapes."""
+    images = 3
+    result = jax.eval_shape(program, params, jax.ShapeDtypeStruct((images, *program.shape), np.float32))
+    expected = output.meta["val"]
+    if not expected.ndim or (isinstance(expected.shape[0], int) and (not program.one_by_one or expected.shape[0] != 1)):
+        raise JaxTransferError(
+            f"the network's output has shape {tuple(expected.shape)}: its first axis must be the images."
+        )
+    if result.shape != (images, *expected.shape[1:]) or not np.issubdtype(result.dtype, np.floating):
+        raise JaxTransferError(
+            f"the network's output for {images} images is {result.dtype} {result.shape}: it must be an array of "
+            "floats whose first axis is the images."
+        )

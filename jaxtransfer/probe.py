@@ -1,0 +1,179 @@
+"""Probe images: a folder of pictures of any kind, decoded safely to one array."""
+
+import dataclasses
+import hashlib
+import os
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Shaped, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from jaxtransfer.errors import JaxTransferError
+
+# Formats that Pillow decodes itself; others run programs (EPS) or hold drawings.
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+_THREADS = min(os.cpu_count() or 1, 8)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Probe:
+    """Probe images read from a folder.
+
+    Attributes:
+        images: Values 0 to 255, RGB.
+        names: Paths relative to the folder, in the order of the images, separated by `/`.
+        sha256: SHA-256 over the content hash and the name of every image, in order; equal for equal files.
+        skipped: Name and reason of every file that could not be used.
+    """
+
+    images: UInt8[np.ndarray, "images size size 3"]
+    names: tuple[str, ...]
+    sha256: str
+    skipped: tuple[tuple[str, str], ...]
+
+
+def load_probe(folder: str | Path, *, size: int = 256, limit: int | None = None, strict: bool = False) -> Probe:
+    """Reads the pictures in a folder and the folders below it, in the order of their names.
+
+    Each is turned upright by its EXIF orientation, cropped to its largest centred square and resized
+    bilinearly with anti-aliasing. Greyscale is repeated over the channels, transparency laid on white, 16
+    bits scaled to 8; of an animation the first frame is taken. Floating-point images must lie in [0, 1].
+    Files of equal content are kept, each as an image of its own. Hidden files and folders are passed over.
+
+    Args:
+        folder: Where the pictures are.
+        size: Height and width of the result in pixels.
+        limit: Use the first so many pictures that can be decoded; None: all.
+        strict: A file that cannot be used is an error; otherwise it is listed in `Probe.skipped`.
+
+    Returns:
+        The images, their names, a hash of them, and what was skipped.
+
+    Raises:
+        JaxTransferError: `folder` is not a folder or holds no picture that can be decoded, `limit` or `size`
+            is smaller than 1, or (with `strict`) a file cannot be used.
+    """
+    folder = Path(folder)
+    if limit is not None and limit < 1:
+        raise JaxTransferError(f"The limit on the number of probe images must be 1 or more, not {limit}.")
+    if size < 1:
+        raise JaxTransferError(f"The size of probe images must be 1 pixel or more, not {size}.")
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise JaxTransferError(f"{folder} {what}; name a folder of probe images.")
+    files = _files(folder)
+    if not files:
+        raise JaxTransferError(f"The folder {folder} holds no files; put probe images into it.")
+
+    images = np.empty((min(len(files), limit or len(files)), size, size, 3), np.uint8)
+    names, skipped, digest = [], [], hashlib.sha256()
+    Image.init()
+    # Whatever Pillow warns of is either harmless or too large; the filter is set here, outside the threads.
+    with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for name, decoded in _decode_all(pool, folder, files, size):
+            if not isinstance(decoded, str):
+                images[len(names)], content_hash = decoded
+                digest.update(f"{content_hash}  {name}\n".encode())
+                names.append(name)
+            elif strict:
+                raise JaxTransferError(f"{folder / name} cannot be used as a probe image: {decoded}.")
+            else:
+                skipped.append((name, decoded))
+            if len(names) == limit:
+                break
+    if not names:
+        name, reason = skipped[0]
+        raise JaxTransferError(
+            f"None of the {len(files)} files in {folder} can be used as a probe image; of {name}: {reason}."
+        )
+    return Probe(images[: len(names)], tuple(names), digest.hexdigest(), tuple(skipped))
+
+
+def _files(folder: Path) -> list[Path]:
+    """Paths relative to `folder` of all files in it that are not hidden, sorted, each folder visited once."""
+    visited = set()
+    found = []
+    for where, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(where)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        relative = Path(where).relative_to(folder)
+        found += [relative / name for name in files if not name.startswith(".")]
+    return sorted(found, key=Path.as_posix)
+
+
+def _decode_all(
+    pool: ThreadPoolExecutor, folder: Path, files: list[Path], size: int
+) -> Iterator[tuple[str, tuple[np.ndarray, str] | str]]:
+    """Name and image with content hash, or name and reason, of each file in order."""
+    # In portions, so that a limit or an interrupt does not wait for the whole folder.
+    for start in range(0, len(files), 8 * _THREADS):
+        portion = files[start : start + 8 * _THREADS]
+        decoded = pool.map(partial(_decode, size=size), [folder / file for file in portion])
+        # A name that is not UTF-8 must still fit into a JSON file and on a terminal.
+        names = [os.fsencode(file.as_posix()).decode(errors="backslashreplace") for file in portion]
+        yield from zip(names, decoded, strict=True)
+
+
+def _decode(path: Path, size: int) -> tuple[np.ndarray, str] | str:
+    """The image [size, size, 3] and the SHA-256 of its file, or the reason why there is none."""
+    if not path.is_file():  # opening a pipe would wait for ever
+        return "it is not a regular file"
+    formats = [name for name in _FORMATS if name in Image.OPEN]
+    try:
+        with path.open("rb") as file, Image.open(file, formats=formats) as image:
+            pixels = np.asarray(_square(image, size))
+            file.seek(0)
+            return pixels, hashlib.file_digest(file, "sha256").hexdigest()
+    except UnidentifiedImageError:
+        return "it is not an image of a known format"
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return f"it has more than {Image.MAX_IMAGE_PIXELS} pixels"
+    except _UnknownRange as error:
+        return str(error)
+    except OSError as error:
+        return error.strerror or f"it is damaged ({error})"
+    except Exception as error:  # Decoders of damaged files raise nearly anything.
+        return f"it is damaged ({error})"
+
+
+class _UnknownRange(Exception):
+    """Pixel values that cannot be told to be dark or bright."""
+
+
+def _square(image: Image.Image, size: int) -> Image.Image:
+    """The upright, centred square of `image` as RGB, `size` pixels a side."""
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = image.crop((left, top, left + side, top + side))
+    return _rgb(image).resize((size, size), Image.Resampling.BILINEAR)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """`image` of any mode with 8 bits a channel, transparency laid on the background."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(values: Shaped[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width"]:
+    """Pixel values 0 to 65535, or 0 to 1 in floating point, as 0 to 255."""
+    top = 1 if values.dtype.kind == "f" else 65535
+    if not (values.min() >= 0 and values.max() <= top):  # not so for NaN either
+        raise _UnknownRange(f"its values run from {values.min()} to {values.max()}, not within 0 to {top}")
+    return np.rint(values.astype(np.float64) * (255 / top)).astype(np.uint8)

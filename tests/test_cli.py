@@ -1,0 +1,248 @@
+import errno
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import jaxtransfer
+from jaxtransfer import Network, Preprocess, Zoo
+from jaxtransfer.aten import AtenProgram, Node, Value, Weight
+from jaxtransfer.cli import app
+
+
+def tiny(params, images):
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    return jax.nn.relu(jax.lax.conv_general_dilated(images, params["w"], (2, 2), "SAME", dimension_numbers=dimensions))
+
+
+def _fill(zoo: Zoo, names) -> None:
+    for seed, name in enumerate(names):
+        weights = np.random.default_rng(seed).normal(size=(3, 3, 3, 4)).astype(np.float32)
+        zoo.add(Network(name, tiny, {"w": weights}, Preprocess((16, 16), mean=0.5, std=0.5)))
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory) -> Path:
+    """A zoo, a folder of images of every kind, and a finished run."""
+    here = tmp_path_factory.mktemp("cli")
+    _fill(Zoo(here / "zoo"), ["one", "two", "three"])
+    images = here / "images"
+    images.mkdir()
+    noise = np.random.default_rng(0).integers(0, 255, (24, 30, 4)).astype(np.uint8)
+    picture = Image.fromarray(noise)
+    picture.convert("RGB").save(images / "colour.png")
+    picture.convert("L").save(images / "grey.png")
+    picture.save(images / "alpha.png")
+    Image.fromarray(noise[..., 0].astype(np.uint16) * 257).save(images / "sixteen.png")
+    picture.convert("CMYK").save(images / "cmyk.jpg")
+    (images / "truncated.png").write_bytes((images / "colour.png").read_bytes()[:900])
+    (images / "notes.txt").write_text("not an image")
+    run = _run("affinity", here / "zoo", images, "--out", here / "run", "--batch-size", "3")
+    assert run.exit_code == 0, run.output
+    (here / "run.txt").write_text(run.stdout)
+    return here
+
+
+def _run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def _refused(*arguments) -> str:
+    """The one sentence on stderr of a command that ends with status 2."""
+    result = _run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("Error: ")
+    return line
+
+
+def test_affinity_prints_the_result(here):
+    printed = (here / "run.txt").read_text()
+    for expected in ("one", "three", "saliency", "±", "5 images were used and 2 files skipped"):
+        assert expected in printed
+    assert "truncated.png: it is damaged" in printed
+    assert "notes.txt: it is not an image" in printed
+    record = json.loads((here / "run" / "run.json").read_text())
+    assert len(record["probe"]["skipped"]) == 2
+
+
+def test_rank(here):
+    result = _run("rank", here / "run", "two")
+    assert result.exit_code == 0
+    for expected in ("saliency", "input_x_gradient", "epsilon_lrp", "standard error", "one", "three"):
+        assert expected in result.stdout
+    result = _run("rank", here / "run", "two", "--method", "saliency", "--top", "1")
+    assert result.stdout.count("0.") == 2  # an affinity and its standard error
+    assert "epsilon_lrp" not in result.stdout
+
+
+def test_rank_of_unknown_things_lists_what_there_is(here):
+    assert "one, three, two" in _refused("rank", here / "run", "four")
+    assert "input_x_gradient" in _refused("rank", here / "run", "two", "--method", "magic")
+    assert "is not a run directory" in _refused("rank", here / "images", "two")
+
+
+def test_strict(here, tmp_path):
+    sentence = _refused("affinity", here / "zoo", here / "images", "--out", tmp_path / "run", "--strict")
+    assert "notes.txt" in sentence
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_zoos_and_folders(here, tmp_path):
+    def refused(zoo, images=here / "images", out=tmp_path / "run"):
+        return _refused("affinity", zoo, images, "--out", out)
+
+    (tmp_path / "empty").mkdir()
+    assert "There is no zoo" in refused(tmp_path / "nowhere")
+    assert "has no networks" in refused(tmp_path / "empty")
+    assert "is not a directory" in refused(here / "run.txt")
+    assert "does not exist" in refused(here / "zoo", tmp_path / "nowhere")
+    assert "holds no files" in refused(here / "zoo", tmp_path / "empty")
+    assert "is not a folder" in refused(here / "zoo", here / "run.txt")
+    assert "is not a directory" in refused(here / "zoo", out=here / "run.txt")
+    assert "not a run directory" in refused(here / "zoo", out=here / "images")
+    assert str(here / "run.txt") in refused(here / "zoo", out=here / "run.txt" / "run")
+    assert "similarity: cosine there, correlation here" in _refused(
+        "affinity", here / "zoo", here / "images", "--out", here / "run", "--similarity", "correlation"
+    )
+
+
+def test_damaged_zoo(here, tmp_path):
+    zoo = Zoo(tmp_path / "zoo")
+    _fill(zoo, ["good", "bad"])
+    for file in (zoo.path / "bad" / "weights").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:10])
+    sentence = _refused("affinity", zoo.path, here / "images", "--out", tmp_path / "run")
+    assert "'bad'" in sentence
+    assert "damaged" in sentence
+    (zoo.path / "bad" / "network.json").write_text("{")
+    assert "network.json" in _refused("affinity", zoo.path, here / "images", "--out", tmp_path / "run2")
+
+
+def test_full_disk(here, tmp_path, monkeypatch):
+    def write_text(self, _):
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", write_text)
+        sentence = _refused("affinity", here / "zoo", here / "images", "--out", tmp_path / "run")
+    assert "The disk is full" in sentence
+    assert str(tmp_path / "run") in sentence
+
+
+def test_interrupt(here, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxtransfer.run.affinity_matrix", interrupt)
+    result = _run("affinity", here / "zoo", here / "images", "--out", tmp_path / "run")
+    assert result.exit_code == 130
+    assert "Interrupted" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_bug_keeps_its_traceback(here, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("jaxtransfer.run.affinity_matrix", fail)
+    result = _run("affinity", here / "zoo", here / "images", "--out", tmp_path / "run")
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_missing_torch(tmp_path, monkeypatch):
+    for name in list(sys.modules):
+        if name.startswith("jaxtransfer.converters"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    sentence = _refused("convert", "torch", tmp_path / "a.pt2", tmp_path / "zoo", "--name", "a")
+    assert 'pip install "jaxtransfer[torch]"' in sentence
+
+
+def test_numbers_of_convert(tmp_path):
+    sentence = _refused("convert", "torch", "a.pt2", tmp_path, "--name", "a", "--mean", "0.5;0.5;0.5")
+    assert "--mean takes three numbers" in sentence
+
+
+def _process(*arguments, **options):
+    command = [sys.executable, "-m", "jaxtransfer", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
+
+
+def test_as_a_process(here, tmp_path):
+    version = _process("--version")
+    assert (version.returncode, version.stdout) == (0, f"jaxtransfer {jaxtransfer.__version__}\n")
+
+    ranked = _process("rank", here / "run", "one", "--method", "saliency")
+    assert ranked.returncode == 0
+    assert "three" in ranked.stdout
+    assert ranked.stderr == ""
+
+    failed = _process("affinity", tmp_path / "nowhere", here / "images", "--out", tmp_path / "run")
+    assert failed.returncode == 2
+    assert failed.stdout == ""
+    assert "Error: There is no zoo" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def _fill_for_processes(path: Path) -> None:
+    """A zoo of networks that a process of its own can open, no two of them compiled alike."""
+    zoo = Zoo(path)
+    for seed, name in enumerate(["a", "b", "c", "d"]):
+        weights = np.random.default_rng(seed).normal(size=(4 + seed, 3, 3, 3)).astype(np.float32)
+        arguments = (Value("x"), Weight("w"), None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+        convolution = Node("aten.convolution.default", arguments, {}, "c", "")
+        relu = Node("aten.relu.default", (Value("c"),), {}, "y", "")
+        program = AtenProgram((convolution, relu), "x", "y", (32, 32, 3), False)
+        zoo.add(Network(name, program, {"w": weights}, Preprocess((32, 32), mean=0.5, std=0.5)))
+
+
+def test_killed_run_goes_on(tmp_path):
+    _fill_for_processes(tmp_path / "zoo")
+    images = tmp_path / "images"
+    images.mkdir()
+    rng = np.random.default_rng(1)
+    for i in range(6):
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3)).astype(np.uint8)).save(images / f"{i}.png")
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    arguments = ["affinity", tmp_path / "zoo", images, "--batch-size", "2", "--out"]
+    assert _process(*arguments, whole).returncode == 0
+
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "jaxtransfer", *map(str, [*arguments, out])], stderr=subprocess.DEVNULL
+    )
+    while not list((out / "points").glob("a/*/maps.npy")):
+        assert killed.poll() is None
+        time.sleep(0.005)
+    killed.kill()
+    killed.wait()
+    assert not (out / "affinity_saliency.csv").exists()
+    unfinished = _process("rank", out, "a")
+    assert unfinished.returncode == 2
+    assert "has not finished" in unfinished.stderr
+
+    finished = {file: file.stat().st_mtime_ns for file in (out / "points").glob("[a-z]/*/*")}
+    assert 2 <= len(finished) < 24
+    again = _process(*arguments, out)
+    assert again.returncode == 0, again.stderr
+    assert {file: file.stat().st_mtime_ns for file in finished} == finished
+    tables = sorted(file.name for file in whole.glob("*.csv"))
+    assert len(tables) == 9
+    for name in tables:
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    assert not list((out / "points").glob(".*"))
+
+
+def test_help_does_not_wait_for_the_heavy_packages():
+    code = "import sys, jaxtransfer.cli; print({'jax', 'torch', 'matplotlib'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"

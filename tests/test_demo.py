@@ -1,0 +1,78 @@
+import builtins
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from jaxtransfer import Zoo
+from jaxtransfer.cli import app
+
+demo = pytest.importorskip("jaxtransfer.demo", reason="needs jaxtransfer[demo]", exc_type=ImportError)
+
+_NAMES = ("a", "a-control", "b", "b-control")
+
+
+def test_contrast_counts_photos():
+    rng = np.random.default_rng(0)
+    cosines = rng.uniform(0, 0.1, (6, 4, 4)).astype(np.float32)
+    per_photo = np.array([0.5, 0.6, 0.7])
+    cosines[:, 0, 2] = cosines[:, 2, 0] = np.repeat(per_photo, 2)
+    for trained, control in [(0, 1), (0, 3), (2, 1), (2, 3)]:
+        cosines[:, trained, control] = cosines[:, control, trained] = 0.2
+    near, far, difference = demo._contrast(cosines, _NAMES, ["x", "x", "y", "y", "z", "z"])
+    error = per_photo.std(ddof=1) / np.sqrt(3)
+    np.testing.assert_allclose(near, (0.6, error), rtol=1e-5)
+    np.testing.assert_allclose(far, (0.2, 0), atol=1e-6)
+    np.testing.assert_allclose(difference, (0.4, error), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("difference", "words"),
+    [((0.1, 0.01), "come out nearer to"), ((-0.1, 0.01), "come out farther from"), ((0.1, 0.1), "cannot be told")],
+)
+def test_sentences_follow_the_numbers(difference, words):
+    (sentence,) = demo.sentences(
+        [demo.Contrast("saliency", "cosine", (0.5, 0.01), (0.5 - difference[0], 0.01), difference)]
+    )
+    assert words in sentence
+    assert f"t = {difference[0] / difference[1]:.1f}" in sentence
+
+
+def test_missing_package(tmp_path, monkeypatch):
+    original = builtins.__import__
+
+    def without(name, *arguments, **options):
+        if name.startswith("efficientnet"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return original(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.delitem(__import__("sys").modules, "jaxtransfer.demo")
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert 'pip install "jaxtransfer[demo]"' in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # PyTorch's own, while it exports
+def test_demo_with_two_networks(tmp_path, monkeypatch):
+    sizes = {name: demo._SIZES[name] for name in list(demo._SIZES)[:2]}
+    monkeypatch.setattr(demo, "_SIZES", sizes)
+    monkeypatch.setattr(demo, "_PHOTOS", demo._PHOTOS[:3])
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "demo")])
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.count(" with cosine, trained networks ") == 3
+    zoo = Zoo(tmp_path / "demo" / "zoo")
+    assert len(zoo) == 4
+    for name in sizes:
+        trained, control = zoo[name], zoo[name + "-control"]
+        assert trained.apply == control.apply  # compiled once
+        assert set(trained.params) == set(control.params)
+    for similarity in ("cosine", "correlation"):
+        for method in ("saliency", "input_x_gradient", "epsilon_lrp"):
+            assert (tmp_path / "demo" / similarity / f"affinity_{method}.csv").is_file()
+            with Image.open(tmp_path / "demo" / similarity / f"affinity_{method}.png") as figure:
+                figure.verify()
+    assert (tmp_path / "demo" / "trained_and_control.png").is_file()

@@ -1,0 +1,196 @@
+import csv
+import errno
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxtransfer
+from jaxtransfer import JaxTransferError, Network, Preprocess, Zoo
+from jaxtransfer.network import weights_hash
+from jaxtransfer.run import load_run, run_affinity
+
+
+def tiny(params, images):
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    return jax.nn.relu(jax.lax.conv_general_dilated(images, params["w"], (2, 2), "SAME", dimension_numbers=dimensions))
+
+
+def network(name: str, seed: int) -> Network:
+    weights = np.random.default_rng(seed).normal(size=(3, 3, 3, 4)).astype(np.float32)
+    return Network(name, tiny, {"w": weights}, Preprocess((16, 16), mean=0.5, std=0.5))
+
+
+@pytest.fixture
+def zoo(tmp_path) -> Zoo:
+    zoo = Zoo(tmp_path / "zoo")
+    for seed, name in enumerate(["one", "two", "three"]):
+        zoo.add(network(name, seed))
+    return zoo
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(7)
+    for i in range(5):
+        Image.fromarray(rng.integers(0, 255, (20, 20, 3)).astype(np.uint8)).save(folder / f"{i}.png")
+    (folder / "broken.png").write_bytes(b"nothing")
+    return folder
+
+
+def _record(out: Path) -> dict:
+    return json.loads((out / "run.json").read_text())
+
+
+def _files(out: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in out.glob("*.csv")}
+
+
+def test_run_directory(tmp_path, zoo, images):
+    out = tmp_path / "run"
+    command = ["jaxtransfer", "affinity", "zoo", "images", "--out", "run"]
+    affinity, probe = run_affinity(zoo, images, out, command=command, batch_size=2)
+
+    record = _record(out)
+    assert record["starts"][0]["command"] == command
+    assert record["starts"][0]["versions"]["jax"] == jax.__version__
+    assert record["starts"][0]["versions"]["jaxtransfer"] == jaxtransfer.__version__
+    assert record["starts"][0]["device"].startswith("cpu")
+    assert record["starts"][0]["time"] <= record["finished"]
+    assert record["settings"]["similarity"] == "cosine"
+    assert record["settings"]["precision"].startswith("float32")
+    assert record["networks"]["one"]["weights_sha256"] == weights_hash(network("one", 0).params)
+    assert record["networks"]["one"]["preprocess"]["size"] == [16, 16]
+    assert record["probe"]["images"] == [f"{i}.png" for i in range(5)]
+    assert record["probe"]["sha256"] == probe.sha256
+    assert record["probe"]["skipped"] == [["broken.png", "it is not an image of a known format"]]
+    assert record["unusable"] == {method: [] for method in affinity.methods}
+
+    for method in affinity.methods:
+        with (out / f"affinity_{method}.csv").open() as file:
+            rows = list(csv.reader(file))
+        assert rows[0][1:] == [row[0] for row in rows[1:]] == ["one", "three", "two"]
+        np.testing.assert_array_equal(np.array([row[1:] for row in rows[1:]], np.float32), affinity[method])
+        assert (out / f"affinity_{method}.png").read_bytes().startswith(b"\x89PNG")
+    assert load_run(out).names == affinity.names
+    assert not list(out.glob(".*"))
+
+
+def test_same_run_again_and_a_network_more(tmp_path, zoo, images):
+    out = tmp_path / "run"
+    run_affinity(zoo, images, out, command=["first"], batch_size=2)
+    before = _files(out)
+    run_affinity(zoo, images, out, command=["second"], batch_size=3)
+    assert _files(out) == before
+    assert [start["command"] for start in _record(out)["starts"]] == [["first"], ["second"]]
+
+    zoo.add(network("four", 4))
+    points = {file: file.stat().st_mtime_ns for file in (out / "points").rglob("*") if file.is_file()}
+    affinity, _ = run_affinity(zoo, images, out, command=["third"], batch_size=5)
+    assert affinity.names == ("four", "one", "three", "two")
+    assert {file: file.stat().st_mtime_ns for file in points} == points
+    assert set(_record(out)["networks"]) == set(affinity.names)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"similarity": "correlation"}, "similarity: cosine there, correlation here"),
+        ({"methods": ("saliency", "epsilon_lrp")}, "methods: "),
+        ({"limit": 4}, "the probe images are others: 5 there, 4 here"),
+    ],
+)
+def test_another_configuration_is_refused(tmp_path, zoo, images, change, message):
+    out = tmp_path / "run"
+    run_affinity(zoo, images, out, command=["first"], batch_size=5)
+    before = _files(out), _record(out)
+    with pytest.raises(JaxTransferError, match=message):
+        run_affinity(zoo, images, out, command=["second"], batch_size=5, **change)
+    assert (_files(out), _record(out)) == before
+
+
+def test_changed_weights_are_refused(tmp_path, zoo, images):
+    run_affinity(zoo, images, tmp_path / "run", command=[], methods=["saliency"])
+    other = Zoo(tmp_path / "other")
+    for seed, name in [(0, "one"), (9, "two")]:
+        other.add(network(name, seed))
+    with pytest.raises(JaxTransferError, match=r"networks with other weights or preprocessing: two\)"):
+        run_affinity(other, images, tmp_path / "run", command=[], methods=["saliency"])
+
+
+def test_order_of_methods_does_not_matter(tmp_path, zoo, images):
+    for methods in (["epsilon_lrp", "saliency"], ["saliency", "epsilon_lrp"]):
+        affinity, _ = run_affinity(zoo, images, tmp_path / "run", command=[], methods=methods)
+        assert affinity.methods == ("saliency", "epsilon_lrp")
+
+
+def test_unfinished_run_is_not_ranked(tmp_path, zoo, images, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run_affinity(zoo, images, out, command=[], progress=stop)
+    with pytest.raises(JaxTransferError, match="has not finished"):
+        load_run(out)
+    run_affinity(zoo, images, out, command=[])
+    assert load_run(out).names == zoo.names
+
+
+def test_what_is_no_run_directory(tmp_path, zoo, images):
+    (tmp_path / "file").touch()
+    with pytest.raises(JaxTransferError, match="is not a directory"):
+        run_affinity(zoo, images, tmp_path / "file", command=[])
+    with pytest.raises(JaxTransferError, match="is not empty and not a run directory"):
+        run_affinity(zoo, images, images, command=[])
+    with pytest.raises(JaxTransferError, match="is not a run directory"):
+        load_run(images)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{")
+    for use in (load_run, lambda out: run_affinity(zoo, images, out, command=[])):
+        with pytest.raises(JaxTransferError, match="is damaged"):
+            use(tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text('{"format": 99}')
+    with pytest.raises(JaxTransferError, match="has format 99"):
+        load_run(tmp_path / "run")
+
+
+def test_bad_arguments_leave_no_directory(tmp_path, zoo, images):
+    empty, single = Zoo(tmp_path / "empty"), Zoo(tmp_path / "single")
+    single.add(network("one", 0))
+    empty.path.mkdir()
+    for arguments, message in [
+        ({"zoo": Zoo(tmp_path / "nowhere")}, "There is no zoo"),
+        ({"zoo": empty}, "has no networks"),
+        ({"zoo": single}, "has only one network"),
+        ({"methods": ["magic"]}, "'magic'"),
+        ({"similarity": "magic"}, "'magic'"),
+        ({"limit": 0}, "limit"),
+        ({"images": tmp_path / "empty"}, "holds no files"),
+        ({"strict": True}, r"broken\.png"),
+    ]:
+        with pytest.raises(JaxTransferError, match=message):
+            run_affinity(**{"zoo": zoo, "images": images, "out": tmp_path / "run", "command": []} | arguments)
+        assert not (tmp_path / "run").exists()
+
+
+def test_full_disk_leaves_the_record_whole(tmp_path, zoo, images, monkeypatch):
+    out = tmp_path / "run"
+    run_affinity(zoo, images, out, command=["first"], methods=["saliency"])
+    before = (out / "run.json").read_bytes()
+
+    def write_text(self, text):
+        self.write_bytes(text[:100].encode())
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", write_text)
+        with pytest.raises(OSError, match="No space left"):
+            run_affinity(zoo, images, out, command=["second"], methods=["saliency"])
+    assert (out / "run.json").read_bytes() == before
+    run_affinity(zoo, images, out, command=["third"], methods=["saliency"])
