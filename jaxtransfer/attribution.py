@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxtransfer.errors import JaxTransferError
@@ -20,7 +21,7 @@ TargetFn = Callable[[Any], Float[Array, " images"]]
 def attribute(
     apply: ApplyFn,
     params: PyTree,
-    images: Float[Array, "images height width channels"],
+    images: Float[Array | np.ndarray, "images height width channels"],
     *,
     methods: Sequence[str] = METHODS,
     target: TargetFn | None = None,
@@ -64,13 +65,12 @@ def attribute(
         )
     if not epsilon > 0:
         raise JaxTransferError(f"epsilon must be greater than 0, not {epsilon}.")
-    images = jnp.asarray(images)
     if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
         raise JaxTransferError(
             "images must be floating point, [images, height, width, channels], "
             f"not {images.dtype} of shape {images.shape}."
         )
-    maps = _attribute(apply, params, images, tuple(methods), target, float(epsilon))
+    maps = _attribute(apply, params, jnp.asarray(images), tuple(methods), target, float(epsilon))
     return {method: maps[method] for method in methods}
 
 

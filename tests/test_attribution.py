@@ -191,7 +191,7 @@ def test_shard_map_with_models_sharded_does_not_sum_over_shards() -> None:
 
 
 def test_one_trace_for_any_number_of_batches() -> None:
-    apply = chex.assert_max_traces(plain, n=1)
+    apply: Any = chex.assert_max_traces(plain, n=1)
     for scale in (1.0, 2.0, 3.0):
         jt.attribute(apply, jax.tree.map(lambda w, s=scale: w * s, PARAMS), IMAGES * scale)
 
@@ -218,7 +218,7 @@ def test_all_maps_cost_one_forward_and_two_backward_convolutions() -> None:
         def run(params: Any, x: jax.Array) -> Any:
             return jt.attribute(plain, params, x, methods=methods)
 
-        return jax.jit(run).lower(PARAMS, IMAGES).compile().as_text().count("convolution(")
+        return str(jax.jit(run).lower(PARAMS, IMAGES).compile().as_text()).count("convolution(")
 
     assert convolutions(("input_x_gradient",)) == convolutions(("epsilon_lrp",)) == 2
     assert convolutions(jt.METHODS) == 3

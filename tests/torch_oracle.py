@@ -47,7 +47,7 @@ class EpsilonRule(TorchFunctionMode):
             return func(*args, **kwargs)
         if "inplace" in kwargs:
             kwargs["inplace"] = False
-        out_of_place = {torch.relu_: torch.relu, torch.Tensor.relu_: torch.relu}.get(func, func)
+        out_of_place: Any = torch.relu if func in (torch.relu_, torch.Tensor.relu_) else func
         return _Rule.apply(args[0], lambda z: out_of_place(z, *args[1:], **kwargs), self.epsilon)
 
 

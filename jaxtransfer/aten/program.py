@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jaxtransfer.aten import algebra, elementwise, layers, normalisation, shaping  # noqa: F401  fill OPS
@@ -80,7 +81,7 @@ class AtenProgram:
                 )
 
     def __call__(
-        self, params: Mapping[str, Array], images: Float[Array, "images height width channels"]
+        self, params: Mapping[str, Array | np.ndarray], images: Float[Array, "images height width channels"]
     ) -> Float[Array, "images ..."]:
         """Carries out the program.
 
@@ -101,7 +102,7 @@ class AtenProgram:
             return jax.vmap(lambda image: self._run(params, image[None])[0])(images)
         return self._run(params, images)
 
-    def _run(self, params: Mapping[str, Array], images: Float[Array, "images c h w"]) -> Array:
+    def _run(self, params: Mapping[str, Array | np.ndarray], images: Float[Array, "images c h w"]) -> Array:
         values: dict[str, Any] = {self.input: images}
 
         def resolve(argument: Any) -> Any:
