@@ -99,7 +99,7 @@ def run_demo(
     _fill(zoo, out / "images", progress)
     contrasts = []
     for similarity in SIMILARITIES:
-        affinity, probe = run_affinity(
+        affinity, _ = run_affinity(
             zoo,
             out / "images",
             out / similarity,
@@ -108,10 +108,9 @@ def run_demo(
             points=out,
             progress=lambda done, total, name: progress(done, total, f"Attributing {name}"),
         )
-        photos = [name.rpartition("-")[0] for name in probe.names]
         for method in affinity.methods:
             cosines = image_similarities(out, affinity.names, method, similarity)
-            contrast = _contrast(cosines, affinity.names, photos)
+            contrast = _contrast(cosines, affinity.names)
             contrasts.append(Contrast(method, similarity, *contrast))
     trained_and_control(
         {f"{each.method}, {each.similarity}": (each.trained, each.control) for each in contrasts},
@@ -137,29 +136,26 @@ def sentences(contrasts: Sequence[Contrast]) -> list[str]:
 
 
 def _contrast(
-    cosines: Float[np.ndarray, "images networks networks"], names: Sequence[str], photos: Sequence[str]
+    cosines: Float[np.ndarray, "images networks networks"], names: Sequence[str]
 ) -> list[tuple[float, float]]:
     """Mean and standard error of: two trained networks, a trained one and a control, the difference."""
     trained = np.array([not name.endswith(_CONTROL) for name in names])
     pairs = np.triu(np.outer(trained, trained), 1)
     near = cosines[:, pairs].mean(1)
     far = cosines[:, np.outer(trained, ~trained)].mean(1)
-    # Crops of one photo are alike, so the photo is the unit that the errors count.
-    rows = [[row == photo for row in photos] for photo in sorted(set(photos))]
-    by_photo = np.array([[values[row].mean() for row in rows] for values in (near, far, near - far)])
-    errors = by_photo.std(axis=1, ddof=1) / np.sqrt(len(rows))
+    by_photo = np.array([near, far, near - far])
+    errors = by_photo.std(axis=1, ddof=1) / np.sqrt(by_photo.shape[1])
     return [(float(mean), float(error)) for mean, error in zip(by_photo.mean(axis=1), errors, strict=True)]
 
 
 def _write_crops(folder: Path) -> None:
-    """Two square crops of each photo, from its upper left and its lower right corner."""
+    """The central square of each photo, without its margins."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in _PHOTOS:
         with Image.open(_PHOTO_FOLDER / name) as photo:
             side = round(0.7 * min(photo.size))
-            left, top = photo.width - side, photo.height - side
-            photo.crop((0, 0, side, side)).save(folder / f"{Path(name).stem}-1.png")
-            photo.crop((left, top, left + side, top + side)).save(folder / f"{Path(name).stem}-2.png")
+            left, top = (photo.width - side) // 2, (photo.height - side) // 2
+            photo.crop((left, top, left + side, top + side)).save(folder / f"{Path(name).stem}.png")
 
 
 def _fill(zoo: Zoo, images: Path, progress: Callable[[int, int, str], None]) -> None:
