@@ -1,0 +1,415 @@
+"""The principal gradient: the expected gradient of a loss at freshly initialised weights."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Key, PyTree
+
+from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.pge.batches import Batches, as_sampler, draw, shuffled
+from jaxtransfer.pge.losses import Loss, describe, with_heads
+from jaxtransfer.pge.restarts import Sums, add_restarts, check_counts, counts
+from jaxtransfer.pge.statistics import Estimate, inner_products, jackknife, unbiased
+from jaxtransfer.pge.symmetry import Orbits, check_symmetry, orbits
+
+Init = Callable[[Key[Array, ""]], PyTree]
+Progress = Callable[[int, int], None]
+
+_FIRST_LOOK = 4  # restarts per group before `restarts="auto"` looks for the first time
+
+
+class Recipe(NamedTuple):
+    """What two principal gradients must share to be compared."""
+
+    backbone: str
+    initialiser: str
+    loss: str
+    symmetry: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PrincipalGradient:
+    """The estimated expectation of a task's gradient at fresh weights, as the means of independent groups of restarts.
+
+    Squared norms and inner products are formed across groups (the noise of one is independent of that of another), so
+    they are unbiased at any number of restarts; standard errors are jackknifed over the groups. Signal and noise are
+    squared norms: of the expectation, and of what a mean over `restarts` strays from it.
+
+    Attributes:
+        groups: Mean gradient of every group, in the coordinates `orbits` describes; float32.
+        restarts: How many there were.
+        recipe: What it may be compared with.
+        orbits: From coordinates to weights.
+        label_blind: Whether the expectation is known not to depend on the labels (a random linear head).
+        control: The same for permuted labels, with the same restarts; None where it was not asked for.
+    """
+
+    groups: Float[np.ndarray, "groups dimension"]
+    restarts: int
+    recipe: Recipe
+    orbits: Orbits
+    label_blind: bool = False
+    control: "PrincipalGradient | None" = None
+
+    @property
+    def mean(self) -> Float[np.ndarray, " dimension"]:
+        """The mean over groups, in coordinates; float64."""
+        return self.groups.astype(np.float64).mean(0)
+
+    @property
+    def gradient(self) -> PyTree:
+        """The mean over groups in the structure of the weights."""
+        return self.orbits.lift(jnp.asarray(self.groups.mean(0)))
+
+    @functools.cached_property
+    def _products(self) -> Float[np.ndarray, "groups groups"]:
+        return inner_products(self.groups, self.groups)
+
+    @property
+    def squared_norm(self) -> Estimate:
+        """Unbiased squared norm of the expected gradient and its standard error; may come out negative."""
+        return jackknife(lambda product: unbiased(product), self._products)
+
+    @property
+    def plain_norm(self) -> float:
+        """The norm of the mean as the authors' code has it: too large by the noise, which falls with the restarts."""
+        return float(np.linalg.norm(self.mean))
+
+    @property
+    def noise_per_restart(self) -> float:
+        """Variance of one restart's gradient, summed over coordinates; with several restarts per batch, of the mean."""
+        count = len(self.groups)
+        spread = np.trace(self._products) / count - unbiased(self._products)
+        return float(spread * self.restarts / count)
+
+    @property
+    def signal_to_noise(self) -> float:
+        """Squared norm of the expectation over the variance of the mean: a ratio of powers."""
+        noise = self.noise_per_restart / self.restarts
+        signal = self.squared_norm.value
+        return signal / noise if noise > 0 else np.inf * np.sign(signal)
+
+    @property
+    def split_half(self) -> float:
+        """Cosine between the means of two halves of the groups, averaged over all ways to halve them (a ratio of means)."""
+        signal = unbiased(self._products)
+        own = np.trace(self._products) / len(self.groups)
+        half = 2 / len(self.groups)
+        return float(signal / (half * own + (1 - half) * signal))
+
+    def restarts_needed(self, signal_to_noise: float = 10) -> float:
+        """Estimated number of restarts, all told, to a signal-to-noise; infinite where no signal is seen yet."""
+        signal = self.squared_norm.value
+        return signal_to_noise * self.noise_per_restart / signal if signal > 0 else np.inf
+
+    @property
+    def label_signal(self) -> Estimate | None:
+        """Squared distance between the expectations with labels and with permuted labels, unbiased; None: no control."""
+        if self.control is None:
+            return None
+        a, b, c = self._products, self.control._products, inner_products(self.groups, self.control.groups)
+        return jackknife(
+            lambda a, b, c: unbiased(a) + unbiased(b) - 2 * unbiased(c), a, b, c
+        )
+
+    @property
+    def reads_labels(self) -> bool | None:
+        """Whether the distance to the control is larger than twice its standard error; None: no control."""
+        signal = self.label_signal
+        if signal is None:
+            return None
+        return not self.label_blind and signal.value > 2 * signal.stderr
+
+    def summary(self, signal_to_noise: float = 10) -> str:
+        """What the numbers say, in sentences."""
+        signal = self.squared_norm
+        said = [
+            f"{self.restarts} restarts: squared norm {signal.value:.4g} ± {signal.stderr:.2g} "
+            f"(unbiased), noise per restart {self.noise_per_restart:.4g}, signal-to-noise {self.signal_to_noise:.3g}, "
+            f"split-half cosine {self.split_half:.3f}."
+        ]
+        if self.signal_to_noise < signal_to_noise:
+            needed = self.restarts_needed(signal_to_noise)
+            more = f"about {needed - self.restarts:.0f} more restarts" if np.isfinite(needed) else "many more restarts"
+            said.append(f"Not resolved: a signal-to-noise of {signal_to_noise:g} needs {more}.")
+        if self.label_blind:
+            said.append(
+                "The head is drawn without looking at the task, so this expectation does not depend on the labels: "
+                "it describes the images alone."
+            )
+        elif (distance := self.label_signal) is not None:
+            verdict = "reads the labels" if self.reads_labels else "cannot be told from one that ignores the labels"
+            said.append(
+                f"With permuted labels it moves by {distance.value:.3g} ± {distance.stderr:.2g} (squared): it {verdict}."
+            )
+        return " ".join(said)
+
+    def save(self, file: str | Path) -> None:
+        """Writes an `.npz` file, whole or not at all; `load` needs the weights' shapes to read it."""
+        arrays = {"groups": self.groups, "restarts": self.restarts, "recipe": list(self.recipe)}
+        if self.control is not None:
+            arrays["control"] = self.control.groups
+        file = Path(file)
+        beside = file.with_name(f".{file.name}.partial")
+        try:
+            with beside.open("wb") as stream:
+                np.savez(stream, label_blind=self.label_blind, **arrays)
+            beside.replace(file)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, file: str | Path, init: Init, symmetry: PyTree | None = None) -> Self:
+        """Reads what `save` wrote; `init` and `symmetry` are those it was made with.
+
+        Raises:
+            JaxTransferError: The file is damaged, or was made with another backbone or symmetry.
+        """
+        try:
+            with np.load(file) as stored:
+                arrays = dict(stored)
+            recipe = Recipe(*(str(each) for each in arrays["recipe"]))
+            common = (int(arrays["restarts"]), recipe, _orbits(init, symmetry), bool(arrays["label_blind"]))
+            control = cls(arrays["control"], *common) if "control" in arrays else None
+            found = cls(arrays["groups"], *common, control)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise JaxTransferError(f"{file} holds no principal gradient: {error}") from error
+        if found.groups.shape[1] != found.orbits.dimension or recipe.backbone != _shapes(init):
+            raise JaxTransferError(f"{file} was made with another backbone or symmetry.")
+        return found
+
+
+def principal_gradient(
+    init: Init,
+    loss: Loss,
+    batches: Batches,
+    key: Key[Array, ""],
+    *,
+    restarts: int | Literal["auto"] = "auto",
+    symmetry: PyTree | None = None,
+    heads: int | None = None,
+    control: bool = True,
+    restarts_per_batch: int = 1,
+    groups: int = 16,
+    tolerance: float = 10,
+    cap: int = 100_000,
+    together: int = 1,
+    mesh: Mesh | None = None,
+    progress: Progress | None = None,
+) -> PrincipalGradient:
+    """Estimates the expected gradient of a loss at freshly initialised weights (PGE, arXiv 2211.16299).
+
+    Every restart draws weights, a batch and whatever the loss draws, and adds one gradient; all of it in one compiled
+    program, in memory that does not grow with the restarts. With `symmetry` and `heads` left out this is the published
+    estimator. Both reduce its noise and leave its expectation as it is (`docs/principal-gradients.md`).
+
+    Use the same key for tasks that are to be compared: they then share their restarts, and the gap between them has
+    less noise than either.
+
+    Args:
+        init: Draws the weights of a backbone: `init(key) -> params`. Hand over the same function for all tasks.
+        loss: `loss(params, batch, key) -> scalar`; see `losses`.
+        batches: A sampler like `Episodes` or `Minibatches`, or images and labels [batches, n, ...], used in order.
+        key: For everything that is drawn.
+        restarts: How many, rounded up to whole batches; or "auto": until the signal-to-noise is `tolerance`.
+        symmetry: For every weight a tuple with the name of a permutation group, or None, for each axis: gradients are
+            averaged over the orbits. The specification is checked against the loss first.
+        heads: For a loss with a random head: pairs of mirrored heads that share a backbone's pass; None: one head.
+        control: Whether to compute the same for permuted labels too, at the same restarts: twice the time.
+        restarts_per_batch: Fresh networks for every batch.
+        groups: Independent groups of restarts that standard errors are taken over; 3 or more.
+        tolerance: Signal-to-noise (of powers) at which "auto" stops.
+        cap: Restarts at which "auto" gives up.
+        together: Restarts computed at once by `vmap`; 1, a loop, is faster on CPUs.
+        mesh: Devices to share the restarts; None: one.
+        progress: Called with restarts done and restarts to do, as far as is known.
+
+    Returns:
+        The group means with all that follows from them.
+
+    Raises:
+        JaxTransferError: A wrong symmetry, heads for a loss without, too few restarts for the groups.
+    """
+    estimation = Estimation(
+        init, loss, batches, key, symmetry=symmetry, heads=heads, control=control,
+        restarts_per_batch=restarts_per_batch, groups=groups, together=together, mesh=mesh,
+    )  # fmt: skip
+    if restarts == "auto":
+        target, limit = groups * restarts_per_batch * _FIRST_LOOK, cap
+    else:
+        target = limit = restarts
+    while True:
+        target = check_counts(min(target, limit), groups, restarts_per_batch)
+        estimation.run(target, progress)
+        found = estimation.result()
+        if target >= limit or found.signal_to_noise >= tolerance:
+            return found
+        target = int(np.clip(1.1 * found.restarts_needed(tolerance), 1.25 * target, 4 * target))
+
+
+class Estimation:
+    """A principal gradient in the making, which can be put aside and taken up again."""
+
+    def __init__(
+        self,
+        init: Init,
+        loss: Loss,
+        batches: Batches,
+        key: Key[Array, ""],
+        *,
+        symmetry: PyTree | None = None,
+        heads: int | None = None,
+        control: bool = True,
+        restarts_per_batch: int = 1,
+        groups: int = 16,
+        together: int = 1,
+        mesh: Mesh | None = None,
+    ) -> None:
+        """Takes `principal_gradient`'s arguments and checks the symmetry."""
+        loss = with_heads(loss, heads)
+        self._batches = as_sampler(batches)
+        self._key = key
+        self._orbits = _orbits(init, symmetry)
+        if symmetry is not None:
+            checked = jax.random.fold_in(key, 4)
+            check_symmetry(jax.jit(init)(checked), loss, self._batches, symmetry, checked)
+        self._static = _Static(init, loss, self._orbits, control, restarts_per_batch, together, mesh)
+        dtype = jax.eval_shape(self._orbits.project, jax.eval_shape(init, key)).dtype
+        devices = 1 if mesh is None else mesh.size
+        self._sums = Sums.zeros(devices, groups, (1 + control, self._orbits.dimension), dtype)
+        self._groups = groups
+        self.done = 0
+        self.recipe = Recipe(_shapes(init), _initialiser(init), describe(loss), _symmetry(self._orbits))
+        self._label_blind = bool(getattr(loss, "label_blind", False))
+
+    def run(self, restarts: int, progress: Progress | None = None, chunk: int | None = None) -> None:
+        """Goes on until `restarts` are done, with a return to the host at every per cent, or `chunk` restarts."""
+        per_round = self._groups * self._static.restarts_per_batch
+        if chunk is None:
+            chunk = restarts if progress is None else -(-restarts // 100)
+        chunk = -(-chunk // per_round) * per_round
+        while self.done < restarts:
+            last = min(self.done + chunk, restarts)
+            self._sums = _advance(
+                self._static, self._batches, self._key, self._sums, jnp.int32(self.done), jnp.int32(last)
+            )
+            self.done = last
+            if progress is not None:
+                jax.block_until_ready(self._sums)
+                progress(self.done, restarts)
+
+    def result(self) -> PrincipalGradient:
+        """The principal gradient of the restarts done."""
+        count = counts(self.done, self._groups, self._static.restarts_per_batch)
+        means = (self._sums.total() / count[:, None, None]).astype(self._sums.high.dtype)
+        common = (self.done, self.recipe, self._orbits, self._label_blind)
+        control = PrincipalGradient(means[:, 1], *common) if self._static.control else None
+        return PrincipalGradient(means[:, 0], *common, control)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that was computed, as arrays."""
+        return {
+            "done": np.asarray(self.done),
+            "high": np.asarray(self._sums.high),
+            "low": np.asarray(self._sums.low),
+            "recipe": np.asarray(self.recipe),
+        }
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Goes on from a `state`.
+
+        Raises:
+            JaxTransferError: It comes from other settings.
+        """
+        if tuple(state["recipe"]) != self.recipe or state["high"].shape != self._sums.high.shape:
+            raise JaxTransferError("The state of this estimation comes from other settings.")
+        self._sums = Sums(jnp.asarray(state["high"]), jnp.asarray(state["low"]))
+        self.done = int(state["done"])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Static:
+    """What the compiled program depends on."""
+
+    init: Init
+    loss: Loss
+    orbits: Orbits
+    control: bool
+    restarts_per_batch: int
+    together: int
+    mesh: Mesh | None
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _advance(
+    static: _Static, batches: Batches, key: Key[Array, ""], sums: Sums, first: Array, last: Array
+) -> Sums:
+    for_init, for_batch, for_loss, for_control = (jax.random.fold_in(key, i) for i in range(4))
+
+    def one(restart: Array) -> Float[Array, "1+control dimension"]:
+        params = static.init(jax.random.fold_in(for_init, restart))
+        index = restart // static.restarts_per_batch
+        images, labels = draw(batches, for_batch, index)
+        within = jax.random.fold_in(for_loss, restart)
+
+        def coordinates(images: Array) -> Array:
+            gradient = jax.grad(static.loss)(params, (images, labels), within)
+            return static.orbits.project(gradient)
+
+        if not static.control:
+            return coordinates(images)[None]
+        permuted, _ = shuffled((images, labels), jax.random.fold_in(for_control, index))
+        return jax.lax.map(coordinates, jnp.stack([images, permuted]))
+
+    with jax.default_matmul_precision("highest"):
+        return add_restarts(
+            one, sums, first, last, per_block=static.restarts_per_batch, together=static.together, mesh=static.mesh
+        )
+
+
+def _orbits(init: Init, symmetry: PyTree | None) -> Orbits:
+    return orbits(jax.eval_shape(init, jax.random.key(0)), symmetry)
+
+
+def _shapes(init: Init) -> str:
+    """The weights' names and shapes."""
+    leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(init, jax.random.key(0)))
+    return ", ".join(f"{jax.tree_util.keystr(path)} {'x'.join(map(str, leaf.shape))}" for path, leaf in leaves)
+
+
+def _initialiser(init: Init) -> str:
+    """The root mean square of every weight as `init` draws it, to two digits."""
+    leaves = jax.tree.leaves(jax.jit(init)(jax.random.key(0)))
+    return " ".join(f"{float(np.sqrt(np.square(np.asarray(leaf, np.float64)).mean())):.2g}" for leaf in leaves)
+
+
+def _symmetry(orbits: Orbits) -> str:
+    return "none" if orbits.groups is None else repr(orbits.groups)
+
+
+def same_recipe(a: PrincipalGradient, b: PrincipalGradient) -> None:
+    """Refuses to compare what is not comparable.
+
+    Raises:
+        JaxTransferError: Backbones, initialisers, losses, symmetries or numbers of groups differ.
+    """
+    differing = [name for name in Recipe._fields if getattr(a.recipe, name) != getattr(b.recipe, name)]
+    if differing:
+        values = "; ".join(
+            f"{name}: {_short(getattr(a.recipe, name))} and {_short(getattr(b.recipe, name))}" for name in differing
+        )
+        raise JaxTransferError(f"These principal gradients cannot be compared, they differ in {values}.")
+    if len(a.groups) != len(b.groups):
+        raise JaxTransferError(f"They have {len(a.groups)} and {len(b.groups)} groups of restarts; use the same number.")
+
+
+def _short(text: Any) -> str:
+    text = str(text)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,142 @@
+"""Sums over restarts: on the device, over several devices, in independent groups, in twice the precision."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from jaxtransfer.errors import JaxTransferError
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sums:
+    """Sums of arrays over restarts, one for each device and group; `high + low` is the sum.
+
+    The low part takes what rounding takes from the high one (Knuth's TwoSum), so that 1e5 terms lose nothing float32
+    can show.
+    """
+
+    high: Float[Array, "devices groups ..."]
+    low: Float[Array, "devices groups ..."]
+
+    @classmethod
+    def zeros(cls, devices: int, groups: int, shape: tuple[int, ...], dtype: jnp.dtype) -> Self:
+        """Sums of nothing."""
+        return cls(*(jnp.zeros((devices, groups, *shape), dtype) for _ in range(2)))
+
+    def total(self) -> Float[np.ndarray, "groups ..."]:
+        """The sums over all devices, float64."""
+        return np.asarray(self.high, np.float64).sum(0) + np.asarray(self.low, np.float64).sum(0)
+
+
+def add_restarts(
+    one: Callable[[Int[Array, ""]], Float[Array, "..."]],
+    sums: Sums,
+    first: Int[Array, ""],
+    last: Int[Array, ""],
+    *,
+    per_block: int = 1,
+    together: int = 1,
+    mesh: Mesh | None = None,
+) -> Sums:
+    """Adds `one(restart)` for the restarts from `first` to before `last`; to be called under `jit`.
+
+    Restarts come in blocks of `per_block`. Block b belongs to group b % groups, and is computed by device
+    (b // groups) % devices, so that every group, and every device, has its share from the start.
+
+    Args:
+        one: What a restart contributes; draws all it needs from the restart's number.
+        sums: To add to.
+        first: A multiple of `per_block`.
+        last: A multiple of `per_block`.
+        per_block: Restarts per block.
+        together: Blocks computed at once, by `vmap`; 1 is a plain loop.
+        mesh: Devices to spread blocks over, all its axes taken as one; None: no sharding.
+    """
+    groups = sums.high.shape[1]
+
+    def block(number: Int[Array, ""]) -> Array:
+        total = one(number * per_block)
+        return functools.reduce(jnp.add, (one(number * per_block + i) for i in range(1, per_block)), total)
+
+    def blocks(start: Int[Array, ""], stop: Int[Array, ""], stride: int) -> Array:
+        if together == 1:
+            return block(start)
+        numbers = start + stride * jnp.arange(together)
+        values = jax.vmap(block)(jnp.minimum(numbers, stop - 1))
+        inside = (numbers < stop).reshape(-1, *[1] * (values.ndim - 1))
+        return jnp.where(inside, values, 0).sum(0)
+
+    def on_device(sums: Sums, first: Array, last: Array, device: Array | int, devices: int) -> Sums:
+        def of_group(group: Array, sums: Sums) -> Sums:
+            # The blocks of a group are group + groups * round; those of a device have round % devices == device.
+            start, stop = (-((group - each // per_block) // groups) for each in (first, last))
+            begin = start + (device - start) % devices
+
+            def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+                turn, high, low = state
+                value = blocks(group + groups * turn, group + groups * stop, groups * devices)
+                high, error = _two_sum(high, value)
+                return turn + devices * together, high, low + error
+
+            state = (begin, sums.high[group], sums.low[group])
+            _, high, low = jax.lax.while_loop(lambda state: state[0] < stop, step, state)
+            return Sums(sums.high.at[group].set(high), sums.low.at[group].set(low))
+
+        return jax.lax.fori_loop(0, groups, of_group, sums)
+
+    if mesh is None:
+        added = on_device(jax.tree.map(lambda each: each[0], sums), first, last, 0, 1)
+        return jax.tree.map(lambda each: each[None], added)
+
+    axes = mesh.axis_names
+    devices = mesh.size
+
+    def shard(sums: Sums, first: Array, last: Array) -> Sums:
+        mine = jax.tree.map(lambda each: each[0], sums)
+        added = on_device(mine, first, last, jax.lax.axis_index(axes), devices)
+        return jax.tree.map(lambda each: each[None], added)
+
+    over = PartitionSpec(axes)
+    # What `one` closes over is the same on all devices, and nothing is summed over them here: unchecked.
+    return jax.shard_map(
+        shard, mesh=mesh, in_specs=(over, PartitionSpec(), PartitionSpec()), out_specs=over, check_vma=False
+    )(sums, first, last)
+
+
+def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """a + b, and what rounding took from it."""
+    total = a + b
+    other = total - a
+    return total, (a - (total - other)) + (b - other)
+
+
+def check_counts(restarts: int, groups: int, per_block: int) -> int:
+    """The number of restarts, rounded up to whole blocks.
+
+    Raises:
+        JaxTransferError: Fewer than three groups, or fewer blocks than groups.
+    """
+    if groups < 3:
+        raise JaxTransferError(f"Standard errors need 3 groups of restarts or more, not {groups}.")
+    if per_block < 1:
+        raise JaxTransferError(f"There must be one restart per batch or more, not {per_block}.")
+    rounded = -(-restarts // per_block) * per_block
+    if rounded < groups * per_block:
+        raise JaxTransferError(
+            f"{groups} groups need {groups * per_block} restarts or more, not {restarts}; ask for more restarts."
+        )
+    return rounded
+
+
+def counts(restarts: int, groups: int, per_block: int) -> Int[np.ndarray, " groups"]:
+    """How many restarts every group has."""
+    blocks = restarts // per_block
+    return np.array([len(range(group, blocks, groups)) for group in range(groups)]) * per_block

@@ -1,0 +1,210 @@
+"""Symmetries of a backbone: which units can be exchanged, and what that says about an expected gradient.
+
+A specification has the structure of the weights, with a tuple for every weight: for each of its axes the name of the
+group of units the axis runs over, or None (Ainsworth et al., "Git Re-Basin", ICLR 2023, give permutations this form).
+Axes of one name are permuted together.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, PyTree
+
+from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.pge.batches import Batches, draw
+from jaxtransfer.pge.losses import Loss
+
+Groups = tuple[str | None, ...]
+_TOLERANCE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Orbits:
+    """Coordinates of gradients: all entries, or one number for each orbit of a symmetry.
+
+    The coordinate of an orbit of m entries is sqrt(m) times their mean, so that inner products of coordinates are those
+    of the gradients projected on what the symmetry leaves as it is.
+
+    Attributes:
+        shapes: Of the weights, in the order of `jax.tree.leaves`.
+        groups: Of their axes; None for all entries.
+        structure: Of the weights.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    groups: tuple[Groups, ...] | None
+    structure: Any
+
+    @property
+    def dimension(self) -> int:
+        """Number of coordinates."""
+        return sum(
+            int(np.prod([size for size in _kept(shape, groups)])) * (2 if _paired(groups) else 1)
+            for shape, groups in zip(self.shapes, self._groups(), strict=True)
+        )
+
+    def project(self, gradient: PyTree) -> Float[Array, " dimension"]:
+        """The coordinates of a gradient."""
+        parts = [
+            _averages(leaf, groups).reshape(-1)
+            for leaf, groups in zip(jax.tree.leaves(gradient), self._groups(), strict=True)
+        ]
+        return jnp.concatenate(parts)
+
+    def lift(self, coordinates: Float[Array, " dimension"]) -> PyTree:
+        """The gradient with these coordinates, constant on every orbit: the transpose of `project`."""
+        zeros = [jnp.zeros(shape, coordinates.dtype) for shape in self.shapes]
+        transpose = jax.linear_transpose(self.project, jax.tree.unflatten(self.structure, zeros))
+        return transpose(coordinates)[0]
+
+    def _groups(self) -> tuple[Groups, ...]:
+        return self.groups or tuple((None,) * len(shape) for shape in self.shapes)
+
+
+def orbits(params: PyTree, symmetry: PyTree | None) -> Orbits:
+    """The coordinates a specification gives.
+
+    Args:
+        params: Weights, or their shapes.
+        symmetry: The specification; None for the gradient's own entries.
+
+    Raises:
+        JaxTransferError: The specification has another structure than the weights, names too many or too few axes, one
+            group with axes of different sizes, or one group on more than two axes of a weight.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    shapes = tuple(tuple(leaf.shape) for leaf in leaves)
+    if symmetry is None:
+        return Orbits(shapes, None, structure)
+    groups, given = jax.tree.flatten(symmetry, is_leaf=_is_groups)
+    if given != structure:
+        raise JaxTransferError(f"symmetry must have the structure of the weights, {structure}, not {given}.")
+    sizes: dict[str, int] = {}
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for name, shape, axes in zip(names, shapes, groups, strict=True):
+        if not _is_groups(axes) or len(axes) != len(shape):
+            raise JaxTransferError(f"symmetry of {name}, shape {shape}, needs one group or None per axis, not {axes}.")
+        for group, size in zip(axes, shape, strict=True):
+            if group is not None and sizes.setdefault(group, size) != size:
+                raise JaxTransferError(f"The group {group!r} has {sizes[group]} units, but {name} has {size} on its axis.")
+        if len([group for group in axes if group is not None]) > len({*axes} - {None}) + 1:
+            raise JaxTransferError(f"Only one group may stand on two axes of a weight, and none on three: {name}, {axes}.")
+    return Orbits(shapes, tuple(groups), structure)
+
+
+def check_symmetry(
+    params: PyTree, loss: Loss, batches: Batches, symmetry: PyTree, key: Key[Array, ""]
+) -> None:
+    """Permutes weights as a specification says and looks whether the loss stays as it is.
+
+    The weights are disturbed first, since a fresh network has many equal ones. Losses of this package are looked at by
+    the inner products of their features, which tell more than one number; a loss of one's own by its value, on one
+    batch and key. That the initialiser treats the units of a group alike, which orbit averages need too, is not seen.
+
+    Args:
+        params: Weights as the initialiser draws them.
+        loss: The loss.
+        batches: The batches.
+        symmetry: The specification.
+        key: For batch, disturbance and permutations.
+
+    Raises:
+        JaxTransferError: The loss changes; the groups that change it are named.
+    """
+    keys = jax.random.split(key, 4)
+    orbits(params, symmetry)
+    params = _disturbed(params, keys[0])
+    batch = draw(batches, keys[1], jnp.zeros((), jnp.int32))
+    observed = jax.jit(getattr(loss, "invariant", loss))
+
+    def observe(params: PyTree) -> np.ndarray:
+        return np.asarray(observed(params, batch, keys[2]), np.float64)
+
+    sizes = {
+        group: size
+        for axes, leaf in zip(jax.tree.leaves(symmetry, is_leaf=_is_groups), jax.tree.leaves(params), strict=True)
+        for group, size in zip(axes, leaf.shape, strict=True)
+        if group is not None
+    }
+    permutations = {
+        group: jax.random.permutation(each, sizes[group])
+        for group, each in zip(sizes, jax.random.split(keys[3], len(sizes)), strict=True)
+    }
+    before = observe(params)
+    if not np.isfinite(before).all():
+        raise JaxTransferError("The loss is not finite on disturbed fresh weights, so the symmetry cannot be checked.")
+
+    def changes(some: Mapping[str, Array]) -> bool:
+        after = observe(permute(params, symmetry, some))
+        return bool(np.abs(after - before).max() > _TOLERANCE * np.abs(before).max())
+
+    if changes(permutations):
+        guilty = [group for group in permutations if changes({group: permutations[group]})]
+        raise JaxTransferError(
+            f"The symmetry is wrong: the loss changes when units of {', '.join(guilty) or 'several groups'} are "
+            "permuted; correct the specification, or leave symmetry out."
+        )
+
+
+def permute(params: PyTree, symmetry: PyTree, permutations: Mapping[str, Array]) -> PyTree:
+    """The weights with their units permuted; groups without a permutation stay."""
+
+    def one(leaf: Array, axes: Groups) -> Array:
+        for axis, group in enumerate(axes):
+            if group in permutations:
+                leaf = jnp.take(leaf, permutations[group], axis=axis)
+        return leaf
+
+    leaves, structure = jax.tree.flatten(params)
+    groups = jax.tree.leaves(symmetry, is_leaf=_is_groups)
+    return jax.tree.unflatten(structure, [one(leaf, axes) for leaf, axes in zip(leaves, groups, strict=True)])
+
+
+def _disturbed(params: PyTree, key: Key[Array, ""]) -> PyTree:
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+
+    def one(leaf: Array, key: Key[Array, ""]) -> Array:
+        scale = jnp.sqrt(jnp.square(leaf).mean())
+        return leaf + 0.5 * jnp.where(scale > 0, scale, 1) * jax.random.normal(key, leaf.shape, leaf.dtype)
+
+    return jax.tree.unflatten(structure, [one(leaf, each) for leaf, each in zip(leaves, keys, strict=True)])
+
+
+def _is_groups(node: Any) -> bool:
+    return isinstance(node, tuple) and all(isinstance(each, str | None) for each in node)
+
+
+def _paired(groups: Groups) -> tuple[int, int] | None:
+    """The two axes that share a group."""
+    for i, j in itertools.combinations(range(len(groups)), 2):
+        if groups[i] is not None and groups[i] == groups[j]:
+            return i, j
+    return None
+
+
+def _kept(shape: tuple[int, ...], groups: Groups) -> list[int]:
+    return [size for size, group in zip(shape, groups, strict=True) if group is None]
+
+
+def _averages(leaf: Array, groups: Groups) -> Array:
+    """sqrt(m) times the mean over every orbit of m entries."""
+    pair = _paired(groups)
+    alone = tuple(i for i, group in enumerate(groups) if group is not None and (pair is None or i not in pair))
+    if pair is None:
+        count = int(np.prod([leaf.shape[axis] for axis in alone]))
+        return leaf.sum(alone) / count**0.5
+    size = leaf.shape[pair[0]]
+    count = int(np.prod([leaf.shape[axis] for axis in alone]))
+    leaf = jnp.moveaxis(leaf, pair, (-2, -1))
+    moved = [i for i in range(leaf.ndim) if i not in pair]
+    alone = tuple(moved.index(axis) for axis in alone)
+    on = jnp.diagonal(leaf, axis1=-2, axis2=-1).sum(-1)
+    off = leaf.sum((-2, -1)) - on
+    means = jnp.stack([on / (size * count) ** 0.5, off / (max(size * (size - 1), 1) * count) ** 0.5])
+    return means.sum(tuple(axis + 1 for axis in alone))
