@@ -11,6 +11,18 @@ if TYPE_CHECKING:
     from jaxtransfer.attribution import METHODS as METHODS
     from jaxtransfer.attribution import attribute as attribute
     from jaxtransfer.network import Network as Network
+    from jaxtransfer.pge.alignment import gradient_alignment as gradient_alignment
+    from jaxtransfer.pge.backbones import BACKBONES as BACKBONES
+    from jaxtransfer.pge.backbones import Backbone as Backbone
+    from jaxtransfer.pge.backbones import backbone as backbone
+    from jaxtransfer.pge.batches import Episodes as Episodes
+    from jaxtransfer.pge.batches import Minibatches as Minibatches
+    from jaxtransfer.pge.estimator import PrincipalGradient as PrincipalGradient
+    from jaxtransfer.pge.estimator import principal_gradient as principal_gradient
+    from jaxtransfer.pge.gap import gap as gap
+    from jaxtransfer.pge.losses import Prototypical as Prototypical
+    from jaxtransfer.pge.losses import RandomHead as RandomHead
+    from jaxtransfer.pge.losses import SquaredError as SquaredError
     from jaxtransfer.preprocess import Preprocess as Preprocess
     from jaxtransfer.probe import Probe as Probe
     from jaxtransfer.probe import load_probe as load_probe
@@ -23,6 +35,12 @@ _HOME = {
     "affinity": ("Affinity",),
     "attribution": ("METHODS", "attribute"),
     "network": ("Network",),
+    "pge.alignment": ("gradient_alignment",),
+    "pge.backbones": ("BACKBONES", "Backbone", "backbone"),
+    "pge.batches": ("Episodes", "Minibatches"),
+    "pge.estimator": ("PrincipalGradient", "principal_gradient"),
+    "pge.gap": ("gap",),
+    "pge.losses": ("Prototypical", "RandomHead", "SquaredError"),
     "preprocess": ("Preprocess",),
     "probe": ("Probe", "load_probe"),
     "sweep": ("affinity_matrix", "image_similarities"),

@@ -6,6 +6,8 @@ gradient is exactly zero; they are drawn Kaiming-normal, fan-out, and normalisat
 
 import dataclasses
 import functools
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -85,11 +87,14 @@ def _map_spec(function: Callable[[_Weight], Any], spec: PyTree) -> PyTree:
 
 def _init(spec: PyTree, key: Key[Array, ""]) -> PyTree:
     weights, structure = jax.tree.flatten(spec, is_leaf=lambda node: isinstance(node, _Weight))
+    sizes = [math.prod(weight.shape) if weight.start == "normal" else 0 for weight in weights]
+    # One draw for all: XLA compiles each of its own for nearly a second.
+    normal = jnp.split(jax.random.normal(key, (sum(sizes),)), list(itertools.accumulate(sizes))[:-1])
     drawn = []
-    for weight, each in zip(weights, jax.random.split(key, len(weights)), strict=True):
+    for weight, values in zip(weights, normal, strict=True):
         if weight.start == "normal":
             height, width, _, outputs = weight.shape
-            drawn.append(jax.random.normal(each, weight.shape) * (2 / (height * width * outputs)) ** 0.5)
+            drawn.append(values.reshape(weight.shape) * (2 / (height * width * outputs)) ** 0.5)
         else:
             drawn.append(jnp.full(weight.shape, 1.0 if weight.start == "ones" else 0.0))
     return jax.tree.unflatten(structure, drawn)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -15,12 +15,11 @@ from jaxtyping import Array, Float, Key, PyTree
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.pge.batches import Batches, as_sampler, draw, shuffled
 from jaxtransfer.pge.losses import Loss, describe, with_heads
-from jaxtransfer.pge.restarts import Sums, add_restarts, check_counts, counts
+from jaxtransfer.pge.restarts import Accumulation, Progress, Sums, add_restarts
 from jaxtransfer.pge.statistics import Estimate, inner_products, jackknife, unbiased
 from jaxtransfer.pge.symmetry import Orbits, check_symmetry, orbits
 
 Init = Callable[[Key[Array, ""]], PyTree]
-Progress = Callable[[int, int], None]
 
 _FIRST_LOOK = 4  # restarts per group before `restarts="auto"` looks for the first time
 
@@ -115,9 +114,7 @@ class PrincipalGradient:
         if self.control is None:
             return None
         a, b, c = self._products, self.control._products, inner_products(self.groups, self.control.groups)
-        return jackknife(
-            lambda a, b, c: unbiased(a) + unbiased(b) - 2 * unbiased(c), a, b, c
-        )
+        return jackknife(lambda a, b, c: unbiased(a) + unbiased(b) - 2 * unbiased(c), a, b, c)
 
     @property
     def reads_labels(self) -> bool | None:
@@ -246,7 +243,7 @@ def principal_gradient(
     else:
         target = limit = restarts
     while True:
-        target = check_counts(min(target, limit), groups, restarts_per_batch)
+        target = min(target, limit)
         estimation.run(target, progress)
         found = estimation.result()
         if target >= limit or found.signal_to_noise >= tolerance:
@@ -254,8 +251,8 @@ def principal_gradient(
         target = int(np.clip(1.1 * found.restarts_needed(tolerance), 1.25 * target, 4 * target))
 
 
-class Estimation:
-    """A principal gradient in the making, which can be put aside and taken up again."""
+class Estimation(Accumulation):
+    """A principal gradient in the making."""
 
     def __init__(
         self,
@@ -276,62 +273,25 @@ class Estimation:
         loss = with_heads(loss, heads)
         self._batches = as_sampler(batches)
         self._key = key
-        self._orbits = _orbits(init, symmetry)
+        orbits = _orbits(init, symmetry)
         if symmetry is not None:
-            checked = jax.random.fold_in(key, 4)
-            check_symmetry(jax.jit(init)(checked), loss, self._batches, symmetry, checked)
-        self._static = _Static(init, loss, self._orbits, control, restarts_per_batch, together, mesh)
-        dtype = jax.eval_shape(self._orbits.project, jax.eval_shape(init, key)).dtype
-        devices = 1 if mesh is None else mesh.size
-        self._sums = Sums.zeros(devices, groups, (1 + control, self._orbits.dimension), dtype)
-        self._groups = groups
-        self.done = 0
-        self.recipe = Recipe(_shapes(init), _initialiser(init), describe(loss), _symmetry(self._orbits))
-        self._label_blind = bool(getattr(loss, "label_blind", False))
+            check_symmetry(init, loss, self._batches, symmetry, jax.random.fold_in(key, 4))
+        self._static = _Static(init, loss, orbits, control, restarts_per_batch, together, mesh)
+        self._recipe = Recipe(_shapes(init), _initialiser(init), describe(loss), _symmetry(orbits))
+        dtype = jax.eval_shape(orbits.project, jax.eval_shape(init, key)).dtype
+        sums = Sums.zeros(1 if mesh is None else mesh.size, groups, (1 + control, orbits.dimension), dtype)
+        super().__init__(sums, f"{self._recipe} heads={heads}", restarts_per_batch)
 
-    def run(self, restarts: int, progress: Progress | None = None, chunk: int | None = None) -> None:
-        """Goes on until `restarts` are done, with a return to the host at every per cent, or `chunk` restarts."""
-        per_round = self._groups * self._static.restarts_per_batch
-        if chunk is None:
-            chunk = restarts if progress is None else -(-restarts // 100)
-        chunk = -(-chunk // per_round) * per_round
-        while self.done < restarts:
-            last = min(self.done + chunk, restarts)
-            self._sums = _advance(
-                self._static, self._batches, self._key, self._sums, jnp.int32(self.done), jnp.int32(last)
-            )
-            self.done = last
-            if progress is not None:
-                jax.block_until_ready(self._sums)
-                progress(self.done, restarts)
+    def _advance(self, sums: Sums, first: Array, last: Array) -> Sums:
+        return _advance(self._static, self._batches, self._key, sums, first, last)
 
     def result(self) -> PrincipalGradient:
         """The principal gradient of the restarts done."""
-        count = counts(self.done, self._groups, self._static.restarts_per_batch)
-        means = (self._sums.total() / count[:, None, None]).astype(self._sums.high.dtype)
-        common = (self.done, self.recipe, self._orbits, self._label_blind)
+        means = self.means().astype(self._sums.high.dtype)
+        blind = bool(getattr(self._static.loss, "label_blind", False))
+        common = (self.done, self._recipe, self._static.orbits, blind)
         control = PrincipalGradient(means[:, 1], *common) if self._static.control else None
         return PrincipalGradient(means[:, 0], *common, control)
-
-    def state(self) -> dict[str, np.ndarray]:
-        """All that was computed, as arrays."""
-        return {
-            "done": np.asarray(self.done),
-            "high": np.asarray(self._sums.high),
-            "low": np.asarray(self._sums.low),
-            "recipe": np.asarray(self.recipe),
-        }
-
-    def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Goes on from a `state`.
-
-        Raises:
-            JaxTransferError: It comes from other settings.
-        """
-        if tuple(state["recipe"]) != self.recipe or state["high"].shape != self._sums.high.shape:
-            raise JaxTransferError("The state of this estimation comes from other settings.")
-        self._sums = Sums(jnp.asarray(state["high"]), jnp.asarray(state["low"]))
-        self.done = int(state["done"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -348,9 +308,7 @@ class _Static:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _advance(
-    static: _Static, batches: Batches, key: Key[Array, ""], sums: Sums, first: Array, last: Array
-) -> Sums:
+def _advance(static: _Static, batches: Batches, key: Key[Array, ""], sums: Sums, first: Array, last: Array) -> Sums:
     for_init, for_batch, for_loss, for_control = (jax.random.fold_in(key, i) for i in range(4))
 
     def one(restart: Array) -> Float[Array, "1+control dimension"]:
@@ -407,7 +365,9 @@ def same_recipe(a: PrincipalGradient, b: PrincipalGradient) -> None:
         )
         raise JaxTransferError(f"These principal gradients cannot be compared, they differ in {values}.")
     if len(a.groups) != len(b.groups):
-        raise JaxTransferError(f"They have {len(a.groups)} and {len(b.groups)} groups of restarts; use the same number.")
+        raise JaxTransferError(
+            f"They have {len(a.groups)} and {len(b.groups)} groups of restarts; use the same number."
+        )
 
 
 def _short(text: Any) -> str:

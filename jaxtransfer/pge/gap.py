@@ -13,9 +13,7 @@ Form = Literal["pge", "normalized", "cosine"]
 FORMS: tuple[Form, ...] = ("pge", "normalized", "cosine")
 
 
-def gap(
-    source: PrincipalGradient, target: PrincipalGradient, form: Form = "pge", *, biased: bool = False
-) -> Estimate:
+def gap(source: PrincipalGradient, target: PrincipalGradient, form: Form = "pge", *, biased: bool = False) -> Estimate:
     """The gap between two tasks from unbiased norms and inner products, with its standard error.
 
     With S and T the expected gradients:

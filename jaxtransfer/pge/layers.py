@@ -35,9 +35,7 @@ def convolution(
     )
 
 
-def _convolution_forward(
-    images: Array, kernel: Array, stride: int, padding: int
-) -> tuple[Array, tuple[Array, Array]]:
+def _convolution_forward(images: Array, kernel: Array, stride: int, padding: int) -> tuple[Array, tuple[Array, Array]]:
     return convolution(images, kernel, stride, padding), (images, kernel)
 
 
@@ -92,9 +90,7 @@ def _products_backward(
         around = jnp.pad(cotangent, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
         turned = kernel[::-1, ::-1].swapaxes(2, 3)
         height, width = images.shape[1:3]
-        shifted = [
-            around[:, i : i + height, j : j + width] @ turned[i, j] for i in range(size) for j in range(size)
-        ]
+        shifted = [around[:, i : i + height, j : j + width] @ turned[i, j] for i in range(size) for j in range(size)]
         image_gradient = functools.reduce(jnp.add, shifted)
     else:
         as_patches = functools.partial(_patches, size=size, stride=stride, padding=padding)

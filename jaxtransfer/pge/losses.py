@@ -169,5 +169,3 @@ def describe(function: Any) -> str:
 
 def _inner_products(features: Float[Array, "n f"]) -> Float[Array, "n n"]:
     return jnp.dot(features, features.T, precision="highest")
-
-

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Self
 
 import jax
@@ -12,6 +12,9 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxtransfer.errors import JaxTransferError
+
+Progress = Callable[[int, int], None]
+"""Called with restarts done and restarts to do."""
 
 
 @jax.tree_util.register_dataclass
@@ -112,10 +115,65 @@ def add_restarts(
 
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """a + b, and what rounding took from it."""
+    """The sum a + b, and what rounding took from it."""
     total = a + b
     other = total - a
     return total, (a - (total - other)) + (b - other)
+
+
+class Accumulation:
+    """Sums over restarts in the making, which can be put aside and taken up again; the base of what is estimated."""
+
+    def __init__(self, sums: Sums, settings: str, per_block: int = 1) -> None:
+        """Begins with nothing done; `settings` says in words what another run must share to go on with a state."""
+        self.done = 0
+        self._sums = sums
+        self._settings = settings
+        self._per_block = per_block
+
+    def _advance(self, sums: Sums, first: Int[Array, ""], last: Int[Array, ""]) -> Sums:
+        """Adds the restarts from `first` to before `last`."""
+        raise NotImplementedError
+
+    def run(self, restarts: int, progress: Progress | None = None) -> None:
+        """Goes on until `restarts` are done; with `progress`, coming back to the host for every per cent."""
+        restarts = check_counts(restarts, self._groups, self._per_block)
+        per_round = self._groups * self._per_block
+        chunk = -(-restarts // (1 if progress is None else 100) // per_round) * per_round
+        while self.done < restarts:
+            last = min(self.done + chunk, restarts)
+            self._sums = self._advance(self._sums, jnp.int32(self.done), jnp.int32(last))
+            self.done = last
+            if progress is not None:
+                jax.block_until_ready(self._sums)
+                progress(self.done, restarts)
+
+    def means(self) -> Float[np.ndarray, "groups ..."]:
+        """The mean of every group, float64."""
+        blocks = self.done // self._per_block
+        counts = [len(range(group, blocks, self._groups)) * self._per_block for group in range(self._groups)]
+        total = self._sums.total()
+        return total / np.reshape(counts, (-1, *[1] * (total.ndim - 1)))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that was computed, as arrays."""
+        sums = {"high": np.asarray(self._sums.high), "low": np.asarray(self._sums.low)}
+        return {"done": np.asarray(self.done), "settings": np.asarray(self._settings), **sums}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Goes on from a `state`.
+
+        Raises:
+            JaxTransferError: It comes from other settings.
+        """
+        if str(state["settings"]) != self._settings or state["high"].shape != self._sums.high.shape:
+            raise JaxTransferError("What was begun here comes from other settings and cannot be gone on with.")
+        self._sums = Sums(jnp.asarray(state["high"]), jnp.asarray(state["low"]))
+        self.done = int(state["done"])
+
+    @property
+    def _groups(self) -> int:
+        return self._sums.high.shape[1]
 
 
 def check_counts(restarts: int, groups: int, per_block: int) -> int:
@@ -134,9 +192,3 @@ def check_counts(restarts: int, groups: int, per_block: int) -> int:
             f"{groups} groups need {groups * per_block} restarts or more, not {restarts}; ask for more restarts."
         )
     return rounded
-
-
-def counts(restarts: int, groups: int, per_block: int) -> Int[np.ndarray, " groups"]:
-    """How many restarts every group has."""
-    blocks = restarts // per_block
-    return np.array([len(range(group, blocks, groups)) for group in range(groups)]) * per_block

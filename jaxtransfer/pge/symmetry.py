@@ -7,10 +7,11 @@ Axes of one name are permuted together.
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
@@ -91,14 +92,18 @@ def orbits(params: PyTree, symmetry: PyTree | None) -> Orbits:
             raise JaxTransferError(f"symmetry of {name}, shape {shape}, needs one group or None per axis, not {axes}.")
         for group, size in zip(axes, shape, strict=True):
             if group is not None and sizes.setdefault(group, size) != size:
-                raise JaxTransferError(f"The group {group!r} has {sizes[group]} units, but {name} has {size} on its axis.")
+                raise JaxTransferError(
+                    f"The group {group!r} has {sizes[group]} units, but {name} has {size} on its axis."
+                )
         if len([group for group in axes if group is not None]) > len({*axes} - {None}) + 1:
-            raise JaxTransferError(f"Only one group may stand on two axes of a weight, and none on three: {name}, {axes}.")
+            raise JaxTransferError(
+                f"Only one group may stand on two axes of a weight, and none on three: {name}, {axes}."
+            )
     return Orbits(shapes, tuple(groups), structure)
 
 
 def check_symmetry(
-    params: PyTree, loss: Loss, batches: Batches, symmetry: PyTree, key: Key[Array, ""]
+    init: Callable[[Key[Array, ""]], PyTree], loss: Loss, batches: Batches, symmetry: PyTree, key: Key[Array, ""]
 ) -> None:
     """Permutes weights as a specification says and looks whether the loss stays as it is.
 
@@ -107,40 +112,42 @@ def check_symmetry(
     batch and key. That the initialiser treats the units of a group alike, which orbit averages need too, is not seen.
 
     Args:
-        params: Weights as the initialiser draws them.
+        init: Draws the weights.
         loss: The loss.
         batches: The batches.
         symmetry: The specification.
-        key: For batch, disturbance and permutations.
+        key: For weights, batch, disturbance and permutations.
 
     Raises:
         JaxTransferError: The loss changes; the groups that change it are named.
     """
-    keys = jax.random.split(key, 4)
-    orbits(params, symmetry)
-    params = _disturbed(params, keys[0])
-    batch = draw(batches, keys[1], jnp.zeros((), jnp.int32))
-    observed = jax.jit(getattr(loss, "invariant", loss))
-
-    def observe(params: PyTree) -> np.ndarray:
-        return np.asarray(observed(params, batch, keys[2]), np.float64)
-
+    shapes = jax.eval_shape(init, key)
+    orbits(shapes, symmetry)
+    groups = jax.tree.leaves(symmetry, is_leaf=_is_groups)
     sizes = {
         group: size
-        for axes, leaf in zip(jax.tree.leaves(symmetry, is_leaf=_is_groups), jax.tree.leaves(params), strict=True)
+        for axes, leaf in zip(groups, jax.tree.leaves(shapes), strict=True)
         for group, size in zip(axes, leaf.shape, strict=True)
         if group is not None
     }
-    permutations = {
-        group: jax.random.permutation(each, sizes[group])
-        for group, each in zip(sizes, jax.random.split(keys[3], len(sizes)), strict=True)
-    }
-    before = observe(params)
+    generator = np.random.default_rng(np.asarray(jax.random.bits(key, (4,))))
+    permutations = {group: generator.permutation(size) for group, size in sizes.items()}
+    unmoved = {group: np.arange(size) for group, size in sizes.items()}
+
+    @jax.jit
+    def observe(key: Key[Array, ""], batches: Batches, permutations: Mapping[str, Array]) -> Array:
+        keys = jax.random.split(key, 4)
+        params = permute(_disturbed(init(keys[0]), keys[1]), symmetry, permutations)
+        batch = draw(batches, keys[2], jnp.zeros((), jnp.int32))
+        with jax.default_matmul_precision("highest"):
+            return getattr(loss, "invariant", loss)(params, batch, keys[3])
+
+    before = np.asarray(observe(key, batches, unmoved), np.float64)
     if not np.isfinite(before).all():
         raise JaxTransferError("The loss is not finite on disturbed fresh weights, so the symmetry cannot be checked.")
 
-    def changes(some: Mapping[str, Array]) -> bool:
-        after = observe(permute(params, symmetry, some))
+    def changes(some: Mapping[str, np.ndarray]) -> bool:
+        after = np.asarray(observe(key, batches, unmoved | dict(some)), np.float64)
         return bool(np.abs(after - before).max() > _TOLERANCE * np.abs(before).max())
 
     if changes(permutations):
@@ -166,14 +173,15 @@ def permute(params: PyTree, symmetry: PyTree, permutations: Mapping[str, Array])
 
 
 def _disturbed(params: PyTree, key: Key[Array, ""]) -> PyTree:
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
+    flat, unravel = jax.flatten_util.ravel_pytree(jax.tree.map(_scale, params))
+    noise = unravel(0.5 * flat * jax.random.normal(key, flat.shape, flat.dtype))
+    return jax.tree.map(jnp.add, params, noise)
 
-    def one(leaf: Array, key: Key[Array, ""]) -> Array:
-        scale = jnp.sqrt(jnp.square(leaf).mean())
-        return leaf + 0.5 * jnp.where(scale > 0, scale, 1) * jax.random.normal(key, leaf.shape, leaf.dtype)
 
-    return jax.tree.unflatten(structure, [one(leaf, each) for leaf, each in zip(leaves, keys, strict=True)])
+def _scale(weight: Array) -> Array:
+    """The root mean square of a weight, or 1 for zeros, at each of its entries."""
+    scale = jnp.sqrt(jnp.square(weight).mean())
+    return jnp.full(weight.shape, jnp.where(scale > 0, scale, 1), weight.dtype)
 
 
 def _is_groups(node: Any) -> bool:

@@ -1,0 +1,180 @@
+"""Gradient alignment: what tasks' gradients have in common at the same fresh weights, averaged over weights."""
+
+import dataclasses
+import functools
+from collections import defaultdict
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Key
+
+from jaxtransfer.affinity import Affinity, MethodResult
+from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.pge.batches import Batches, as_sampler, draw
+from jaxtransfer.pge.estimator import Init
+from jaxtransfer.pge.losses import Loss, describe, with_heads
+from jaxtransfer.pge.restarts import Accumulation, Progress, Sums, add_restarts
+
+
+def gradient_alignment(
+    init: Init,
+    losses: Loss | Mapping[str, Loss],
+    batches: Mapping[str, Batches],
+    key: Key[Array, ""],
+    *,
+    restarts: int = 256,
+    heads: int | None = None,
+    groups: int = 32,
+    mesh: Mesh | None = None,
+    progress: Progress | None = None,
+) -> Affinity:
+    """How tasks pull the same fresh weights, restart by restart.
+
+    K(S, T) = E <g_S(theta), g_T(theta)> over fresh weights theta, the gradients from independent batches (for S = T
+    too), and K(S, T) / sqrt(K(S, S) K(T, T)) is the affinity. Unlike the gap between expectations it keeps what differs
+    from one initialisation to the next, which no symmetry averages away.
+
+    Args:
+        init: Draws the weights of a backbone.
+        losses: One loss for all tasks, or one for each by name.
+        batches: For each task by name, batches as `principal_gradient` takes them. Samplers are best: pairs of arrays
+            use batches 2r and 2r + 1 in restart r.
+        key: For everything that is drawn.
+        restarts: How many.
+        heads: For losses with a random head: pairs of mirrored heads; None: one head.
+        groups: Groups of restarts that standard errors are taken over.
+        mesh: Devices to share the restarts; None: one.
+        progress: Called with restarts done and restarts to do.
+
+    Returns:
+        An `Affinity` with the method "alignment": 1 on the diagonal, jackknifed standard errors, restarts as counts.
+        Noise may carry values a little beyond -1 and 1.
+
+    Raises:
+        JaxTransferError: Fewer than two tasks, tasks without a loss, fewer restarts than groups, or a task whose
+            gradients have nothing in common from one batch to the next.
+    """
+    estimation = AlignmentEstimation(init, losses, batches, key, heads=heads, groups=groups, mesh=mesh)
+    estimation.run(restarts, progress)
+    return estimation.result()
+
+
+class AlignmentEstimation(Accumulation):
+    """A gradient alignment in the making."""
+
+    def __init__(
+        self,
+        init: Init,
+        losses: Loss | Mapping[str, Loss],
+        batches: Mapping[str, Batches],
+        key: Key[Array, ""],
+        *,
+        heads: int | None = None,
+        groups: int = 32,
+        mesh: Mesh | None = None,
+    ) -> None:
+        """Takes `gradient_alignment`'s arguments."""
+        self.names = tuple(batches)
+        if len(self.names) < 2:
+            raise JaxTransferError("An alignment needs two tasks or more.")
+        by_name = dict(losses) if isinstance(losses, Mapping) else dict.fromkeys(self.names, losses)
+        if missing := [name for name in self.names if name not in by_name]:
+            raise JaxTransferError(f"There is no loss for {', '.join(missing)}.")
+        of_tasks = tuple(with_heads(by_name[name], heads) for name in self.names)
+        self._static = _Static(init, of_tasks, mesh)
+        self._batches = tuple(as_sampler(batches[name]) for name in self.names)
+        self._key = key
+        dtype = jax.tree.leaves(jax.eval_shape(init, key))[0].dtype
+        sums = Sums.zeros(1 if mesh is None else mesh.size, groups, (len(of_tasks),) * 2, dtype)
+        super().__init__(sums, f"{self.names} {[describe(loss) for loss in of_tasks]} heads={heads}")
+
+    def _advance(self, sums: Sums, first: Array, last: Array) -> Sums:
+        return _advance(self._static, self._batches, self._key, sums, first, last)
+
+    def result(self) -> Affinity:
+        """The affinities from the restarts done."""
+        products = self.means()
+        own = np.diagonal(products.mean(0))
+        if unresolved := [name for name, value in zip(self.names, own, strict=True) if not value > 0]:
+            raise JaxTransferError(
+                f"After {self.done} restarts the gradients of {', '.join(unresolved)} have nothing in common from one "
+                "batch to the next; ask for more restarts."
+            )
+        count = len(products)
+        without = np.stack([_normalised((products.sum(0) - each) / (count - 1)) for each in products])
+        spread = np.square(without - without.mean(0)).sum(0) * (count - 1) / count
+        stderr = np.where(np.isfinite(spread), np.sqrt(spread), np.inf)
+        np.fill_diagonal(stderr, 0)
+        counts = np.full(stderr.shape, self.done)
+        result = MethodResult(_normalised(products.mean(0)).astype(np.float32), stderr.astype(np.float32), counts)
+        return Affinity(self.names, "cosine", {"alignment": result})
+
+
+def _normalised(products: Float[np.ndarray, "tasks tasks"]) -> Float[np.ndarray, "tasks tasks"]:
+    own = np.diagonal(products)
+    scale = np.sqrt(np.where(own > 0, own, np.nan))
+    values = products / np.outer(scale, scale)
+    np.fill_diagonal(values, 1)
+    return values
+
+
+@dataclasses.dataclass(frozen=True)
+class _Static:
+    """What the compiled program depends on."""
+
+    init: Init
+    losses: tuple[Loss, ...]
+    mesh: Mesh | None
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _advance(
+    static: _Static, batches: tuple[Batches, ...], key: Key[Array, ""], sums: Sums, first: Array, last: Array
+) -> Sums:
+    for_init, for_batch, for_loss = (jax.random.fold_in(key, i) for i in range(3))
+    tasks = len(batches)
+
+    def gradients(restart: Array) -> Float[Array, "tasks 2 dimension"]:
+        params = static.init(jax.random.fold_in(for_init, restart))
+        pairs, rows = [], [jnp.zeros(())] * tasks
+        for task, each in enumerate(batches):
+            within = jax.random.fold_in(for_loss, task)
+            drawn = [
+                (
+                    *draw(each, jax.random.fold_in(for_batch, task), 2 * restart + i),
+                    jax.random.fold_in(within, 2 * restart + i),
+                )
+                for i in range(2)
+            ]
+            pairs.append(jax.tree.map(lambda *two: jnp.stack(two), *drawn))
+        # Tasks alike in loss and shape share one piece of program.
+        alike = defaultdict(list)
+        for task, pair in enumerate(pairs):
+            shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(pair))
+            alike[static.losses[task], shapes].append(task)
+        for (loss, _), members in alike.items():
+
+            def gradient(batch: tuple[Array, Array, Array], loss: Loss = loss) -> Float[Array, " dimension"]:
+                found = jax.grad(loss)(params, batch[:2], batch[2])
+                return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(found)])
+
+            stacked = jax.tree.map(lambda *some: jnp.concatenate(some), *(pairs[task] for task in members))
+            found = jax.lax.map(gradient, stacked).reshape(len(members), 2, -1)
+            for row, task in zip(found, members, strict=True):
+                rows[task] = row
+        return jnp.stack(rows)
+
+    def one(restart: Array) -> Float[Array, "tasks tasks"]:
+        found = gradients(restart).reshape(2 * tasks, -1)
+        products = (found @ found.T).reshape(tasks, 2, tasks, 2)
+        crossed = products.sum((1, 3))
+        # A batch's product with itself has its noise in it.
+        itself = jnp.einsum("titi->t", products)
+        diagonal = jnp.eye(tasks, dtype=bool)
+        return jnp.where(diagonal, (crossed - jnp.diag(itself)) / 2, crossed / 4)
+
+    with jax.default_matmul_precision("highest"):
+        return add_restarts(one, sums, first, last, mesh=static.mesh)
