@@ -46,8 +46,8 @@ def backbone(name: str, channels: int = 3) -> Backbone:
 
     * `conv4`: four blocks of 64 channels (3x3 convolution, normalisation, 2x2 max-pooling, ReLU), flattened; images
       of 16x16 pixels or more. Vinyals et al. (NeurIPS 2016).
-    * `resnet12`: stages of 64, 160, 320 and 640 channels, leaky ReLU of slope 0.1; 16x16 or more. Lee et al. (CVPR 2019),
-      without DropBlock.
+    * `resnet12`: stages of 64, 160, 320 and 640 channels, leaky ReLU of slope 0.1; 16x16 or more. Lee et al.
+      (CVPR 2019), without DropBlock.
     * `resnet18`, `resnet50`: He et al. (CVPR 2016), the stride of a bottleneck in its 3x3 convolution; 32x32 or more.
 
     Args:

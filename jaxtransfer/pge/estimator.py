@@ -97,7 +97,7 @@ class PrincipalGradient:
 
     @property
     def split_half(self) -> float:
-        """Cosine between the means of two halves of the groups, averaged over all ways to halve them (a ratio of means)."""
+        """Cosine between the means of two halves of the groups, over all ways to halve them (a ratio of means)."""
         signal = unbiased(self._products)
         own = np.trace(self._products) / len(self.groups)
         half = 2 / len(self.groups)
@@ -110,7 +110,7 @@ class PrincipalGradient:
 
     @property
     def label_signal(self) -> Estimate | None:
-        """Squared distance between the expectations with labels and with permuted labels, unbiased; None: no control."""
+        """Unbiased squared distance between the expectations with labels and with permuted ones; None: no control."""
         if self.control is None:
             return None
         a, b, c = self._products, self.control._products, inner_products(self.groups, self.control.groups)
@@ -144,7 +144,8 @@ class PrincipalGradient:
         elif (distance := self.label_signal) is not None:
             verdict = "reads the labels" if self.reads_labels else "cannot be told from one that ignores the labels"
             said.append(
-                f"With permuted labels it moves by {distance.value:.3g} ± {distance.stderr:.2g} (squared): it {verdict}."
+                f"With permuted labels it moves by {distance.value:.3g} ± {distance.stderr:.2g} (squared): "
+                f"it {verdict}."
             )
         return " ".join(said)
 

@@ -1,4 +1,4 @@
-"""Losses of a backbone on a batch. Any function `loss(params, batch, key) -> scalar` is one; these come with the package.
+"""Losses of a backbone on a batch. Any function `loss(params, batch, key) -> scalar` is one; these come along.
 
 A batch is a pair of images and labels. What a loss needs besides - a random head - it draws from the key.
 """

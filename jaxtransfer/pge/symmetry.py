@@ -45,7 +45,7 @@ class Orbits:
     def dimension(self) -> int:
         """Number of coordinates."""
         return sum(
-            int(np.prod([size for size in _kept(shape, groups)])) * (2 if _paired(groups) else 1)
+            int(np.prod(_kept(shape, groups))) * (2 if _paired(groups) else 1)
             for shape, groups in zip(self.shapes, self._groups(), strict=True)
         )
 
