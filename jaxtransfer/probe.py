@@ -4,8 +4,9 @@ import dataclasses
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -66,18 +67,14 @@ def load_probe(folder: str | Path, *, size: int = 256, limit: int | None = None,
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise JaxTransferError(f"{folder} {what}; name a folder of probe images.")
-    files = _files(folder)
+    files = files_below(folder)
     if not files:
         raise JaxTransferError(f"The folder {folder} holds no files; put probe images into it.")
 
     images = np.empty((min(len(files), limit or len(files)), size, size, 3), np.uint8)
     names, skipped, digest = [], [], hashlib.sha256()
-    Image.init()
-    # Whatever Pillow warns of is either harmless or too large; the filter is set here, outside the threads.
-    with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for name, decoded in _decode_all(pool, folder, files, size):
+    with decoding(folder, files, size) as pictures:
+        for name, decoded in pictures:
             if not isinstance(decoded, str):
                 images[len(names)], content_hash = decoded
                 digest.update(f"{content_hash}  {name}\n".encode())
@@ -96,7 +93,7 @@ def load_probe(folder: str | Path, *, size: int = 256, limit: int | None = None,
     return Probe(images[: len(names)], tuple(names), digest.hexdigest(), tuple(skipped))
 
 
-def _files(folder: Path) -> list[Path]:
+def files_below(folder: Path) -> list[Path]:
     """Paths relative to `folder` of all files in it that are not hidden, sorted, each folder visited once."""
     visited = set()
     found = []
@@ -112,17 +109,32 @@ def _files(folder: Path) -> list[Path]:
     return sorted(found, key=Path.as_posix)
 
 
+def printable(path: Path) -> str:
+    """A path as text that fits into a JSON file and on a terminal even where it is not UTF-8."""
+    return os.fsencode(path.as_posix()).decode(errors="backslashreplace")
+
+
+@contextmanager
+def decoding(
+    folder: Path, files: Sequence[Path], size: int
+) -> Iterator[Iterator[tuple[str, tuple[np.ndarray, str] | str]]]:
+    """Gives name and image with content hash, or name and reason, of each file in `folder`, in order, as they come."""
+    Image.init()
+    # Whatever Pillow warns of is either harmless or too large; the filter is set here, outside the threads.
+    with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield _decode_all(pool, folder, files, size)
+
+
 def _decode_all(
-    pool: ThreadPoolExecutor, folder: Path, files: list[Path], size: int
+    pool: ThreadPoolExecutor, folder: Path, files: Sequence[Path], size: int
 ) -> Iterator[tuple[str, tuple[np.ndarray, str] | str]]:
-    """Name and image with content hash, or name and reason, of each file in order."""
     # In portions, so that a limit or an interrupt does not wait for the whole folder.
     for start in range(0, len(files), 8 * _THREADS):
         portion = files[start : start + 8 * _THREADS]
         decoded = pool.map(partial(_decode, size=size), [folder / file for file in portion])
-        # A name that is not UTF-8 must still fit into a JSON file and on a terminal.
-        names = [os.fsencode(file.as_posix()).decode(errors="backslashreplace") for file in portion]
-        yield from zip(names, decoded, strict=True)
+        yield from zip(map(printable, portion), decoded, strict=True)
 
 
 def _decode(path: Path, size: int) -> tuple[np.ndarray, str] | str:
