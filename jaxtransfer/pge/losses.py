@@ -17,6 +17,9 @@ Batch = tuple[Array, Array]
 Loss = Callable[[PyTree, Batch, Key[Array, ""]], Float[Array, ""]]
 Features = Callable[[PyTree, Array], Float[Array, "n ..."]]
 
+# Of a field of a loss in which principal gradients may differ and still be compared.
+_FREE = {"free": True}
+
 
 @dataclasses.dataclass(frozen=True)
 class Prototypical:
@@ -70,8 +73,8 @@ class _LinearHead:
     """
 
     features: Features
-    outputs: int = dataclasses.field(compare=False)
-    heads: int | None = dataclasses.field(default=None, compare=False)
+    outputs: int = dataclasses.field(metadata=_FREE)
+    heads: int | None = dataclasses.field(default=None, metadata=_FREE)
     label_blind: ClassVar[bool] = True
 
     def predictions(self, features: Float[Array, "... f"], key: Key[Array, ""]) -> Float[Array, "heads ... outputs"]:
@@ -155,10 +158,10 @@ def with_heads(loss: Loss, heads: int | None) -> Loss:
 def describe(function: Any) -> str:
     """A loss or initialiser in words that are the same in another process.
 
-    Dataclasses name what they compare by, functions their module and name.
+    Dataclasses name what they compare by, but for the fields marked as free; functions their module and name.
     """
     if dataclasses.is_dataclass(function) and not isinstance(function, type):
-        fields = [field for field in dataclasses.fields(function) if field.compare]
+        fields = [field for field in dataclasses.fields(function) if field.compare and not field.metadata.get("free")]
         inside = ", ".join(f"{field.name}={describe(getattr(function, field.name))}" for field in fields)
         return f"{type(function).__name__}({inside})"
     if callable(function):
