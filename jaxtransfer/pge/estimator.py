@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -20,8 +20,6 @@ from jaxtransfer.pge.statistics import Estimate, inner_products, jackknife, unbi
 from jaxtransfer.pge.symmetry import Orbits, check_symmetry, orbits
 
 Init = Callable[[Key[Array, ""]], PyTree]
-
-_FIRST_LOOK = 4  # restarts per group before `restarts="auto"` looks for the first time
 
 
 class Recipe(NamedTuple):
@@ -125,13 +123,18 @@ class PrincipalGradient:
         return not self.label_blind and signal.value > 2 * signal.stderr
 
     def summary(self, signal_to_noise: float = 10) -> str:
-        """What the numbers say, in sentences."""
+        """The numbers and what they say, in sentences."""
         signal = self.squared_norm
-        said = [
+        numbers = (
             f"{self.restarts} restarts: squared norm {signal.value:.4g} ± {signal.stderr:.2g} "
             f"(unbiased), noise per restart {self.noise_per_restart:.4g}, signal-to-noise {self.signal_to_noise:.3g}, "
             f"split-half cosine {self.split_half:.3f}."
-        ]
+        )
+        return " ".join([numbers, *self.remarks(signal_to_noise)])
+
+    def remarks(self, signal_to_noise: float = 10) -> list[str]:
+        """What the numbers say: whether a signal-to-noise is reached, and whether labels are read."""
+        said = []
         if self.signal_to_noise < signal_to_noise:
             needed = self.restarts_needed(signal_to_noise)
             more = f"about {needed - self.restarts:.0f} more restarts" if np.isfinite(needed) else "many more restarts"
@@ -147,21 +150,17 @@ class PrincipalGradient:
                 f"With permuted labels it moves by {distance.value:.3g} ± {distance.stderr:.2g} (squared): "
                 f"it {verdict}."
             )
-        return " ".join(said)
+        return said
 
-    def save(self, file: str | Path) -> None:
-        """Writes an `.npz` file, whole or not at all; `load` needs the weights' shapes to read it."""
-        arrays = {"groups": self.groups, "restarts": self.restarts, "recipe": list(self.recipe)}
+    def save(self, file: str | Path, note: str = "") -> None:
+        """Writes an `.npz` file, whole or not at all; `load` needs the weights' shapes to read it.
+
+        `note` is kept in the file, for whoever wants to know what it came from.
+        """
+        arrays = {"groups": self.groups, "restarts": self.restarts, "recipe": list(self.recipe), "note": note}
         if self.control is not None:
             arrays["control"] = self.control.groups
-        file = Path(file)
-        beside = file.with_name(f".{file.name}.partial")
-        try:
-            with beside.open("wb") as stream:
-                np.savez(stream, label_blind=self.label_blind, **arrays)
-            beside.replace(file)
-        finally:
-            beside.unlink(missing_ok=True)
+        save_arrays(Path(file), arrays | {"label_blind": self.label_blind})
 
     @classmethod
     def load(cls, file: str | Path, init: Init, symmetry: PyTree | None = None) -> Self:
@@ -240,16 +239,10 @@ def principal_gradient(
         restarts_per_batch=restarts_per_batch, groups=groups, together=together, mesh=mesh,
     )  # fmt: skip
     if restarts == "auto":
-        target, limit = groups * restarts_per_batch * _FIRST_LOOK, cap
+        estimation.run_until(tolerance, cap, progress)
     else:
-        target = limit = restarts
-    while True:
-        target = min(target, limit)
-        estimation.run(target, progress)
-        found = estimation.result()
-        if target >= limit or found.signal_to_noise >= tolerance:
-            return found
-        target = int(np.clip(1.1 * found.restarts_needed(tolerance), 1.25 * target, 4 * target))
+        estimation.run(restarts, progress)
+    return estimation.result()
 
 
 class Estimation(Accumulation):
@@ -269,13 +262,14 @@ class Estimation(Accumulation):
         groups: int = 16,
         together: int = 1,
         mesh: Mesh | None = None,
+        check: bool = True,
     ) -> None:
-        """Takes `principal_gradient`'s arguments and checks the symmetry."""
+        """Takes `principal_gradient`'s arguments and, with `check`, checks the symmetry."""
         loss = with_heads(loss, heads)
         self._batches = as_sampler(batches)
         self._key = key
         orbits = _orbits(init, symmetry)
-        if symmetry is not None:
+        if symmetry is not None and check:
             check_symmetry(init, loss, self._batches, symmetry, jax.random.fold_in(key, 4))
         self._static = _Static(init, loss, orbits, control, restarts_per_batch, together, mesh)
         self._recipe = Recipe(_shapes(init), _initialiser(init), describe(loss), _symmetry(orbits))
@@ -285,6 +279,10 @@ class Estimation(Accumulation):
 
     def _advance(self, sums: Sums, first: Array, last: Array) -> Sums:
         return _advance(self._static, self._batches, self._key, sums, first, last)
+
+    def signal_to_noise(self) -> float:
+        """Squared norm of the expectation over the variance of the mean."""
+        return self.result().signal_to_noise
 
     def result(self) -> PrincipalGradient:
         """The principal gradient of the restarts done."""
@@ -331,6 +329,17 @@ def _advance(static: _Static, batches: Batches, key: Key[Array, ""], sums: Sums,
         return add_restarts(
             one, sums, first, last, per_block=static.restarts_per_batch, together=static.together, mesh=static.mesh
         )
+
+
+def save_arrays(file: Path, arrays: Mapping[str, Any]) -> None:
+    """Writes an `.npz` file, whole or not at all."""
+    beside = file.with_name(f".{file.name}.partial")
+    try:
+        with beside.open("wb") as stream:
+            np.savez(stream, **arrays)
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _orbits(init: Init, symmetry: PyTree | None) -> Orbits:

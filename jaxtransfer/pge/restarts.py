@@ -16,6 +16,8 @@ from jaxtransfer.errors import JaxTransferError
 Progress = Callable[[int, int], None]
 """Called with restarts done and restarts to do."""
 
+_FIRST_LOOK = 4  # restarts per group before `run_until` looks for the first time
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,6 +132,7 @@ class Accumulation:
         self._sums = sums
         self._settings = settings
         self._per_block = per_block
+        self._look = sums.high.shape[1] * per_block * _FIRST_LOOK
 
     def _advance(self, sums: Sums, first: Int[Array, ""], last: Int[Array, ""]) -> Sums:
         """Adds the restarts from `first` to before `last`."""
@@ -148,17 +151,43 @@ class Accumulation:
                 jax.block_until_ready(self._sums)
                 progress(self.done, restarts)
 
+    def run_until(self, tolerance: float, cap: int, progress: Progress | None = None) -> None:
+        """Goes on until `signal_to_noise` is `tolerance`, or `cap` restarts are done.
+
+        It looks after numbers of restarts that follow from what it saw before; a state holds the next of them, so that
+        what is taken up again ends where it would have ended.
+        """
+        while True:
+            target = min(self._look, cap)
+            self.run(target, progress)
+            reached = self.signal_to_noise()
+            if target >= cap or reached >= tolerance:
+                return
+            needed = self.done * tolerance / reached if reached > 0 else np.inf
+            self._look = int(np.clip(1.1 * needed, 1.25 * target, 4 * target))
+
+    def signal_to_noise(self) -> float:
+        """What `run_until` waits for: a signal squared over the variance of its estimate."""
+        raise NotImplementedError
+
     def means(self) -> Float[np.ndarray, "groups ..."]:
-        """The mean of every group, float64."""
+        """The mean of every group, float64.
+
+        Raises:
+            JaxTransferError: A gradient was not finite.
+        """
         blocks = self.done // self._per_block
         counts = [len(range(group, blocks, self._groups)) * self._per_block for group in range(self._groups)]
         total = self._sums.total()
+        if not np.isfinite(total).all():
+            raise JaxTransferError("The gradients are not finite; look for huge values in the images or targets.")
         return total / np.reshape(counts, (-1, *[1] * (total.ndim - 1)))
 
     def state(self) -> dict[str, np.ndarray]:
         """All that was computed, as arrays."""
         sums = {"high": np.asarray(self._sums.high), "low": np.asarray(self._sums.low)}
-        return {"done": np.asarray(self.done), "settings": np.asarray(self._settings), **sums}
+        counts = {"done": np.asarray(self.done), "look": np.asarray(self._look)}
+        return {"settings": np.asarray(self._settings), **counts, **sums}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Goes on from a `state`.
@@ -169,7 +198,7 @@ class Accumulation:
         if str(state["settings"]) != self._settings or state["high"].shape != self._sums.high.shape:
             raise JaxTransferError("What was begun here comes from other settings and cannot be gone on with.")
         self._sums = Sums(jnp.asarray(state["high"]), jnp.asarray(state["low"]))
-        self.done = int(state["done"])
+        self.done, self._look = int(state["done"]), int(state["look"])
 
     @property
     def _groups(self) -> int:
