@@ -88,7 +88,7 @@ class AlignmentEstimation(Accumulation):
         self._batches = tuple(as_sampler(batches[name]) for name in self.names)
         self._key = key
         dtype = jax.tree.leaves(jax.eval_shape(init, key))[0].dtype
-        sums = Sums.zeros(1 if mesh is None else mesh.size, groups, (len(of_tasks),) * 2, dtype)
+        sums = Sums.zeros(mesh, groups, (len(of_tasks),) * 2, dtype)
         super().__init__(sums, f"{self.names} {[describe(loss) for loss in of_tasks]} heads={heads}")
 
     def _advance(self, sums: Sums, first: Array, last: Array) -> Sums:

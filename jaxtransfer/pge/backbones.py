@@ -204,7 +204,7 @@ def _resnet(
     return spec, maps, True
 
 
-def _normed(params: PyTree, name: str, x: Array) -> Array:
+def _normed(params: PyTree, name: str, x: Any) -> Array:
     return batch_norm(x, params[name]["scale"], params[name]["bias"])
 
 

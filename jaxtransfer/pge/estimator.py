@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -170,13 +171,13 @@ class PrincipalGradient:
             JaxTransferError: The file is damaged, or was made with another backbone or symmetry.
         """
         try:
-            with np.load(file) as stored:
+            with Path(file).open("rb") as stream, np.load(stream) as stored:
                 arrays = dict(stored)
             recipe = Recipe(*(str(each) for each in arrays["recipe"]))
             common = (int(arrays["restarts"]), recipe, _orbits(init, symmetry), bool(arrays["label_blind"]))
             control = cls(arrays["control"], *common) if "control" in arrays else None
             found = cls(arrays["groups"], *common, control)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise JaxTransferError(f"{file} holds no principal gradient: {error}") from error
         if found.groups.shape[1] != found.orbits.dimension or recipe.backbone != _shapes(init):
             raise JaxTransferError(f"{file} was made with another backbone or symmetry.")
@@ -274,7 +275,7 @@ class Estimation(Accumulation):
         self._static = _Static(init, loss, orbits, control, restarts_per_batch, together, mesh)
         self._recipe = Recipe(_shapes(init), _initialiser(init), describe(loss), _symmetry(orbits))
         dtype = jax.eval_shape(orbits.project, jax.eval_shape(init, key)).dtype
-        sums = Sums.zeros(1 if mesh is None else mesh.size, groups, (1 + control, orbits.dimension), dtype)
+        sums = Sums.zeros(mesh, groups, (1 + control, orbits.dimension), dtype)
         super().__init__(sums, f"{self._recipe} heads={heads}", restarts_per_batch)
 
     def _advance(self, sums: Sums, first: Array, last: Array) -> Sums:

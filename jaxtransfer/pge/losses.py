@@ -77,6 +77,10 @@ class _LinearHead:
     heads: int | None = dataclasses.field(default=None, metadata=_FREE)
     label_blind: ClassVar[bool] = True
 
+    def __call__(self, params: PyTree, batch: Batch, key: Key[Array, ""]) -> Float[Array, ""]:
+        """The loss, averaged over the heads."""
+        raise NotImplementedError
+
     def predictions(self, features: Float[Array, "... f"], key: Key[Array, ""]) -> Float[Array, "heads ... outputs"]:
         """What the heads say: one drawn head, or `heads` drawn ones followed by their mirror images."""
         width, count = features.shape[-1], self.heads or 1

@@ -8,7 +8,7 @@ from typing import Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxtransfer.errors import JaxTransferError
@@ -32,9 +32,12 @@ class Sums:
     low: Float[Array, "devices groups ..."]
 
     @classmethod
-    def zeros(cls, devices: int, groups: int, shape: tuple[int, ...], dtype: jnp.dtype) -> Self:
-        """Sums of nothing."""
-        return cls(*(jnp.zeros((devices, groups, *shape), dtype) for _ in range(2)))
+    def zeros(cls, mesh: Mesh | None, groups: int, shape: tuple[int, ...], dtype: jnp.dtype) -> Self:
+        """Sums of nothing, on the devices of `mesh` or on one."""
+        if mesh is None:
+            return cls(*(jnp.zeros((1, groups, *shape), dtype) for _ in range(2)))
+        over_devices = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        return cls(*(jnp.zeros((mesh.size, groups, *shape), dtype, device=over_devices) for _ in range(2)))
 
     def total(self) -> Float[np.ndarray, "groups ..."]:
         """The sums over all devices, float64."""
@@ -197,7 +200,9 @@ class Accumulation:
         """
         if str(state["settings"]) != self._settings or state["high"].shape != self._sums.high.shape:
             raise JaxTransferError("What was begun here comes from other settings and cannot be gone on with.")
-        self._sums = Sums(jnp.asarray(state["high"]), jnp.asarray(state["low"]))
+        self._sums = jax.tree.map(
+            lambda now, then: jax.device_put(then, now.sharding), self._sums, Sums(state["high"], state["low"])
+        )
         self.done, self._look = int(state["done"]), int(state["look"])
 
     @property

@@ -163,7 +163,7 @@ def permute(params: PyTree, symmetry: PyTree, permutations: Mapping[str, Array])
 
     def one(leaf: Array, axes: Groups) -> Array:
         for axis, group in enumerate(axes):
-            if group in permutations:
+            if group is not None and group in permutations:
                 leaf = jnp.take(leaf, permutations[group], axis=axis)
         return leaf
 

@@ -1,0 +1,120 @@
+import copy
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_backbones import BACKBONES, blobs
+
+from jaxtransfer import Episodes, JaxTransferError, Prototypical, RandomHead, backbone
+from jaxtransfer.pge.symmetry import check_symmetry, orbits, permute
+
+_SIZES = {
+    "a": (None, "p"),
+    "b": ("p", "q"),
+    "c": ("p", "p"),
+    "d": ("q", None, "p", "q"),
+    "e": (None,),
+}
+_SHAPES = {"a": (2, 3), "b": (3, 2), "c": (3, 3), "d": (2, 2, 3, 2), "e": (4,)}
+
+
+def example(seed=0):
+    rng = np.random.default_rng(seed)
+    return {name: jnp.asarray(rng.normal(size=shape)) for name, shape in _SHAPES.items()}
+
+
+def inner(a, b):
+    return sum(float(jnp.vdot(x, y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_projection_is_the_average_over_all_permutations():
+    """The definition: the mean over the whole group, 3! x 2! permutations."""
+    gradient = example()
+    found = orbits(gradient, _SIZES)
+    images = [
+        permute(gradient, _SIZES, {"p": jnp.asarray(p), "q": jnp.asarray(q)})
+        for p, q in itertools.product(itertools.permutations(range(3)), itertools.permutations(range(2)))
+    ]
+    average = jax.tree.map(lambda *leaves: sum(leaves) / len(images), *images)
+    coordinates = found.project(gradient)
+    assert coordinates.shape == (found.dimension,)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found.lift(coordinates), average)
+
+
+def test_coordinates_keep_inner_products():
+    a, b = example(1), example(2)
+    found = orbits(a, _SIZES)
+    x, y = found.project(a), found.project(b)
+    np.testing.assert_allclose(jnp.vdot(x, y), inner(found.lift(x), b), rtol=1e-5)
+    np.testing.assert_allclose(jnp.vdot(x, y), inner(found.lift(x), found.lift(y)), rtol=1e-5)
+    np.testing.assert_allclose(found.project(found.lift(x)), x, rtol=1e-5)
+
+
+def test_without_symmetry_all_entries_stay():
+    gradient = example()
+    found = orbits(gradient, None)
+    assert found.dimension == sum(leaf.size for leaf in gradient.values())
+    jax.tree.map(np.testing.assert_array_equal, found.lift(found.project(gradient)), gradient)
+
+
+def test_orbits_of_conv4():
+    b = backbone("conv4", 1)
+    shapes = jax.eval_shape(b.init, jax.random.key(0))
+    # 9 offsets for each convolution, a scale and a bias for each normalisation: 4 x (9 + 2).
+    assert orbits(shapes, b.symmetry).dimension == 44
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"a": (None,)}, "one group or None per axis"),
+        ({"a": ("p", "p")}, "'p' has 2 units, but"),
+        ({"d": ("q", "q", "p", "q")}, "none on three"),
+        ({"f": (None,)}, "structure of the weights"),
+    ],
+)
+def test_malformed_specifications(change, message):
+    with pytest.raises(JaxTransferError, match=message):
+        orbits(example(), {**_SIZES, **change})
+
+
+def own(features, params, batch, key):
+    return jnp.square(features(params, batch[0])).sum(1).std()
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("kind", [Prototypical, RandomHead, own])
+def test_right_and_wrong_specifications(name, kind):
+    init, features, symmetry = BACKBONES[name]
+    batches = Episodes.of(*blobs(), ways=3, shots=3, queries=4)
+    loss = functools.partial(own, features) if kind is own else kind(features, 3)
+    check_symmetry(init, loss, batches, symmetry, jax.random.key(1))
+
+    leaves, structure = jax.tree.flatten(symmetry, is_leaf=lambda node: isinstance(node, tuple))
+    grouped = [(i, j, group) for i, axes in enumerate(leaves) for j, group in enumerate(axes) if group is not None]
+    for position, axis, group in grouped if kind is own else grouped[:1]:
+        # One axis is taken out of its group: its units stay while the others move.
+        wrong = list(leaves)
+        wrong[position] = tuple(None if i == axis else each for i, each in enumerate(leaves[position]))
+        with pytest.raises(JaxTransferError, match=f"units of {group}"):
+            check_symmetry(init, loss, batches, jax.tree.unflatten(structure, wrong), jax.random.key(1))
+
+
+@pytest.mark.parametrize("name", ["conv4", "resnet12", "resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
+def test_backbones_that_come_along(name):
+    b = backbone(name)
+    size = 32 if name in ("resnet18", "resnet50") else 16
+    images = np.random.default_rng(0).normal(size=(8, size, size, 3)).astype(np.float32)
+    batches = (images[None], np.zeros((1, 8), np.int32))
+    loss = RandomHead(b.features, 2)
+    check_symmetry(b.init, loss, batches, b.symmetry, jax.random.key(0))
+
+    wrong = copy.deepcopy(b.symmetry)
+    some = sorted(wrong)[len(wrong) // 2]
+    key = next(key for key in wrong[some] if "norm" in key)
+    wrong[some][key]["bias"] = ("elsewhere",)
+    with pytest.raises(JaxTransferError, match="symmetry is wrong"):
+        check_symmetry(b.init, loss, batches, wrong, jax.random.key(0))
