@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,9 @@ from jaxtransfer.pge.batches import Batches, as_sampler, draw
 from jaxtransfer.pge.estimator import Init
 from jaxtransfer.pge.losses import Loss, describe, with_heads
 from jaxtransfer.pge.restarts import Accumulation, Progress, Sums, add_restarts
+from jaxtransfer.pge.statistics import Estimate
+
+_TINY = float(np.finfo(np.float64).tiny)
 
 
 def gradient_alignment(
@@ -94,11 +97,26 @@ class AlignmentEstimation(Accumulation):
     def _advance(self, sums: Sums, first: Array, last: Array) -> Sums:
         return _advance(self._static, self._batches, self._key, sums, first, last)
 
-    def result(self) -> Affinity:
-        """The affinities from the restarts done."""
-        products = self.means()
+    def own(self) -> dict[str, Estimate]:
+        """K(T, T) of every task with its standard error: where that is not well above zero, so is no alignment."""
+        products = np.diagonal(self.means(), axis1=1, axis2=2)
+        errors = products.std(0, ddof=1) / np.sqrt(len(products))
+        return {
+            name: Estimate(float(value), float(error))
+            for name, value, error in zip(self.names, products.mean(0), errors, strict=True)
+        }
+
+    def signal_to_noise(self) -> float:
+        """The smallest over tasks of K(T, T), squared, over its variance."""
+        return min(max(value, 0) ** 2 / max(error**2, _TINY) for value, error in self.own().values())
+
+    def result(self, names: Sequence[str] | None = None) -> Affinity:
+        """The affinities from the restarts done, of all tasks or of those named."""
+        names = self.names if names is None else tuple(names)
+        chosen = [self.names.index(name) for name in names]
+        products = self.means()[np.ix_(range(self._groups), chosen, chosen)]
         own = np.diagonal(products.mean(0))
-        if unresolved := [name for name, value in zip(self.names, own, strict=True) if not value > 0]:
+        if unresolved := [name for name, value in zip(names, own, strict=True) if not value > 0]:
             raise JaxTransferError(
                 f"After {self.done} restarts the gradients of {', '.join(unresolved)} have nothing in common from one "
                 "batch to the next; ask for more restarts."
@@ -110,7 +128,7 @@ class AlignmentEstimation(Accumulation):
         np.fill_diagonal(stderr, 0)
         counts = np.full(stderr.shape, self.done)
         result = MethodResult(_normalised(products.mean(0)).astype(np.float32), stderr.astype(np.float32), counts)
-        return Affinity(self.names, "cosine", {"alignment": result})
+        return Affinity(names, "cosine", {"alignment": result})
 
 
 def _normalised(products: Float[np.ndarray, "tasks tasks"]) -> Float[np.ndarray, "tasks tasks"]:

@@ -135,6 +135,23 @@ class Minibatches:
         return _scaled(self.images[indices]), self.labels[indices]
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shuffled:
+    """The batches of a sampler with their labels permuted within each: a task like it that labels say nothing about.
+
+    Attributes:
+        sampler: Such as `Episodes`.
+    """
+
+    sampler: Sampler
+
+    def __call__(self, key: Key[Array, ""]) -> Batch:
+        """One batch."""
+        for_batch, for_labels = jax.random.split(key)
+        return shuffled(self.sampler(for_batch), for_labels)
+
+
 def as_sampler(batches: Batches) -> Batches:
     """`batches` as a pytree of arrays; what a plain function closes over stays in the compiled program."""
     if callable(batches) and any(callable(leaf) for leaf in jax.tree.leaves(batches)):
