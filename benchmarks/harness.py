@@ -53,8 +53,18 @@ def report(
         return
     record = {
         "title": title,
-        "command": [Path(sys.executable).name, *sys.argv[1:]],
         "settings": dict(settings),
+        "reference": reference,
+        "seconds_per_unit": {name: list(times) for name, times in seconds.items()},
+        "median_ratio_to_reference": {name: statistics.median(r) for name, r in ratios.items()},
+    }
+    store(record, file)
+
+
+def store(record: Mapping[str, Any], file: Path) -> None:
+    """Writes results to a JSON file, with the command, the machine and the versions they come from."""
+    origin = {
+        "command": [Path(sys.executable).name, *sys.argv[1:]],
         "machine": {
             "device": jax.devices()[0].device_kind,
             "processor": platform.machine(),
@@ -62,12 +72,9 @@ def report(
             "platform": platform.system(),
         },
         "versions": {"python": platform.python_version(), **_versions("jax", "jaxlib", "flax", "torch", "captum")},
-        "reference": reference,
-        "seconds_per_unit": {name: list(times) for name, times in seconds.items()},
-        "median_ratio_to_reference": {name: statistics.median(r) for name, r in ratios.items()},
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(record, indent=1) + "\n")
+    file.write_text(json.dumps(origin | dict(record), indent=1) + "\n")
 
 
 def _versions(*packages: str) -> dict[str, str]:

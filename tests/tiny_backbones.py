@@ -17,7 +17,7 @@ def dense_init(key):
 
 def dense_features(params, images):
     x = images.reshape(len(images), -1)
-    x = jnp.tanh(x @ params["first"]["kernel"] + params["first"]["bias"][None])
+    x = jax.nn.relu(x @ params["first"]["kernel"] + params["first"]["bias"][None])
     return x @ params["second"]["kernel"] + params["second"]["bias"][None]
 
 

@@ -1,0 +1,390 @@
+"""What the variance reductions of principal gradients are worth, what their gap and alignment say, and how fast it is.
+
+Run with `python -m benchmarks.pge --out benchmarks/results` from the root of the checkout, after
+`pip install -e ".[bench]"`. Data: scikit-learn's digits, or a folder of class folders with `--data FOLDER`.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import jaxtransfer as jt
+from benchmarks import harness
+from jaxtransfer.pge.estimator import Estimation
+from tests import torch_pge
+
+Tasks = dict[str, tuple[np.ndarray, np.ndarray]]
+WAYS, SHOTS, QUERIES, BATCH = 5, 5, 16, 64
+CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "prototypical": {"as published": {}, "orbits": {"symmetry": True}},
+    "random head": {
+        "as published": {},
+        "orbits": {"symmetry": True},
+        **{f"{heads} mirrored": {"heads": heads} for heads in (1, 4, 16, 64)},
+        "orbits + 16 mirrored": {"symmetry": True, "heads": 16},
+        "orbits + 64 mirrored": {"symmetry": True, "heads": 64},
+    },
+}
+BEST = {"prototypical": "orbits", "random head": "orbits + 64 mirrored"}
+
+
+def digits_tasks(size: int) -> Tasks:
+    """The six tasks of five digits each, `size` pixels wide, values in [-1, 1]."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    images = jax.image.resize(images.reshape(-1, 8, 8, 1) / 16, (len(images), size, size, 1), "linear")
+    images = 2 * np.asarray(images, np.float32) - 1
+    rng = np.random.default_rng(0)
+    low, high, odd = labels < 5, labels > 4, labels % 2 == 1
+    noise = rng.normal(size=images[low].shape).astype(np.float32)
+    return {
+        "0-4": (images[low], labels[low]),
+        "5-9": (images[high], labels[high]),
+        "odd": (images[odd], labels[odd]),
+        "0-4 + noise": (images[low] + noise, labels[low]),
+        "0-4 inverted": (-images[low], labels[low]),
+        "0-4 shuffled": (images[low], rng.permutation(labels[low])),
+    }
+
+
+def folder_tasks(folder: Path, size: int) -> Tasks:
+    """The same kind of tasks from the class folders of a folder: all classes, disturbed, inverted, shuffled."""
+    probes = {each.name: jt.load_probe(each, size=size).images for each in sorted(folder.iterdir()) if each.is_dir()}
+    images = np.concatenate(list(probes.values())).astype(np.float32) / 127.5 - 1
+    labels = np.repeat(list(probes), [len(each) for each in probes.values()])
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=images.shape).astype(np.float32)
+    return {
+        folder.name: (images, labels),
+        "+ noise": (images + noise, labels),
+        "inverted": (-images, labels),
+        "shuffled": (images, rng.permutation(labels)),
+    }
+
+
+def loss_and_batches(kind: str, backbone: jt.Backbone, task: tuple[np.ndarray, np.ndarray]) -> tuple[Any, Any]:
+    """A loss of the backbone and the batches it takes."""
+    images, labels = task
+    if kind == "prototypical":
+        batches = jt.Episodes.of(images, labels, ways=WAYS, shots=SHOTS, queries=QUERIES)
+        return jt.Prototypical(backbone.features, WAYS, SHOTS), batches
+    if kind == "random head":
+        return jt.RandomHead(backbone.features, len(np.unique(labels))), jt.Minibatches.of(images, labels, size=BATCH)
+    angle = 2 * np.pi * np.unique(labels, return_inverse=True)[1] / len(np.unique(labels))
+    targets = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+    return jt.SquaredError(backbone.features, 2), jt.Minibatches.of(images, targets, size=BATCH)
+
+
+def estimation(
+    kind: str,
+    backbone: jt.Backbone,
+    task: Any,
+    seed: int = 0,
+    *,
+    symmetry: bool = False,
+    control: bool = False,
+    **rest: Any,
+) -> Estimation:
+    """An estimation in one of the configurations; the symmetries of shipped backbones are checked in the tests."""
+    loss, batches = loss_and_batches(kind, backbone, task)
+    chosen = backbone.symmetry if symmetry else None
+    key = jax.random.key(seed)
+    return Estimation(backbone.init, loss, batches, key, symmetry=chosen, control=control, check=False, **rest)
+
+
+def torch_restarts(name: str, kind: str, task: tuple[np.ndarray, np.ndarray], channels: int) -> Callable[[int], None]:
+    """The published way in PyTorch: a fresh module, one batch, a running mean; a function of the number of restarts."""
+    images, labels = task
+    numbers = np.unique(labels, return_inverse=True)[1]
+    pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    classes = torch.from_numpy(numbers)
+    members = [np.flatnonzero(numbers == each) for each in range(numbers.max() + 1)]
+    rng = np.random.default_rng(0)
+
+    def fresh() -> nn.Module:
+        made = torch_pge.MODULES[name](channels=channels)
+        for part in made.modules():
+            if isinstance(part, nn.Conv2d):
+                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+        return made.train()
+
+    def loss(network: nn.Module) -> torch.Tensor:
+        if kind == "prototypical":
+            ways = rng.permutation(len(members))[:WAYS]
+            chosen = np.concatenate([rng.permutation(members[way])[: SHOTS + QUERIES] for way in ways])
+            features = network(pixels[chosen]).reshape(WAYS, SHOTS + QUERIES, -1)
+            queries = features[:, SHOTS:].flatten(0, 1)
+            logits = -(torch.cdist(queries, features[:, :SHOTS].mean(1)) ** 2)
+            return F.cross_entropy(logits, torch.arange(WAYS).repeat_interleave(QUERIES))
+        chosen = rng.permutation(len(pixels))[:BATCH]
+        features = network(pixels[chosen])
+        return F.cross_entropy(nn.Linear(features.shape[1], len(members))(features), classes[chosen])
+
+    def run(restarts: int) -> None:
+        mean = None
+        for count in range(1, restarts + 1):
+            network = fresh()
+            loss(network).backward()
+            gradient = torch.cat([each.grad.flatten() for each in network.parameters() if each.grad is not None])
+            mean = gradient if mean is None else mean + (gradient - mean) / count
+
+    return run
+
+
+def noise(name: str, tasks: Tasks, restarts: int, rounds: int) -> dict[str, Any]:
+    """Part 1: noise, restarts and seconds to a signal-to-noise of 10, for every configuration and PyTorch."""
+    task = next(iter(tasks.values()))
+    channels = task[0].shape[-1]
+    backbone = jt.backbone(name, channels)
+    record: dict[str, Any] = {}
+    for kind, configurations in CONFIGURATIONS.items():
+        running = {label: estimation(kind, backbone, task, **given) for label, given in configurations.items()}
+        published = torch_restarts(name, kind, task, channels)
+        contenders = {label: (_more(each, 16), 16) for label, each in running.items()}
+        seconds = harness.take_turns(contenders | {"PyTorch": (lambda run=published: run(4), 4)}, rounds)
+        for label, each in running.items():
+            each.run(restarts)
+            if label == BEST[kind]:
+                each.run_until(100, 64 * restarts)
+        signal = running[BEST[kind]].result().squared_norm
+        table = Table(title=f"{name}, {kind}: squared norm {signal.value:.3g} ± {signal.stderr:.1g}")
+        for heading in (
+            "",
+            "noise per restart",
+            "restarts to S/N 10",
+            "fewer",
+            "ms per restart",
+            "s to S/N 10",
+            "faster",
+        ):
+            table.add_column(heading, justify="left" if not heading else "right")
+        rows: dict[str, dict[str, float]] = {}
+        for label in [*running, "PyTorch"]:
+            variance = running["as published" if label == "PyTorch" else label].result().noise_per_restart
+            needed, each = 10 * variance / signal.value, float(np.median(seconds[label]))
+            rows[label] = {"noise_per_restart": variance, "restarts_needed": needed, "seconds_per_restart": each}
+        for label, row in rows.items():
+            row["fewer"] = rows["as published"]["restarts_needed"] / row["restarts_needed"]
+            row["time_ratio"] = row["seconds_per_restart"] / rows["as published"]["seconds_per_restart"]
+            row["seconds_needed"] = row["restarts_needed"] * row["seconds_per_restart"]
+            row["faster_than_pytorch"] = (
+                rows["PyTorch"]["restarts_needed"] * rows["PyTorch"]["seconds_per_restart"] / row["seconds_needed"]
+            )
+            table.add_row(
+                label, f"{row['noise_per_restart']:.3g}", f"{row['restarts_needed']:.3g}", f"{row['fewer']:.3g}x",
+                f"{1e3 * row['seconds_per_restart']:.1f} ({row['time_ratio']:.2f}x)", f"{row['seconds_needed']:.3g}",
+                f"{row['faster_than_pytorch']:.3g}x",
+            )  # fmt: skip
+        Console().print(table)
+        record[kind] = {"squared_norm": signal._asdict(), "rows": rows}
+    return record
+
+
+def _more(each: Estimation, restarts: int) -> Callable[[], Any]:
+    """A function that does so many restarts more and waits for them."""
+    return lambda: (each.run(each.done + restarts), each.state())
+
+
+def budget(name: str, tasks: Tasks, most: int) -> dict[str, Any]:
+    """Part 2: the plain gap of the published estimator, and ours, against the number of restarts."""
+    names = list(tasks)[:2]
+    backbone = jt.backbone(name, tasks[names[0]][0].shape[-1])
+    record: dict[str, Any] = {}
+    for kind, best in (("prototypical", {"symmetry": True}), ("random head", {"symmetry": True, "heads": 16})):
+        pairs = {
+            "published": [estimation(kind, backbone, tasks[each]) for each in names],
+            "ours": [estimation(kind, backbone, tasks[each], **best) for each in names],
+        }
+        table = Table("restarts", "published, plain", "ours", title=f"{name}, {kind}: gap of {' and '.join(names)}")
+        points = []
+        for restarts in [16 * 2**i for i in range(12) if 16 * 2**i <= most]:
+            values = {}
+            for label, pair in pairs.items():
+                for each in pair:
+                    each.run(restarts)
+                try:
+                    found = jt.gap(pair[0].result(), pair[1].result(), biased=label == "published")
+                    values[label] = [found.value, found.stderr]
+                except jt.JaxTransferError:
+                    values[label] = None
+            points.append({"restarts": restarts, **values})
+            cells = ["not resolved" if each is None else f"{each[0]:.4g} ± {each[1]:.2g}" for each in values.values()]
+            table.add_row(str(restarts), *cells)
+        Console().print(table)
+        record[kind] = points
+    return record
+
+
+def control(name: str, tasks: Tasks, restarts: int) -> dict[str, Any]:
+    """Part 3a: does the expectation read the labels?"""
+    task = next(iter(tasks.values()))
+    backbone = jt.backbone(name, task[0].shape[-1])
+    table = Table("loss", "squared norm", "squared distance to control", "in standard errors", title=f"{name}: control")
+    record = {}
+    for kind in ("prototypical", "random head", "squared error"):
+        each = estimation(kind, backbone, task, symmetry=True, control=True)
+        each.run(restarts)
+        found = each.result()
+        signal = found.label_signal
+        assert signal is not None
+        record[kind] = {"squared_norm": found.squared_norm._asdict(), "label_signal": signal._asdict()}
+        cells = [f"{x.value:.3g} ± {x.stderr:.1g}" for x in (found.squared_norm, signal)]
+        table.add_row(kind, *cells, f"{signal.value / signal.stderr:.1f}")
+    Console().print(table)
+    return record
+
+
+def alignment(name: str, tasks: Tasks, restarts: int) -> dict[str, Any]:
+    """Part 3b: the alignment of all tasks, prototypical episodes, beside the cosine of their expectations."""
+    backbone = jt.backbone(name, next(iter(tasks.values()))[0].shape[-1])
+    loss = jt.Prototypical(backbone.features, WAYS, SHOTS)
+    batches = {each: loss_and_batches("prototypical", backbone, task)[1] for each, task in tasks.items()}
+    found = jt.gradient_alignment(backbone.init, loss, batches, jax.random.key(0), restarts=restarts)
+    table = Table("alignment", *found.names, title=f"{name}, prototypical, {restarts} restarts")
+    for i, each in enumerate(found.names):
+        cells = [f"{a:.2f} ± {b:.2f}" for a, b in zip(found["alignment"][i], found.stderr("alignment")[i], strict=True)]
+        table.add_row(each, *cells)
+    Console().print(table)
+    return {
+        "names": found.names,
+        "alignment": found["alignment"].tolist(),
+        "stderr": found.stderr("alignment").tolist(),
+        "restarts": restarts,
+    }
+
+
+def speed(rounds: int, folder: Path | None) -> None:
+    """Part 4: the published setting, ours and PyTorch's, on the shapes of the issue at hand."""
+    rng = np.random.default_rng(0)
+    for name, count, size, restarts in (("conv4", 64, 32, 16), ("resnet18", 32, 64, 16)):
+        images = rng.normal(size=(4 * count, size, size, 3)).astype(np.float32)
+        task = (images, np.arange(4 * count) % 5)
+        backbone = jt.backbone(name)
+        batches = jt.Minibatches.of(*task, size=count)
+        ours = Estimation(
+            backbone.init, jt.RandomHead(backbone.features, 5), batches, jax.random.key(0), control=False, groups=4
+        )
+        theirs = torch_restarts(name, "random head", (images[:BATCH][:count], task[1][:count]), 3)
+        contenders = {
+            "ours": (_more(ours, restarts), restarts),
+            "PyTorch": (lambda theirs=theirs, n=restarts // 4: theirs(n), restarts // 4),
+        }
+        seconds = harness.take_turns(contenders, rounds)
+        title = f"Restarts of {name}, {count} x {size} x {size} x 3, random head, float32"
+        file = folder and folder / f"pge_speed_{name}.json"
+        harness.report(title, seconds, "ours", {"batch": count, "size": size}, file)
+
+
+def properties(name: str, tasks: Tasks, restarts: int) -> dict[str, Any]:
+    """Part 5: stability over ten keys, reliability, and efficiency, of gap and alignment."""
+    names = list(tasks)[:3]
+    backbone = jt.backbone(name, tasks[names[0]][0].shape[-1])
+    runs = []
+    start = time.perf_counter()
+    for seed in range(10):
+        found = []
+        for each in names[:2]:
+            one = estimation("prototypical", backbone, tasks[each], seed, symmetry=True)
+            one.run(restarts)
+            found.append(one.result())
+        between = jt.gap(*found, form="cosine")
+        runs.append((between.value, between.stderr, found[0].split_half))
+    gap_seconds = (time.perf_counter() - start) / 10
+    loss = jt.Prototypical(backbone.features, WAYS, SHOTS)
+    batches = {each: loss_and_batches("prototypical", backbone, tasks[each])[1] for each in names}
+    aligned = []
+    start = time.perf_counter()
+    for seed in range(10):
+        each = jt.gradient_alignment(backbone.init, loss, batches, jax.random.key(seed), restarts=restarts)
+        aligned.append((each["alignment"][0, 1], each.stderr("alignment")[0, 1]))
+    alignment_seconds = (time.perf_counter() - start) / 10
+    values = np.array(runs)
+    record = {
+        "restarts": restarts,
+        "cosine gap": {"mean": values[:, 0].mean(), "sd over keys": values[:, 0].std(ddof=1),
+                       "mean stderr": values[:, 1].mean(), "split half": values[:, 2].mean(), "seconds": gap_seconds},
+        "alignment": {"mean": np.mean(aligned, 0)[0], "sd over keys": np.std(aligned, 0, ddof=1)[0],
+                      "mean stderr": np.mean(aligned, 0)[1], "seconds": alignment_seconds},
+    }  # fmt: skip
+    record = jax.tree.map(lambda each: each if isinstance(each, int) else float(each), record)
+    Console().print(f"Ten keys, {restarts} restarts, {' and '.join(names[:2])}:", record)
+    return record
+
+
+def plot(record: Mapping[str, Any], folder: Path, name: str) -> None:
+    """Noise per configuration, and the gap against the budget."""
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    rows = [(f"{kind}: {label}", row) for kind, part in record["noise"].items() for label, row in part["rows"].items()
+            if label != "PyTorch"]  # fmt: skip
+    left.barh([label for label, _ in rows][::-1], [row["restarts_needed"] for _, row in rows][::-1], color="#0072b2")
+    left.set(xscale="log", xlabel="restarts to a signal-to-noise of 10", title=name)
+    left.tick_params(axis="y", labelsize=7)
+    points = record["budget"]["prototypical"]
+    for label, colour in (("published", "#d55e00"), ("ours", "#0072b2")):
+        some = [(each["restarts"], *each[label]) for each in points if each[label]]
+        right.errorbar(
+            *zip(*[(x, y) for x, y, _ in some], strict=True), yerr=[e for *_, e in some], color=colour, label=label
+        )
+    right.set(
+        xscale="log", yscale="log", xlabel="restarts", ylabel="gap", title="prototypical: gap of the first two tasks"
+    )
+    right.legend()
+    FigureCanvasAgg(figure).print_figure(folder / f"pge_{name}.png", dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of class folders; default: the digits of scikit-learn")
+    parser.add_argument("--size", type=int, default=16, help="height and width of the images")
+    parser.add_argument(
+        "--backbone", nargs="*", default=["conv4", "resnet12"], help="for part 1; the rest uses the first"
+    )
+    parser.add_argument("--restarts", type=int, default=128, help="per configuration in part 1")
+    parser.add_argument("--most", type=int, default=2048, help="restarts in part 2")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--parts", nargs="*", default=["noise", "budget", "control", "alignment", "speed", "properties"]
+    )
+    parser.add_argument("--out", type=Path, help="folder for JSON files and figures")
+    options = parser.parse_args()
+    tasks = folder_tasks(options.data, options.size) if options.data else digits_tasks(options.size)
+    source = options.data.name if options.data else "digits"
+    first = options.backbone[0]
+    parts: dict[str, Callable[[str], dict[str, Any]]] = {
+        "noise": lambda name: noise(name, tasks, options.restarts, options.rounds),
+        "budget": lambda name: budget(name, tasks, options.most),
+        "control": lambda name: control(name, tasks, 4 * options.restarts),
+        "alignment": lambda name: alignment(name, tasks, 2 * options.restarts),
+        "properties": lambda name: properties(name, tasks, options.restarts),
+    }
+    for name in options.backbone:
+        record = {
+            part: run(name)
+            for part, run in parts.items()
+            if part in options.parts and (part == "noise" or name == first)
+        }
+        if options.out and record:
+            harness.store(record | {"settings": {k: str(v) for k, v in vars(options).items() if k != "out"}},
+                          options.out / f"pge_{source}_{name}.json")  # fmt: skip
+            if {"noise", "budget"} <= set(record):
+                plot(record, options.out, f"{source}_{name}")
+    if "speed" in options.parts:
+        speed(options.rounds, options.out)
+
+
+if __name__ == "__main__":
+    main()
