@@ -92,7 +92,9 @@ class PrincipalGradient:
         """Squared norm of the expectation over the variance of the mean: a ratio of powers."""
         noise = self.noise_per_restart / self.restarts
         signal = self.squared_norm.value
-        return signal / noise if noise > 0 else np.inf * np.sign(signal)
+        if noise > 0:
+            return signal / noise
+        return np.inf if signal > 0 else 0.0
 
     @property
     def split_half(self) -> float:
