@@ -112,9 +112,12 @@ def test_backbones_that_come_along(name):
     loss = RandomHead(b.features, 2)
     check_symmetry(b.init, loss, batches, b.symmetry, jax.random.key(0))
 
+
+def test_a_mistake_in_a_backbones_specification():
+    b = backbone("conv4")
+    images = np.random.default_rng(0).normal(size=(8, 16, 16, 3)).astype(np.float32)
+    batches = (images[None], np.zeros((1, 8), np.int32))
     wrong = copy.deepcopy(b.symmetry)
-    some = sorted(wrong)[len(wrong) // 2]
-    key = next(key for key in wrong[some] if "norm" in key)
-    wrong[some][key]["bias"] = ("elsewhere",)
-    with pytest.raises(JaxTransferError, match="symmetry is wrong"):
-        check_symmetry(b.init, loss, batches, wrong, jax.random.key(0))
+    wrong["block2"]["norm"]["bias"] = ("elsewhere",)
+    with pytest.raises(JaxTransferError, match="units of block2, elsewhere are permuted"):
+        check_symmetry(b.init, RandomHead(b.features, 2), batches, wrong, jax.random.key(0))
