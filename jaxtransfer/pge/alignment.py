@@ -100,11 +100,13 @@ class AlignmentEstimation(Accumulation):
     def own(self) -> dict[str, Estimate]:
         """K(T, T) of every task with its standard error: where that is not well above zero, so is no alignment."""
         products = np.diagonal(self.means(), axis1=1, axis2=2)
-        errors = products.std(0, ddof=1) / np.sqrt(len(products))
-        return {
-            name: Estimate(float(value), float(error))
-            for name, value, error in zip(self.names, products.mean(0), errors, strict=True)
-        }
+        return {name: _mean(of_task) for name, of_task in zip(self.names, products.T, strict=True)}
+
+    def squared_distance(self, one: str, other: str) -> Estimate:
+        """K(S, S) + K(T, T) - 2 K(S, T): how far two tasks' gradients at the same weights are apart, unbiased."""
+        products = self.means()
+        i, j = self.names.index(one), self.names.index(other)
+        return _mean(products[:, i, i] + products[:, j, j] - products[:, i, j] - products[:, j, i])
 
     def signal_to_noise(self) -> float:
         """The smallest over tasks of K(T, T), squared, over its variance."""
@@ -129,6 +131,10 @@ class AlignmentEstimation(Accumulation):
         counts = np.full(stderr.shape, self.done)
         result = MethodResult(_normalised(products.mean(0)).astype(np.float32), stderr.astype(np.float32), counts)
         return Affinity(names, "cosine", {"alignment": result})
+
+
+def _mean(of_groups: Float[np.ndarray, " groups"]) -> Estimate:
+    return Estimate(float(of_groups.mean()), float(of_groups.std(ddof=1) / np.sqrt(len(of_groups))))
 
 
 def _normalised(products: Float[np.ndarray, "tasks tasks"]) -> Float[np.ndarray, "tasks tasks"]:

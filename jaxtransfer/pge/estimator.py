@@ -102,7 +102,8 @@ class PrincipalGradient:
         signal = unbiased(self._products)
         own = np.trace(self._products) / len(self.groups)
         half = 2 / len(self.groups)
-        return float(signal / (half * own + (1 - half) * signal))
+        norm = half * own + (1 - half) * signal
+        return float(signal / norm) if norm > 0 else 0.0
 
     def restarts_needed(self, signal_to_noise: float = 10) -> float:
         """Estimated number of restarts, all told, to a signal-to-noise; infinite where no signal is seen yet."""
