@@ -174,10 +174,8 @@ def test_a_loss_of_ones_own():
     found = principal_gradient(dense_init, loss, batches, _KEY, restarts=64)
     assert found.label_blind is False
     assert "test_pge_estimator" in found.recipe.loss
-    stacked = (
-        np.stack([batches.images[:8], batches.images[8:16]]),
-        np.stack([batches.labels[:8], batches.labels[8:16]]),
-    )
+    images, labels = blobs()
+    stacked = (images[:32].reshape(4, 8, 4, 3, 1), labels[:32].reshape(4, 8))
     assert gap(found, principal_gradient(dense_init, loss, stacked, _KEY, restarts=64), "cosine").value < 2
 
 

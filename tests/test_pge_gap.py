@@ -9,7 +9,7 @@ from jaxtransfer.pge.gap import FORMS
 from jaxtransfer.pge.statistics import inner_products, jackknife, plain, unbiased
 from jaxtransfer.pge.symmetry import orbits
 
-_RECIPE = Recipe("w 30", "1", "loss", "none")
+_RECIPE = Recipe("w 30", "1", "loss", "none", "1 per batch")
 
 
 def sampled(mean, noise, seed, groups=16, restarts=160, **changes):
@@ -88,6 +88,15 @@ def test_jackknife_errors_are_right_or_too_large(noise, low, high):
     found = [sampled(s, noise, seed).squared_norm for seed in range(2000)]
     ratio = np.sqrt(np.mean([each.stderr**2 for each in found])) / np.std([each.value for each in found])
     assert low < ratio < high
+
+
+def test_equal_tasks_have_a_gap_of_about_nothing_with_an_error():
+    s, _ = directions()
+    noise = 160 * (s @ s) / 10
+    found = [gap(sampled(s, noise, 2 * i), sampled(s, noise, 2 * i + 1), "normalized") for i in range(300)]
+    assert any(each.value == 0 for each in found)
+    assert all(each.stderr > 0 for each in found)
+    assert np.mean([each.value < 2 * each.stderr for each in found]) > 0.9
 
 
 def test_split_half_and_restarts_needed():

@@ -41,7 +41,8 @@ def residual_init(key):
 def residual_features(params, images):
     x = convolution(images, params["stem"], 1, 1)
     x = jax.nn.relu(batch_norm(x, params["norm"]["scale"], params["norm"]["bias"]))
-    return jax.nn.relu(x + convolution(x, params["inner"], 1, 1)).mean((1, 2))
+    inner = jnp.asarray(convolution(x, params["inner"], 1, 1))
+    return jax.nn.relu(x + inner).mean((1, 2))
 
 
 RESIDUAL_SYMMETRY = {

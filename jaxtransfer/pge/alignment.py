@@ -88,6 +88,8 @@ class AlignmentEstimation(Accumulation):
             raise JaxTransferError(f"There is no loss for {', '.join(missing)}.")
         of_tasks = tuple(with_heads(by_name[name], heads) for name in self.names)
         self._static = _Static(init, of_tasks, mesh)
+        if few := [name for name, each in batches.items() if isinstance(each, tuple) and len(each[0]) < 2]:
+            raise JaxTransferError(f"An alignment needs two batches or more of each task; {', '.join(few)} has one.")
         self._batches = tuple(as_sampler(batches[name]) for name in self.names)
         self._key = key
         dtype = jax.tree.leaves(jax.eval_shape(init, key))[0].dtype

@@ -17,7 +17,7 @@ from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.pge.losses import Batch
 
 Sampler = Callable[[Key[Array, ""]], Batch]
-Batches = Sampler | Batch
+Batches = Sampler | tuple[Array | np.ndarray, Array | np.ndarray]
 """A sampler, or a pair of arrays [batches, n, ...] whose batches are used one after the other, over and over."""
 
 

@@ -30,6 +30,7 @@ class Recipe(NamedTuple):
     initialiser: str
     loss: str
     symmetry: str
+    batching: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,8 +38,8 @@ class PrincipalGradient:
     """The estimated expectation of a task's gradient at fresh weights, as the means of independent groups of restarts.
 
     Squared norms and inner products are formed across groups (the noise of one is independent of that of another), so
-    they are unbiased at any number of restarts; standard errors are jackknifed over the groups. Signal and noise are
-    squared norms: of the expectation, and of what a mean over `restarts` strays from it.
+    they are unbiased at any number of restarts fixed beforehand; standard errors are jackknifed over the groups.
+    Signal and noise are squared norms: of the expectation, and of what a mean over `restarts` strays from it.
 
     Attributes:
         groups: Mean gradient of every group, in the coordinates `orbits` describes; float32.
@@ -146,7 +147,7 @@ class PrincipalGradient:
         if self.label_blind:
             said.append(
                 "The head is drawn without looking at the task, so this expectation does not depend on the labels: "
-                "it describes the images alone."
+                "it describes the images, and how they are drawn."
             )
         elif (distance := self.label_signal) is not None:
             verdict = "reads the labels" if self.reads_labels else "cannot be told from one that ignores the labels"
@@ -211,8 +212,8 @@ def principal_gradient(
     program, in memory that does not grow with the restarts. With `symmetry` and `heads` left out this is the published
     estimator. Both reduce its noise and leave its expectation as it is (`docs/principal-gradients.md`).
 
-    Use the same key for tasks that are to be compared: they then share their restarts, and the gap between them has
-    less noise than either.
+    Use the same key for tasks that are to be compared: they then share their restarts, and where tasks
+    pull alike the gap between them has less noise.
 
     Args:
         init: Draws the weights of a backbone: `init(key) -> params`. Hand over the same function for all tasks.
@@ -276,7 +277,9 @@ class Estimation(Accumulation):
         if symmetry is not None and check:
             check_symmetry(init, loss, self._batches, symmetry, jax.random.fold_in(key, 4))
         self._static = _Static(init, loss, orbits, control, restarts_per_batch, together, mesh)
-        self._recipe = Recipe(_shapes(init), _initialiser(init), describe(loss), _symmetry(orbits))
+        self._recipe = Recipe(
+            _shapes(init), _initialiser(init), describe(loss), _symmetry(orbits), f"{restarts_per_batch} per batch"
+        )
         dtype = jax.eval_shape(orbits.project, jax.eval_shape(init, key)).dtype
         sums = Sums.zeros(mesh, groups, (1 + control, orbits.dimension), dtype)
         super().__init__(sums, f"{self._recipe} heads={heads}", restarts_per_batch)
@@ -370,7 +373,7 @@ def same_recipe(a: PrincipalGradient, b: PrincipalGradient) -> None:
     """Refuses to compare what is not comparable.
 
     Raises:
-        JaxTransferError: Backbones, initialisers, losses, symmetries or numbers of groups differ.
+        JaxTransferError: Backbones, initialisers, losses, symmetries, restarts per batch or numbers of groups differ.
     """
     differing = [name for name in Recipe._fields if getattr(a.recipe, name) != getattr(b.recipe, name)]
     if differing:

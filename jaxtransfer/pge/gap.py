@@ -11,6 +11,7 @@ from jaxtransfer.pge.statistics import Estimate, Products, inner_products, jackk
 
 Form = Literal["pge", "normalized", "cosine"]
 FORMS: tuple[Form, ...] = ("pge", "normalized", "cosine")
+_TINY = float(np.finfo(np.float64).tiny)
 
 
 def gap(source: PrincipalGradient, target: PrincipalGradient, form: Form = "pge", *, biased: bool = False) -> Estimate:
@@ -47,32 +48,24 @@ def gap(source: PrincipalGradient, target: PrincipalGradient, form: Form = "pge"
                 f"The {name}'s principal gradient is not resolved: its squared norm came out as {product(each):.2g}. "
                 "It needs more restarts."
             )
-    return jackknife(_STATISTICS[form](product), own, other, between)
+    if form == "cosine":
+        return jackknife(lambda *products: 1 - _cosine(product, *products), own, other, between)
+    squared = _squared_pge if form == "pge" else _squared_normalized
+    value, stderr = jackknife(lambda *products: squared(product, *products), own, other, between)
+    value = float(np.sqrt(max(value, 0)))
+    # By the delta method; a distance of 0 is one that might as well be the root of the error.
+    return Estimate(value, stderr / max(2 * value, np.sqrt(stderr), _TINY))
 
 
-def _pge(product: Callable[[Products], float]) -> Callable[..., float]:
-    def statistic(own: Products, other: Products, between: Products) -> float:
-        a, b = product(own), product(other)
-        return float(np.sqrt(max(a + b - 2 * product(between), 0) / _positive(a * b)))
-
-    return statistic
+def _squared_pge(product: Callable[[Products], float], own: Products, other: Products, between: Products) -> float:
+    a, b = product(own), product(other)
+    return (a + b - 2 * product(between)) / max(a * b, _TINY)
 
 
-def _normalized(product: Callable[[Products], float]) -> Callable[..., float]:
-    cosine = _cosine(product)
-    return lambda *products: float(np.sqrt(max(2 * cosine(*products), 0)))
+def _squared_normalized(product: Callable[[Products], float], *products: Products) -> float:
+    return 2 - 2 * _cosine(product, *products)
 
 
-def _cosine(product: Callable[[Products], float]) -> Callable[..., float]:
-    def statistic(own: Products, other: Products, between: Products) -> float:
-        return 1 - product(between) / float(np.sqrt(_positive(product(own)) * _positive(product(other))))
-
-    return statistic
-
-
-def _positive(value: float) -> float:
+def _cosine(product: Callable[[Products], float], own: Products, other: Products, between: Products) -> float:
     # Where all groups together are resolved but some without one are not, the error becomes huge, as it should.
-    return max(value, float(np.finfo(np.float64).tiny))
-
-
-_STATISTICS = {"pge": _pge, "normalized": _normalized, "cosine": _cosine}
+    return product(between) / float(np.sqrt(max(product(own), _TINY) * max(product(other), _TINY)))

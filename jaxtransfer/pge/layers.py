@@ -85,7 +85,7 @@ def _products_backward(
     else:
         kernel_gradient = jax.lax.dot_general(patches, pixels, over_pixels)
 
-    if stride == 1 and size > 1 and len(pixels) >= _FEW_PIXELS:
+    if stride == 1 and size > max(1, padding) and len(pixels) >= _FEW_PIXELS:
         margin = size - 1 - padding
         around = jnp.pad(cotangent, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
         turned = kernel[::-1, ::-1].swapaxes(2, 3)

@@ -68,8 +68,8 @@ class Prototypical:
 class _LinearHead:
     """A linear head drawn anew for every restart, as PyTorch's `Linear`: uniform within 1/sqrt(features).
 
-    Heads have zero mean and do not depend on the backbone, so the expected gradient does not depend on the labels
-    (`docs/principal-gradients.md`).
+    Heads have zero mean and do not depend on the backbone, so the expected gradient does not depend on the labels, as
+    long as the images are not drawn by label (`docs/principal-gradients.md`).
     """
 
     features: Features
@@ -93,10 +93,13 @@ class _LinearHead:
         predicted = product + bias.reshape(count, *[1] * (features.ndim - 1), self.outputs)
         return predicted if self.heads is None else jnp.concatenate([predicted, -predicted])
 
-    def invariant(self, params: PyTree, batch: Batch, key: Key[Array, ""]) -> Float[Array, "n n"]:
+    def invariant(self, params: PyTree, batch: Batch, key: Key[Array, ""]) -> Float[Array, "... n n"]:
         """What permuting units must not change: heads are drawn alike for all features, so their order is nothing."""
         features = self.features(params, batch[0])
-        return _inner_products(features.reshape(len(features), -1))
+        if features.ndim == 2:
+            return _inner_products(features)
+        pixels = features.reshape(len(features), -1, features.shape[-1])
+        return jnp.einsum("npc,mpc->pnm", pixels, pixels, precision="highest")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -200,9 +200,8 @@ class Accumulation:
         """
         if str(state["settings"]) != self._settings or state["high"].shape != self._sums.high.shape:
             raise JaxTransferError("What was begun here comes from other settings and cannot be gone on with.")
-        self._sums = jax.tree.map(
-            lambda now, then: jax.device_put(then, now.sharding), self._sums, Sums(state["high"], state["low"])
-        )
+        high, low = (jax.device_put(state[each], self._sums.high.sharding) for each in ("high", "low"))
+        self._sums = Sums(high, low)
         self.done, self._look = int(state["done"]), int(state["look"])
 
     @property

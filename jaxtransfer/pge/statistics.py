@@ -43,7 +43,8 @@ def plain(products: Products) -> float:
 def jackknife(statistic: Callable[..., float], *products: Products) -> Estimate:
     """A statistic of products, and its standard error from leaving out one group at a time (Efron and Stein, 1981).
 
-    While the noise is larger than the signal the error comes out too large rather than too small, by up to sqrt(2).
+    While noise is larger than the signal the error comes out too large rather than too small: by up to 1.46 for 16
+    groups, sqrt(2) for many.
     """
     count = len(products[0])
     kept = [np.delete(np.arange(count), i) for i in range(count)]

@@ -131,7 +131,7 @@ def check_symmetry(
         if group is not None
     }
     generator = np.random.default_rng(np.asarray(jax.random.bits(key, (4,))))
-    permutations = {group: generator.permutation(size) for group, size in sizes.items()}
+    permutations = {group: _moving(generator, size) for group, size in sizes.items()}
     unmoved = {group: np.arange(size) for group, size in sizes.items()}
 
     @jax.jit
@@ -182,6 +182,12 @@ def _scale(weight: Array) -> Array:
     """The root mean square of a weight, or 1 for zeros, at each of its entries."""
     scale = jnp.sqrt(jnp.square(weight).mean())
     return jnp.full(weight.shape, jnp.where(scale > 0, scale, 1), weight.dtype)
+
+
+def _moving(generator: np.random.Generator, size: int) -> np.ndarray:
+    """A random permutation other than the identity."""
+    drawn = generator.permutation(size)
+    return np.roll(drawn, 1) if (drawn == np.arange(size)).all() else drawn
 
 
 def _is_groups(node: Any) -> bool:
