@@ -27,6 +27,7 @@ from jaxtransfer.errors import JaxTransferError
 
 if TYPE_CHECKING:
     from jaxtransfer.affinity import Affinity
+    from jaxtransfer.pge.findings import Findings
     from jaxtransfer.probe import Probe
 
 # Packages that do the work are imported by the commands that need them: `--help` must not wait for JAX.
@@ -223,6 +224,87 @@ def rank(
         _print(table)
 
 
+@app.command()
+def pge(
+    tasks: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="TASKS...",
+            help="A folder with a folder for each dataset and class folders of images in it, .npz files with x and y, "
+            "or a .toml file that names datasets.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Run directory: new, or one to go on with.")],
+    measure: Annotated[
+        Literal["gap", "alignment"],
+        typer.Option(help="Between expected gradients, or of gradients at the same fresh weights."),
+    ] = "gap",
+    backbone: Annotated[
+        Literal["conv4", "resnet12", "resnet18", "resnet50"], typer.Option(help="The network that is drawn afresh.")
+    ] = "conv4",
+    size: Annotated[int, typer.Option(min=1, help="Height and width of the images.")] = 32,
+    loss: Annotated[
+        Literal["prototypical", "random-head", "squared-error"] | None,
+        typer.Option(help="What the gradient is of.", show_default="prototypical for classes, else squared-error"),
+    ] = None,
+    form: Annotated[
+        Literal["pge", "normalized", "cosine"], typer.Option(help="Which gap; all see one gradient.")
+    ] = "pge",
+    restarts: Annotated[
+        str, typer.Option(metavar="N|auto", help="How often weights are drawn; auto: until resolved.")
+    ] = "auto",
+    tolerance: Annotated[float, typer.Option(help="Signal-to-noise at which auto stops.")] = 10,
+    cap: Annotated[int, typer.Option(help="Restarts at which auto gives up.")] = 100_000,
+    ways: Annotated[int, typer.Option(help="Classes in an episode.")] = 5,
+    shots: Annotated[int, typer.Option(help="Images a class that make its prototype.")] = 5,
+    queries: Annotated[int, typer.Option(help="Images a class that are to be told.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Images in a batch, where the loss has a random head.")] = 64,
+    heads: Annotated[
+        int | None, typer.Option(help="Pairs of mirrored heads, where the loss has a random head.", show_default="16")
+    ] = None,
+    symmetry: Annotated[bool, typer.Option(help="Average gradients over exchangeable units.")] = True,
+    control: Annotated[
+        bool, typer.Option(help="Do the same with permuted labels, to see whether they are read.")
+    ] = True,
+    limit: Annotated[
+        int | None, typer.Option(help="Use at most so many images of each dataset.", show_default="all")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="For all that is drawn.")] = 0,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail where an image cannot be used.")] = False,
+) -> None:
+    """Compare tasks by how they pull freshly drawn weights (principal gradients)."""
+    if restarts != "auto" and not restarts.isdecimal():
+        raise JaxTransferError(f"--restarts takes a number or auto, not {restarts!r}.")
+    from jaxtransfer.pge.run import run_pge
+
+    with _progress("Restarts of") as advance:
+        found = run_pge(
+            tasks,
+            out,
+            command=sys.argv,
+            measure=measure,
+            network=backbone,
+            size=size,
+            loss=loss,
+            form=form,
+            restarts="auto" if restarts == "auto" else int(restarts),
+            tolerance=tolerance,
+            cap=cap,
+            ways=ways,
+            shots=shots,
+            queries=queries,
+            batch_size=batch_size,
+            heads=heads,
+            symmetry=symmetry,
+            control=control,
+            limit=limit,
+            seed=seed,
+            strict=strict,
+            progress=advance,
+        )
+    _print_findings(found, out)
+
+
 def _known(target: str, names: Sequence[str]) -> str:
     """`target`, or its other name where it is a task of Taskonomy."""
     from jaxtransfer.taskonomy import task_name
@@ -254,6 +336,31 @@ def _print_affinity(found: "Affinity", probe: "Probe", out: Path) -> None:
                 f"(listed in {out / 'run.json'})."
             )
     print(f"Matrices, heat maps and points are in {out}; `jaxtransfer rank {out} TARGET` prints a ranking.")
+
+
+def _print_findings(found: "Findings", out: Path) -> None:
+    """The best sources of every target, what they rest on, what was left out, and where the files are."""
+    nearer = "smaller is nearer" if found.measure == "gap" else "larger is nearer"
+    title = f"Best sources ({found.measure} ± standard error, {nearer})"
+    table = Table("target", title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("first", "second", "third")[: max(len(found.names) - 1, 1)]:
+        table.add_column(column, overflow="fold")
+    for target in found.names:
+        best = [f"{name}\n{value:.3g} ± {error:.2g}" for name, value, error in found.rank(target)]
+        table.add_row(target, *best[: len(table.columns) - 1])
+    _print(table)
+    for sentence in found.remarks:
+        print(sentence)
+    for task in found.tasks:
+        for name, reason in task.skipped[:3]:
+            print(f"{task.name}: skipped {name}: {reason}")
+        if len(task.skipped) > 3:
+            print(f"{task.name}: and {len(task.skipped) - 3} more, all in {out / 'run.json'}")
+        if task.left_out:
+            small = ", ".join(f"{name} ({count})" for name, count in task.left_out[:5])
+            more = ", ..." if len(task.left_out) > 5 else ""
+            print(f"{task.name}: {len(task.left_out)} classes have too few images and are left out: {small}{more}")
+    print(f"Matrices, ranking, control and heat map are in {out}.")
 
 
 def _print(table: Table) -> None:

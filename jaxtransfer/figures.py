@@ -11,28 +11,38 @@ from matplotlib.figure import Figure
 
 _COLOURS = mpl.colormaps["viridis"]  # perceptually uniform, legible to colour-blind readers, without grey
 _ANNOTATED = 12
+_LEAST = (99.95, 9.995, 0.095, 0.0095, 0.00095)  # the largest value that is written with 0, 1, ... decimals
 _TRAINED, _CONTROL = "#0072b2", "#d55e00"
 
 
 def heat_map(
-    affinity: Float[np.ndarray, "networks networks"], names: Sequence[str], path: str | Path, title: str
+    values: Float[np.ndarray, "networks networks"],
+    names: Sequence[str],
+    path: str | Path,
+    title: str,
+    *,
+    quantity: str = "affinity",
+    smaller_is_nearer: bool = False,
 ) -> None:
-    """Draws an affinity matrix as a heat map.
+    """Draws a matrix of affinities, or of distances, as a heat map; what is nearer is brighter.
 
-    The colours span the values off the diagonal, which is 1 and would otherwise take the range for itself; it
-    is left grey. Up to 12 networks the values are written into the cells.
+    The colours span the values off the diagonal, which would otherwise take the range for itself; it is left
+    grey, and so is what is missing. Up to 12 networks the values are written into the cells.
 
     Args:
-        affinity: Affinities within [-1, 1], 1 on the diagonal.
-        names: The networks, in the order of the rows.
+        values: 1 on the diagonal, or 0 where smaller is nearer; NaN where there is no value.
+        names: The networks or tasks, in the order of the rows.
         path: The PNG file to write.
         title: Stands above the map.
+        quantity: What the values are; stands beside the colours.
+        smaller_is_nearer: Whether they are distances.
 
     Raises:
         OSError: The file cannot be written.
     """
     count = len(names)
-    others = affinity[~np.eye(count, dtype=bool)]
+    hidden = np.eye(count, dtype=bool) | np.isnan(values)
+    others = values[~hidden]
     low, high = (float(others.min()), float(others.max())) if others.size else (0.0, 1.0)
     if high - low < 1e-6:
         low, high = low - 0.01, high + 0.01
@@ -43,8 +53,9 @@ def heat_map(
     figure = Figure(figsize=(side, side), dpi=150)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_facecolor("0.85")
-    shown = np.ma.masked_array(affinity, np.eye(count, dtype=bool))
-    mesh = axes.pcolormesh(shown, cmap=_COLOURS, vmin=low, vmax=high, edgecolors="white", linewidth=0.5)
+    shown = np.ma.masked_array(values, hidden)
+    colours = _COLOURS.reversed() if smaller_is_nearer else _COLOURS
+    mesh = axes.pcolormesh(shown, cmap=colours, vmin=low, vmax=high, edgecolors="white", linewidth=0.5)
     axes.set(xlim=(0, count), ylim=(count, 0), aspect="equal")
     centres = np.arange(count) + 0.5
     axes.set_xticks(centres, names, rotation=45, ha="right", rotation_mode="anchor", fontsize=fontsize)
@@ -52,16 +63,19 @@ def heat_map(
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     if count <= _ANNOTATED:
-        decimals = 2 if np.abs(others).max(initial=0) >= 0.095 else 3
-        for (row, column), value in np.ndenumerate(affinity):
-            dark = row != column and value < low + 0.6 * (high - low)
-            text = "1" if row == column else f"{value:z.{decimals}f}"
-            colour = "white" if dark else "black"
+        largest = np.abs(others).max(initial=0)
+        decimals = next((digits for digits, least in enumerate(_LEAST) if largest >= least), len(_LEAST))
+        for (row, column), value in np.ndenumerate(values):
+            if row != column and hidden[row, column]:
+                continue
+            nearness = (high - value if smaller_is_nearer else value - low) / (high - low)
+            text = f"{value:.0f}" if row == column else f"{value:z.{decimals}f}"
+            colour = "white" if row != column and nearness < 0.6 else "black"
             axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=9, color=colour)
     axes.set_title(title, loc="left", fontsize=11)
     colour_axes = figure.add_axes((1 + 0.2 / side, 0, 0.18 / side, 1))
     bar = figure.colorbar(mesh, cax=colour_axes)
-    bar.set_label("affinity (colours span the values off the diagonal)", fontsize=8)
+    bar.set_label(f"{quantity} (colours span the values off the diagonal)", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     _save(figure, Path(path))

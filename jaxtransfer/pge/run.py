@@ -1,0 +1,372 @@
+"""A run of principal gradients: tasks on disk, in a directory that says how to repeat it."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import time
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from jaxtransfer import record
+from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.pge.alignment import AlignmentEstimation
+from jaxtransfer.pge.backbones import Backbone, backbone
+from jaxtransfer.pge.batches import Episodes, Minibatches, Sampler, Shuffled
+from jaxtransfer.pge.estimator import Estimation, PrincipalGradient, save_arrays
+from jaxtransfer.pge.findings import Findings, Measure, alignments, gaps, shuffled_copy, write_findings
+from jaxtransfer.pge.gap import FORMS, Form
+from jaxtransfer.pge.losses import Loss, Prototypical, RandomHead, SquaredError
+from jaxtransfer.pge.restarts import Accumulation, Progress, check_counts
+from jaxtransfer.pge.tasks import Kind, Task, read_tasks
+
+LossName = Literal["prototypical", "random-head", "squared-error"]
+ProgressFn = Callable[[int, int, str], None]
+
+_KIND = "pge"
+_MEASURES = ("gap", "alignment")
+_LOSSES: dict[LossName, tuple[Kind, ...]] = {
+    "prototypical": ("classes",),
+    "random-head": ("classes",),
+    "squared-error": ("numbers", "dense"),
+}
+_USUAL: dict[Kind, LossName] = {"classes": "prototypical", "numbers": "squared-error", "dense": "squared-error"}
+_HEADS = 16
+_GROUPS = {"gap": 16, "alignment": 32}
+
+# What is under way is written down this often, and in at most a tenth of the time.
+_SECONDS, _SHARE = 10.0, 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ready:
+    """A task with its loss and its batches."""
+
+    task: Task
+    loss: Loss
+    batches: Sampler
+
+    @property
+    def label_blind(self) -> bool:
+        return bool(getattr(self.loss, "label_blind", False))
+
+
+def run_pge(
+    paths: Sequence[str | Path],
+    out: str | Path,
+    *,
+    command: Sequence[str],
+    measure: Measure = "gap",
+    network: str = "conv4",
+    size: int = 32,
+    loss: LossName | None = None,
+    form: Form = "pge",
+    restarts: int | Literal["auto"] = "auto",
+    tolerance: float = 10,
+    cap: int = 100_000,
+    ways: int = 5,
+    shots: int = 5,
+    queries: int = 16,
+    batch_size: int = 64,
+    heads: int | None = None,
+    symmetry: bool = True,
+    control: bool = True,
+    limit: int | None = None,
+    seed: int = 0,
+    strict: bool = False,
+    progress: ProgressFn | None = None,
+) -> Findings:
+    """Compares tasks by how they pull fresh weights and writes a run directory, or takes an unfinished one up.
+
+    The directory receives `gap.csv` and `gap_stderr.csv`, or `alignment.csv` and `alignment_stderr.csv` (square; the
+    cell of a task whose gradient cannot be told from none stays empty), a heat map, `ranking.csv`, `control.csv`, and
+    `run.json`: what was asked, of which data, with which software on which device, and what had to be left out.
+
+    Principal gradients are kept in `gradients/`, each as soon as it is finished, for its data and settings: a task that
+    is added costs its own, one whose data have changed is computed again. An alignment is made of all tasks at once and
+    is computed again when one is added or changed. What is under way is written down every ten seconds or so. A run
+    that was interrupted goes on from there and ends with the same bits on the same machine.
+
+    A directory is for one measure and one choice of settings; only `form` may change, since gaps of another form
+    follow from the same gradients.
+
+    Args:
+        paths: The tasks, see `read_tasks`.
+        out: The run directory: new, empty, or of a run with the same settings.
+        command: What the user typed, for `run.json`.
+        measure: "gap" between expected gradients, or "alignment" at the same fresh weights.
+        network: Name of a backbone, see `backbone`.
+        size: Height and width that images are brought to.
+        loss: "prototypical" or "random-head" for classes, "squared-error" for numbers and dense targets. None: the
+            first and the last.
+        form: Which gap.
+        restarts: How many; or "auto": until the signal-to-noise is `tolerance`.
+        tolerance: Signal-to-noise (of powers) at which "auto" stops.
+        cap: Restarts at which "auto" gives up.
+        ways: Classes in an episode.
+        shots: Images per class that make its prototype.
+        queries: Images per class that are to be told.
+        batch_size: Images in a batch of the losses with a random head.
+        heads: Pairs of mirrored heads for the losses with one; None: 16.
+        symmetry: Whether principal gradients are averaged over the backbone's exchangeable units.
+        control: Whether every task is also computed with permuted labels.
+        limit: Use at most so many images of a data set, of its classes in turn.
+        seed: For everything that is drawn.
+        strict: Whether a file that is no usable image is an error rather than skipped.
+        progress: Called with restarts done, restarts to do as far as is known, and what is at hand.
+
+    Returns:
+        The values with their errors, and what is to be said of the tasks.
+
+    Raises:
+        JaxTransferError: The tasks cannot be used or do not fit the loss or backbone, an option is out of range, or
+            `out` is not a run directory or one of a run with other settings.
+        OSError: Something cannot be written, because the disk is full for example.
+    """
+    out = Path(out)
+    _check_options(measure, loss, form, restarts, tolerance, cap, seed)
+    episodes = loss in (None, "prototypical")
+    if episodes and min(ways - 1, shots, queries) < 1:
+        raise JaxTransferError("An episode needs two or more ways, and one or more shots and queries.")
+    if not episodes and batch_size < 1:
+        raise JaxTransferError(f"A batch needs one image or more, not {batch_size}.")
+    smallest = shots + queries if episodes else 1
+    tasks = read_tasks(paths, size=size, limit=limit, ways=ways if episodes else 2, smallest=smallest, strict=strict)
+    if measure == "alignment" and len(tasks) < 2:
+        raise JaxTransferError(f"An alignment needs two tasks or more; {paths[0]} holds only one.")
+    losses: list[LossName] = [_loss_for(task, loss) for task in tasks]
+    kinds = dict.fromkeys(task.kind for task in tasks)
+    if measure == "gap" and len(kinds) > 1:
+        raise JaxTransferError(
+            f"Gaps compare tasks of one kind, not {' and '.join(kinds)}; name one kind, or use the measure alignment."
+        )
+    headed = [each for each in losses if each != "prototypical"]
+    if heads is not None and heads < 1:
+        raise JaxTransferError(f"There must be one pair of heads or more, not {heads}.")
+    if heads is not None and not headed:
+        raise JaxTransferError("The loss prototypical has no head; leave heads out.")
+    body = backbone(network, tasks[0].images.shape[-1])
+    ready = [
+        _ready(task, each, body, (ways, shots, queries), batch_size, heads or _HEADS)
+        for task, each in zip(tasks, losses, strict=True)
+    ]
+    images = jax.ShapeDtypeStruct((2, *tasks[0].images.shape[1:]), np.float32)
+    jax.eval_shape(body.features, jax.eval_shape(body.init, jax.random.key(seed)), images)  # refuses small images
+
+    settings = {
+        "measure": measure,
+        "backbone": network,
+        "size": size,
+        "channels": tasks[0].images.shape[-1],
+        "loss": " and ".join(sorted({*losses})),
+        "restarts": restarts,
+        "groups": _GROUPS[measure],
+        "control": control,
+        "seed": seed,
+        "precision": "float32, matrix products at the highest precision",
+    }
+    if restarts == "auto":
+        settings |= {"tolerance": tolerance, "cap": cap}
+    if measure == "gap":
+        settings |= {"symmetry": symmetry}
+    if "prototypical" in losses:
+        settings |= {"ways": ways, "shots": shots, "queries": queries}
+    if headed:
+        settings |= {"batch_size": batch_size, "heads": heads or _HEADS}
+    about = {
+        "settings": settings,
+        "form": form if measure == "gap" else None,
+        "datasets": {task.name: _described(task) for task in tasks},
+    }
+    begun = record.begin(out, _KIND, about, record.other_settings, command)
+
+    def run(estimation: Accumulation, callback: Progress) -> None:
+        if restarts == "auto":
+            estimation.run_until(tolerance, cap, callback)
+        else:
+            estimation.run(restarts, callback)
+
+    key = jax.random.key(seed)
+    if measure == "gap":
+        gradients = {}
+        for number, each in enumerate(ready, 1):
+            label = each.task.name if len(ready) == 1 else f"{each.task.name} ({number} of {len(ready)})"
+            note = _note(settings, [each.task])
+            gradients[each.task.name] = _gradient(
+                out / "gradients", each, body, key, symmetry, control, note, run, _labelled(progress, label)
+            )
+        found = gaps(tasks, gradients, form, tolerance)
+    else:
+        note = _note(settings, tasks)
+        estimation = _alignment(out, ready, body, key, control, note, run, _labelled(progress, "all tasks"))
+        found = alignments(tasks, estimation, [each.label_blind for each in ready], tolerance)
+    write_findings(out, found, f"{form}, {network}" if measure == "gap" else network)
+    record.finish(out, begun, remarks=list(found.remarks))
+    return found
+
+
+def _check_options(
+    measure: str, loss: str | None, form: str, restarts: int | str, tolerance: float, cap: int, seed: int
+) -> None:
+    for kind, asked, known in [
+        ("measure", measure, _MEASURES),
+        ("loss", loss or "prototypical", tuple(_LOSSES)),
+        ("form of gap", form, FORMS),
+    ]:
+        if asked not in known:
+            raise JaxTransferError(f"There is no {kind} {asked!r}; there are: {', '.join(known)}.")
+    check_counts(cap if isinstance(restarts, str) else restarts, _GROUPS[measure], 1)
+    if not 0 < tolerance < math.inf:
+        raise JaxTransferError(f"The tolerance is a signal-to-noise, larger than 0, not {tolerance}.")
+    if not 0 <= seed < 2**32:
+        raise JaxTransferError(f"The seed must be 0 or more and smaller than 2**32, not {seed}.")
+
+
+def _loss_for(task: Task, asked: LossName | None) -> LossName:
+    if asked is None:
+        return _USUAL[task.kind]
+    if task.kind not in _LOSSES[asked]:
+        raise JaxTransferError(
+            f"The loss {asked} needs {' or '.join(_LOSSES[asked])}, but the targets of {task.source} are {task.kind}; "
+            f"use {' or '.join(name for name, kinds in _LOSSES.items() if task.kind in kinds)}."
+        )
+    return asked
+
+
+def _ready(
+    task: Task, loss: LossName, body: Backbone, episode: tuple[int, int, int], batch_size: int, heads: int
+) -> _Ready:
+    ways, shots, queries = episode
+    if loss == "prototypical":
+        batches = Episodes.of(task.images, task.labels, ways=ways, shots=shots, queries=queries)
+        return _Ready(task, Prototypical(body.features, ways, shots), batches)
+    if len(task.images) < batch_size:
+        raise JaxTransferError(
+            f"{task.source} has {len(task.images)} images that can be used, fewer than a batch of {batch_size}; ask "
+            "for smaller batches."
+        )
+    batches = Minibatches.of(task.images, task.labels, size=batch_size)
+    if loss == "random-head":
+        return _Ready(task, RandomHead(body.features, len(np.unique(task.labels)), heads), batches)
+    features = body.maps if task.kind == "dense" else body.features
+    return _Ready(task, SquaredError(features, task.labels.shape[-1], heads), batches)
+
+
+def _described(task: Task) -> dict[str, Any]:
+    return {
+        "source": str(Path(task.source).absolute()),
+        "kind": task.kind,
+        "images": len(task.images),
+        "classes": len(np.unique(task.labels)) if task.kind == "classes" else None,
+        "sha256": task.sha256,
+        "skipped": [list(pair) for pair in task.skipped],
+        "left_out": [list(pair) for pair in task.left_out],
+    }
+
+
+def _note(settings: Mapping[str, Any], tasks: Sequence[Task]) -> str:
+    """What a stored result is the result of."""
+    return json.dumps({"settings": settings, "data": [[task.name, task.sha256] for task in tasks]}, sort_keys=True)
+
+
+def _labelled(progress: ProgressFn | None, label: str) -> Progress:
+    return lambda done, total: None if progress is None else progress(done, total, label)
+
+
+def _gradient(
+    directory: Path,
+    ready: _Ready,
+    body: Backbone,
+    key: jax.Array,
+    symmetry: bool,
+    control: bool,
+    note: str,
+    run: Callable[[Accumulation, Progress], None],
+    progress: Progress,
+) -> PrincipalGradient:
+    """A task's principal gradient: read, gone on with, or made."""
+    directory.mkdir(exist_ok=True)
+    file, partial = (directory / f"{ready.task.name}{ending}" for ending in (".npz", ".partial.npz"))
+    spec = body.symmetry if symmetry else None
+    if _stored(file, note) is not None:
+        try:
+            return PrincipalGradient.load(file, body.init, spec)
+        except JaxTransferError:
+            pass  # damaged: made again
+    file.unlink(missing_ok=True)
+    estimation = Estimation(
+        body.init, ready.loss, ready.batches, key, symmetry=spec, control=control, groups=_GROUPS["gap"], check=False
+    )
+    _go_on(estimation, partial, note, run, progress, ready.task.source)
+    found = estimation.result()
+    found.save(file, note)
+    partial.unlink(missing_ok=True)
+    return found
+
+
+def _alignment(
+    out: Path,
+    ready: Sequence[_Ready],
+    body: Backbone,
+    key: jax.Array,
+    control: bool,
+    note: str,
+    run: Callable[[Accumulation, Progress], None],
+    progress: Progress,
+) -> AlignmentEstimation:
+    """All tasks at the same restarts, each also with permuted labels; what was computed stays in `alignment.npz`."""
+    losses = {each.task.name: each.loss for each in ready}
+    batches: dict[str, Sampler] = {each.task.name: each.batches for each in ready}
+    if control:
+        losses |= {shuffled_copy(name): loss for name, loss in losses.items()}
+        batches |= {shuffled_copy(name): Shuffled(sampler) for name, sampler in batches.items()}
+    estimation = AlignmentEstimation(body.init, losses, batches, key, groups=_GROUPS["alignment"])
+    file = out / "alignment.npz"
+    _go_on(estimation, file, note, run, progress, "The alignment")
+    save_arrays(file, estimation.state() | {"note": np.asarray(note)})
+    return estimation
+
+
+def _go_on(
+    estimation: Accumulation,
+    file: Path,
+    note: str,
+    run: Callable[[Accumulation, Progress], None],
+    progress: Progress,
+    what: str,
+) -> None:
+    """Runs an estimation from what `file` holds of it, and keeps `file` up to date."""
+    if (state := _stored(file, note)) is not None:
+        with contextlib.suppress(JaxTransferError):
+            estimation.restore(state)
+    started = ended = -math.inf
+
+    def keep(done: int, total: int) -> None:
+        nonlocal started, ended
+        now = time.monotonic()
+        if now - ended > max(_SECONDS, (ended - started) / _SHARE) or math.isinf(ended):
+            started = now
+            save_arrays(file, estimation.state() | {"note": np.asarray(note)})
+            ended = time.monotonic()
+        progress(done, total)
+
+    try:
+        run(estimation, keep)
+        estimation.means()  # refuses what is not finite
+    except JaxTransferError as error:
+        raise JaxTransferError(f"{what}: {error}") from error
+
+
+def _stored(file: Path, note: str) -> dict[str, np.ndarray] | None:
+    """What a file holds, if that was made of the same; a damaged file holds nothing."""
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            found = dict(stored)
+        return found if str(found["note"]) == note else None
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        return None
