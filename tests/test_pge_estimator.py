@@ -136,10 +136,10 @@ def test_gradient_has_the_structure_of_the_weights():
     full = principal_gradient(init, loss, batches, _KEY, restarts=16, control=False)
     assert jax.tree.map(jnp.shape, full.gradient) == jax.tree.map(jnp.shape, dense_init(_KEY))
     averaged = principal_gradient(init, loss, batches, _KEY, restarts=16, control=False, symmetry=symmetry)
+    over_units = full.gradient["first"]["kernel"].mean(1)[:, None]
     np.testing.assert_allclose(
-        averaged.gradient["first"]["kernel"], np.broadcast_to(full.gradient["first"]["kernel"].mean(1)[:, None], (12, 6)),
-        rtol=1e-4, atol=1e-6,
-    )  # fmt: skip
+        averaged.gradient["first"]["kernel"], np.broadcast_to(over_units, (12, 6)), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_a_flax_module_as_a_backbone():

@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers import quick_jit
 from jaxtransfer.pge import estimator
 from jaxtransfer.pge.backbones import backbone
 from jaxtransfer.pge.estimator import principal_gradient
 from jaxtransfer.pge.losses import Loss, Prototypical, RandomHead
 from torch_pge import Tree, cross_entropy, drawn_head, prototypical, published_estimator, relative_error
 
-WAYS, SHOTS, EACH = 3, 2, 5
+WAYS, SHOTS, EACH = 3, 1, 4
 SIZES = {"conv4": 16, "resnet18": 32}
 FEATURES = {"conv4": 64, "resnet18": 512}
 GROUPS = 3
@@ -25,7 +24,8 @@ GROUPS = 3
 @pytest.fixture(autouse=True)
 def quickly_compiled(monkeypatch):
     advance = inspect.unwrap(estimator._advance)
-    monkeypatch.setattr(estimator, "_advance", quick_jit(advance, static_argnums=0))
+    quick = jax.jit(advance, static_argnums=0, compiler_options={"xla_backend_optimization_level": 1})
+    monkeypatch.setattr(estimator, "_advance", quick)
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def error(
     assert found.groups.dtype == dtype
 
     for_init, for_loss = jax.random.fold_in(key, 0), jax.random.fold_in(key, 2)
-    draw = quick_jit(init)
+    draw = jax.jit(init)
     chosen = [restart // per_batch % count for restart in range(restarts)]
     losses = [
         prototypical(WAYS, SHOTS)
@@ -89,9 +89,8 @@ def error(
     published = published_estimator(name, losses, weights, [(images[i], labels[i]) for i in chosen])
     if name == "conv4":
         assert jax.tree.structure(found.gradient) == jax.tree.structure(published)
-        assert relative_error(found.gradient, published) == pytest.approx(
-            relative_error(found.mean, published), rel=0.1
-        )
+        assert relative_error(found.gradient, found.orbits.lift(jnp.asarray(found.mean, dtype))) <= 1e-6
+    print("ERR", name, loss, dtype, relative_error(found.mean, published))
     return relative_error(found.mean, published)
 
 
