@@ -341,13 +341,17 @@ def _print_affinity(found: "Affinity", probe: "Probe", out: Path) -> None:
 def _print_findings(found: "Findings", out: Path) -> None:
     """The best sources of every target, what they rest on, what was left out, and where the files are."""
     nearer = "smaller is nearer" if found.measure == "gap" else "larger is nearer"
-    title = f"Best sources ({found.measure} ± standard error, {nearer})"
-    table = Table("target", title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("first", "second", "third")[: max(len(found.names) - 1, 1)]:
+    print(f"Best sources ({found.measure} ± standard error, {nearer})")
+    table = Table("target", box=box.SIMPLE_HEAD)
+    places = ("first", "second", "third")[: len(found.names) - 1]
+    for column in places:
         table.add_column(column, overflow="fold")
-    for target in found.names:
+    for column in ("restarts", "signal-to-noise"):
+        table.add_column(column, justify="right")
+    for target, row in zip(found.names, found.control, strict=True):
         best = [f"{name}\n{value:.3g} ± {error:.2g}" for name, value, error in found.rank(target)]
-        table.add_row(target, *best[: len(table.columns) - 1])
+        shown = [*best, *[""] * len(places)][: len(places)]
+        table.add_row(target, *shown, str(row["restarts"]), f"{row['signal_to_noise']:.3g}")
     _print(table)
     for sentence in found.remarks:
         print(sentence)
@@ -359,7 +363,7 @@ def _print_findings(found: "Findings", out: Path) -> None:
         if task.left_out:
             small = ", ".join(f"{name} ({count})" for name, count in task.left_out[:5])
             more = ", ..." if len(task.left_out) > 5 else ""
-            print(f"{task.name}: {len(task.left_out)} classes have too few images and are left out: {small}{more}")
+            print(f"{task.name}: classes with too few images were left out, {len(task.left_out)}: {small}{more}")
     print(f"Matrices, ranking, control and heat map are in {out}.")
 
 

@@ -66,3 +66,17 @@ def test_trained_and_control(tmp_path):
     trained_and_control(rows, tmp_path / "bars.png", "title")
     with Image.open(tmp_path / "bars.png") as figure:
         assert figure.size[0] > 700
+
+
+def test_distances_are_brighter_the_smaller_and_gaps_stay_grey(tmp_path):
+    distances = np.array([[0, 1, np.nan], [1, 0, 500], [np.nan, 500, 0]], np.float32)
+    heat_map(distances, "abc", tmp_path / "map.png", "gaps", quantity="gap", smaller_is_nearer=True)
+    heat_map(np.full((2, 2), np.nan), "ab", tmp_path / "none.png", "nothing", quantity="gap", smaller_is_nearer=True)
+    pixels = np.asarray(Image.open(tmp_path / "map.png").convert("RGB"))
+    pixels = pixels[:, : int(0.75 * pixels.shape[1])]  # without the scale of colours
+    brightest, darkest = ([round(255 * part) for part in mpl.colormaps["viridis"](end)[:3]] for end in (1.0, 0.0))
+    near, far = ((pixels == colour).all(-1).nonzero()[0] for colour in (brightest, darkest))
+    assert near.size > 1000
+    assert far.size > 1000
+    assert near.max() < far.max()
+    assert near.min() < far.min()

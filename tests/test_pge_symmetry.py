@@ -103,10 +103,11 @@ def test_right_and_wrong_specifications(name, kind):
             check_symmetry(init, loss, batches, jax.tree.unflatten(structure, wrong), jax.random.key(1))
 
 
-@pytest.mark.parametrize("name", ["conv4", "resnet12"])
+@pytest.mark.parametrize("name", ["conv4", "resnet12", "resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
 def test_backbones_that_come_along(name):
     b = backbone(name)
-    images = np.random.default_rng(0).normal(size=(8, 16, 16, 3)).astype(np.float32)
+    size = 32 if name in ("resnet18", "resnet50") else 16
+    images = np.random.default_rng(0).normal(size=(8, size, size, 3)).astype(np.float32)
     batches = (images[None], np.zeros((1, 8), np.int32))
     loss = RandomHead(b.features, 2)
     check_symmetry(b.init, loss, batches, b.symmetry, jax.random.key(0))

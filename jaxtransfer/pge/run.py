@@ -293,11 +293,9 @@ def _gradient(
     directory.mkdir(exist_ok=True)
     file, partial = (directory / f"{ready.task.name}{ending}" for ending in (".npz", ".partial.npz"))
     spec = body.symmetry if symmetry else None
-    if _stored(file, note) is not None:
-        try:
+    if _stored(file, note, ["note"]) is not None:
+        with contextlib.suppress(JaxTransferError):  # damaged: made again
             return PrincipalGradient.load(file, body.init, spec)
-        except JaxTransferError:
-            pass  # damaged: made again
     file.unlink(missing_ok=True)
     estimation = Estimation(
         body.init, ready.loss, ready.batches, key, symmetry=spec, control=control, groups=_GROUPS["gap"], check=False
@@ -362,11 +360,11 @@ def _go_on(
         raise JaxTransferError(f"{what}: {error}") from error
 
 
-def _stored(file: Path, note: str) -> dict[str, np.ndarray] | None:
-    """What a file holds, if that was made of the same; a damaged file holds nothing."""
+def _stored(file: Path, note: str, names: Sequence[str] | None = None) -> dict[str, np.ndarray] | None:
+    """Arrays of a file, or those named, if it was made of the same; a damaged file holds nothing."""
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            found = dict(stored)
+            found = {name: stored[name] for name in names or stored}
         return found if str(found["note"]) == note else None
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return None
