@@ -9,6 +9,7 @@ import pytest
 from tiny_backbones import BACKBONES, blobs
 
 from jaxtransfer import Episodes, JaxTransferError, Prototypical, RandomHead, backbone
+from jaxtransfer.pge import symmetry
 from jaxtransfer.pge.symmetry import check_symmetry, orbits, permute
 
 _SIZES = {
@@ -121,3 +122,59 @@ def test_a_mistake_in_a_backbones_specification():
     wrong["block2"]["norm"]["bias"] = ("elsewhere",)
     with pytest.raises(JaxTransferError, match="units of block2, elsewhere are permuted"):
         check_symmetry(b.init, RandomHead(b.features, 2), batches, wrong, jax.random.key(0))
+
+
+def dirac(kernel):
+    return kernel.at[...].set(0).at[1, 1, jnp.arange(64), jnp.arange(64)].set(1)
+
+
+@pytest.mark.parametrize(
+    ("weight", "change"),
+    [
+        (("block1", "conv"), dirac),
+        (("block2", "conv"), lambda kernel: kernel * jnp.tile(jnp.array([0.0, 1.0]), 32)[None, None, :, None]),
+        (("block3", "conv"), lambda kernel: kernel.at[..., 5].multiply(3)),
+        (("block1", "norm", "bias"), lambda bias: jnp.linspace(0, 1, len(bias))),
+        (("block0", "norm", "scale"), lambda scale: scale.at[7].set(0)),
+    ],
+)
+def test_initialisers_that_tell_units_apart_are_refused(weight, change):
+    b = backbone("conv4")
+
+    def init(key):
+        params = copy.deepcopy(b.init(key))
+        node = params
+        for name in weight[:-1]:
+            node = node[name]
+        node[weight[-1]] = change(node[weight[-1]])
+        return params
+
+    images = np.random.default_rng(0).normal(size=(1, 8, 16, 16, 3)).astype(np.float32)
+    batches = (images, np.zeros((1, 8), np.int32))
+    message = "does not treat alike what the symmetry exchanges, in " + "".join(rf"\['{name}'\]" for name in weight)
+    with pytest.raises(JaxTransferError, match=message + ";"):
+        check_symmetry(init, RandomHead(b.features, 2), batches, b.symmetry, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        jax.random.normal,
+        lambda key, shape: 3 + 1e-4 * jax.random.normal(key, shape),
+        lambda key, shape: jax.random.normal(key, shape) ** 5,
+        lambda key, shape: jax.random.bernoulli(key, 0.03, shape).astype(jnp.float32),
+        lambda key, shape: jax.nn.initializers.orthogonal()(key, shape),
+        lambda key, shape: jnp.full(shape, 0.1),
+    ],
+)
+def test_initialisers_that_treat_units_alike(draw):
+    """One alarm in 60 keys would be a rate a million times too high; few units and many, and every kind of axis."""
+    shapes = {"a": (2, 60), "b": (60, 2), "c": (2, 2), "d": (60, 60)}
+    groups = {"a": ("p", "q"), "b": ("q", "p"), "c": ("p", "p"), "d": ("q", "q")}
+
+    def init(key):
+        return {name: draw(jax.random.fold_in(key, i), shape) for i, (name, shape) in enumerate(shapes.items())}
+
+    found = orbits(jax.eval_shape(init, jax.random.key(0)), groups)
+    for seed in range(60):
+        symmetry._check_initialiser(init, found, list(shapes), jax.random.key(seed))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -56,11 +57,20 @@ def gradient_alignment(
         An `Affinity` with the method "alignment": 1 on the diagonal, jackknifed standard errors, restarts as counts.
         Noise may carry values a little beyond -1 and 1.
 
+    Warns:
+        UserWarning: Losses draw a head at random, so that labels have no influence.
+
     Raises:
         JaxTransferError: Fewer than two tasks, tasks without a loss, fewer restarts than groups, or a task whose
             gradients have nothing in common from one batch to the next.
     """
     estimation = AlignmentEstimation(init, losses, batches, key, heads=heads, groups=groups, mesh=mesh)
+    if blind := estimation.label_blind:
+        warnings.warn(
+            f"The head of {', '.join(blind)} is drawn without looking at the task, so this alignment does not depend "
+            "on the labels.",
+            stacklevel=2,
+        )
     estimation.run(restarts, progress)
     return estimation.result()
 
@@ -98,6 +108,12 @@ class AlignmentEstimation(Accumulation):
 
     def _advance(self, sums: Sums, first: Array, last: Array) -> Sums:
         return _advance(self._static, self._batches, self._key, sums, first, last)
+
+    @property
+    def label_blind(self) -> tuple[str, ...]:
+        """The tasks whose loss is known not to read labels."""
+        losses = zip(self.names, self._static.losses, strict=True)
+        return tuple(name for name, loss in losses if getattr(loss, "label_blind", False))
 
     def own(self) -> dict[str, Estimate]:
         """K(T, T) of every task with its standard error: where that is not well above zero, so is no alignment."""
@@ -156,7 +172,7 @@ class _Static:
     mesh: Mesh | None
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, donate_argnames="sums")
 def _advance(
     static: _Static, batches: tuple[Batches, ...], key: Key[Array, ""], sums: Sums, first: Array, last: Array
 ) -> Sums:

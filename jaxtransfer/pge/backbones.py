@@ -89,7 +89,7 @@ def _init(spec: PyTree, key: Key[Array, ""]) -> PyTree:
     weights, structure = jax.tree.flatten(spec, is_leaf=lambda node: isinstance(node, _Weight))
     sizes = [math.prod(weight.shape) if weight.start == "normal" else 0 for weight in weights]
     # One draw for all: XLA compiles each of its own for nearly a second.
-    normal = jnp.split(jax.random.normal(key, (sum(sizes),)), list(itertools.accumulate(sizes))[:-1])
+    normal = jnp.split(_normal(key, sum(sizes)), list(itertools.accumulate(sizes))[:-1])
     drawn = []
     for weight, values in zip(weights, normal, strict=True):
         if weight.start == "normal":
@@ -98,6 +98,13 @@ def _init(spec: PyTree, key: Key[Array, ""]) -> PyTree:
         else:
             drawn.append(jnp.full(weight.shape, 1.0 if weight.start == "ones" else 0.0))
     return jax.tree.unflatten(structure, drawn)
+
+
+def _normal(key: Key[Array, ""], count: int) -> Float[Array, " count"]:
+    """Standard normal values, in pieces that stay in a CPU's cache while they are made."""
+    piece = min(count, 1 << 19)
+    keys = jax.random.split(key, -(-count // piece))
+    return jax.lax.map(lambda key: jax.random.normal(key, (piece,)), keys).reshape(-1)[:count]
 
 
 def _conv(size: int, inputs: int, outputs: int, source: str | None, target: str | None) -> _Weight:

@@ -313,7 +313,7 @@ class _Static:
     mesh: Mesh | None
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, donate_argnames="sums")
 def _advance(static: _Static, batches: Batches, key: Key[Array, ""], sums: Sums, first: Array, last: Array) -> Sums:
     for_init, for_batch, for_loss, for_control = (jax.random.fold_in(key, i) for i in range(4))
 

@@ -102,15 +102,12 @@ def gaps(tasks: Sequence[Task], gradients: Mapping[str, PrincipalGradient], form
     return Findings("gap", tuple(tasks), values, stderr, tuple(rows), _gathered(remarks, count))
 
 
-def alignments(
-    tasks: Sequence[Task], estimation: AlignmentEstimation, label_blind: Sequence[bool], tolerance: float
-) -> Findings:
+def alignments(tasks: Sequence[Task], estimation: AlignmentEstimation, tolerance: float) -> Findings:
     """The alignments of all tasks.
 
     Args:
         tasks: The tasks.
         estimation: Of the tasks, in their order; where there is a control, followed by their shuffled copies.
-        label_blind: Of every task, whether its loss is known not to read labels.
         tolerance: Signal-to-noise that is wanted.
     """
     count = len(tasks)
@@ -127,8 +124,9 @@ def alignments(
     np.fill_diagonal(values, 1)
     np.fill_diagonal(stderr, 0)
     rows, remarks = [], []
-    for i, (task, blind) in enumerate(zip(tasks, label_blind, strict=True)):
+    for i, task in enumerate(tasks):
         name, (value, error) = task.name, own[task.name]
+        blind = name in estimation.label_blind
         signal_to_noise = (value / error) ** 2 if value > 0 < error else math.inf if value > 0 else 0.0
         needed = _needed(estimation.done, signal_to_noise, tolerance)
         same, same_error = (values[i, count + i], stderr[i, count + i]) if control else (math.nan, math.nan)

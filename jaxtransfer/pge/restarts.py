@@ -8,6 +8,7 @@ from typing import Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
@@ -40,8 +41,15 @@ class Sums:
         return cls(*(jnp.zeros((mesh.size, groups, *shape), dtype, device=over_devices) for _ in range(2)))
 
     def total(self) -> Float[np.ndarray, "groups ..."]:
-        """The sums over all devices, float64."""
-        return np.asarray(self.high, np.float64).sum(0) + np.asarray(self.low, np.float64).sum(0)
+        """The sums over all devices, also those of other processes, float64."""
+        total = np.zeros(self.high.shape[1:])
+        for part in (self.high, self.low):
+            for shard in part.addressable_shards:
+                total += np.asarray(shard.data, np.float64).sum(0)
+        if jax.process_count() == 1:
+            return total
+        bits = multihost_utils.process_allgather(total.view(np.uint32))
+        return np.asarray(bits).view(np.float64).sum(0)
 
 
 def add_restarts(
@@ -188,7 +196,8 @@ class Accumulation:
 
     def state(self) -> dict[str, np.ndarray]:
         """All that was computed, as arrays."""
-        sums = {"high": np.asarray(self._sums.high), "low": np.asarray(self._sums.low)}
+        # Copies: what goes on from here reuses the sums' memory.
+        sums = {"high": np.array(self._sums.high), "low": np.array(self._sums.low)}
         counts = {"done": np.asarray(self.done), "look": np.asarray(self._look)}
         return {"settings": np.asarray(self._settings), **counts, **sums}
 

@@ -51,10 +51,6 @@ class _Ready:
     loss: Loss
     batches: Sampler
 
-    @property
-    def label_blind(self) -> bool:
-        return bool(getattr(self.loss, "label_blind", False))
-
 
 def run_pge(
     paths: Sequence[str | Path],
@@ -204,7 +200,7 @@ def run_pge(
     else:
         note = _note(settings, tasks)
         estimation = _alignment(out, ready, body, key, control, note, run, _labelled(progress, "all tasks"))
-        found = alignments(tasks, estimation, [each.label_blind for each in ready], tolerance)
+        found = alignments(tasks, estimation, tolerance)
     write_findings(out, found, f"{form}, {network}" if measure == "gap" else network)
     record.finish(out, begun, remarks=list(found.remarks))
     return found

@@ -6,14 +6,16 @@ Axes of one name are permuted together.
 """
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 from jaxtyping import Array, Float, Key, PyTree
 
 from jaxtransfer.errors import JaxTransferError
@@ -22,6 +24,9 @@ from jaxtransfer.pge.losses import Loss
 
 Groups = tuple[str | None, ...]
 _TOLERANCE = 1e-3
+_HINT = ", or, for a loss that draws a head, give it a method `invariant` that returns what must not change"
+# Of an F test in the check of initialisers: draws, rate of false alarms, and the ratio below which nothing is wrong.
+_DRAWS, _FALSE_ALARM, _RATIO = 16, 1e-9, 1.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +49,15 @@ class Orbits:
     @property
     def dimension(self) -> int:
         """Number of coordinates."""
-        return sum(
+        return sum(self.per_weight)
+
+    @property
+    def per_weight(self) -> list[int]:
+        """Number of coordinates of every weight."""
+        return [
             int(np.prod(_kept(shape, groups))) * (2 if _paired(groups) else 1)
             for shape, groups in zip(self.shapes, self._groups(), strict=True)
-        )
+        ]
 
     def project(self, gradient: PyTree) -> Float[Array, " dimension"]:
         """The coordinates of a gradient."""
@@ -105,11 +115,11 @@ def orbits(params: PyTree, symmetry: PyTree | None) -> Orbits:
 def check_symmetry(
     init: Callable[[Key[Array, ""]], PyTree], loss: Loss, batches: Batches, symmetry: PyTree, key: Key[Array, ""]
 ) -> None:
-    """Permutes weights as a specification says and looks whether the loss stays as it is.
+    """Permutes weights as a specification says and looks whether the loss stays as it is; and compares fresh weights.
 
     The weights are disturbed first, since a fresh network has many equal ones. Losses of this package are looked at by
     the inner products of their features, which tell more than one number; a loss of one's own by its value, on one
-    batch and key. That the initialiser treats the units of a group alike, which orbit averages need too, is not seen.
+    batch and key. Of the initialiser it is seen whether entries of one orbit differ in mean or in mean square.
 
     Args:
         init: Draws the weights.
@@ -119,10 +129,12 @@ def check_symmetry(
         key: For weights, batch, disturbance and permutations.
 
     Raises:
-        JaxTransferError: The loss changes; the groups that change it are named.
+        JaxTransferError: The loss changes, or entries of one orbit are drawn differently; the groups or weights are
+            named.
     """
     shapes = jax.eval_shape(init, key)
-    orbits(shapes, symmetry)
+    found = orbits(shapes, symmetry)
+    _check_initialiser(init, found, [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(shapes)], key)
     groups = jax.tree.leaves(symmetry, is_leaf=_is_groups)
     sizes = {
         group: size
@@ -142,6 +154,7 @@ def check_symmetry(
         with jax.default_matmul_precision("highest"):
             return getattr(loss, "invariant", loss)(params, batch, keys[3])
 
+    own = not hasattr(loss, "invariant")
     before = np.asarray(observe(key, batches, unmoved), np.float64)
     if not np.isfinite(before).all():
         raise JaxTransferError("The loss is not finite on disturbed fresh weights, so the symmetry cannot be checked.")
@@ -154,8 +167,58 @@ def check_symmetry(
         guilty = [group for group in permutations if changes({group: permutations[group]})]
         raise JaxTransferError(
             f"The symmetry is wrong: the loss changes when units of {', '.join(guilty) or 'several groups'} are "
-            "permuted; correct the specification, or leave symmetry out."
+            f"permuted; correct the specification{_HINT if own else ''}, or leave symmetry out."
         )
+
+
+def _check_initialiser(
+    init: Callable[[Key[Array, ""]], PyTree], found: Orbits, names: Sequence[str], key: Key[Array, ""]
+) -> None:
+    """Compares the means and mean squares of entries in one orbit, between entries and between draws (F tests)."""
+    between, within, entries = (np.asarray(each, np.float64) for each in _moments(init, found, key))
+    entries = np.maximum(entries.round(), 2)
+    limit = scipy.special.fdtri(entries - 1, entries * (_DRAWS - 1), 1 - _FALSE_ALARM)
+    ratio = between * entries / (entries - 1) * (_DRAWS - 1)
+    wrong = (ratio > np.maximum(limit, _RATIO) * within).any(0)
+    if wrong.any():
+        guilty = dict.fromkeys(np.repeat(names, found.per_weight)[wrong])
+        raise JaxTransferError(
+            f"The initialiser does not treat alike what the symmetry exchanges, in {', '.join(guilty)}; "
+            "correct the specification, or leave symmetry out."
+        )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _moments(
+    init: Callable[[Key[Array, ""]], PyTree], found: Orbits, key: Key[Array, ""]
+) -> tuple[Float[Array, "2 dimension"], Float[Array, "2 dimension"], Float[Array, " dimension"]]:
+    """Of weights and of their squares: variance between entries of their mean over draws, and mean of that over draws.
+
+    Both times the square root of the number of entries, which comes third. Squares are taken of the difference to an
+    orbit's mean in another draw, lest they round away.
+    """
+
+    def power(tree: PyTree, exponent: int) -> PyTree:
+        return jax.tree.map(lambda leaf: leaf**exponent, tree)
+
+    keys = jax.random.split(key, _DRAWS + 1)
+    first = init(keys[0])
+    centre = found.lift(found.project(first))
+
+    def add(sums: list[PyTree], key: Key[Array, ""]) -> tuple[list[PyTree], None]:
+        away = jax.tree.map(jnp.subtract, init(key), centre)
+        return [jax.tree.map(jnp.add, each, power(away, 2**i)) for i, each in enumerate(sums)], None
+
+    sums, _ = jax.lax.scan(add, [jax.tree.map(jnp.zeros_like, first)] * 3, keys[1:])
+    means = [jax.tree.map(lambda leaf: leaf / _DRAWS, each) for each in sums]
+    rounding = 1e-12 * found.project(power(first, 2))
+    between, within = [], []
+    for mean, mean_square in itertools.pairwise(means):
+        between.append(found.project(power(jax.tree.map(jnp.subtract, mean, found.lift(found.project(mean))), 2)))
+        variance = jax.tree.map(lambda square, mean: square - mean**2, mean_square, mean)
+        within.append(found.project(variance) + rounding)
+    entries = jnp.square(found.project(jax.tree.map(jnp.ones_like, first)))
+    return jnp.stack(between), jnp.stack(within), entries
 
 
 def permute(params: PyTree, symmetry: PyTree, permutations: Mapping[str, Array]) -> PyTree:
