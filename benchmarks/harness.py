@@ -74,7 +74,7 @@ def store(record: Mapping[str, Any], file: Path) -> None:
         "versions": {"python": platform.python_version(), **_versions("jax", "jaxlib", "flax", "torch", "captum")},
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(origin | dict(record), indent=1) + "\n")
+    file.write_text(json.dumps(origin | dict(record), indent=1, allow_nan=False) + "\n")
 
 
 def _versions(*packages: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ Run with `python -m benchmarks.pge --out benchmarks/results` from the root of th
 """
 
 import argparse
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -228,11 +229,10 @@ def budget(name: str, tasks: Tasks, most: int) -> dict[str, Any]:
             for label, pair in pairs.items():
                 for each in pair:
                     each.run(restarts)
-                try:
+                values[label] = None
+                with contextlib.suppress(jt.JaxTransferError):
                     found = jt.gap(pair[0].result(), pair[1].result(), biased=label == "published")
-                    values[label] = [found.value, found.stderr]
-                except jt.JaxTransferError:
-                    values[label] = None
+                    values[label] = list(found) if np.isfinite(found.stderr) else None
             points.append({"restarts": restarts, **values})
             cells = ["not resolved" if each is None else f"{each[0]:.4g} ± {each[1]:.2g}" for each in values.values()]
             table.add_row(str(restarts), *cells)

@@ -152,6 +152,20 @@ def test_what_is_not_resolved_has_no_gap():
     assert "Not resolved" in noisy.summary()
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_resolved_only_with_all_groups_has_an_infinite_error(form):
+    s, t = directions()
+
+    def hangs_on_one(each):
+        products = each._products
+        without = [np.delete(np.delete(products, i, 0), i, 1) for i in range(len(products))]
+        return unbiased(products) > 0 > min(map(unbiased, without))
+
+    barely = next(each for each in (sampled(0.1 * s, 100, seed) for seed in range(200)) if hangs_on_one(each))
+    assert gap(barely, sampled(t, 0, 1), form).stderr == np.inf
+    assert np.isfinite(gap(barely, sampled(t, 0, 1), form, biased=True).stderr)
+
+
 def test_save_and_load(tmp_path):
     import jax.numpy as jnp
 

@@ -11,7 +11,6 @@ from jaxtransfer.pge.statistics import Estimate, Products, inner_products, jackk
 
 Form = Literal["pge", "normalized", "cosine"]
 FORMS: tuple[Form, ...] = ("pge", "normalized", "cosine")
-_TINY = float(np.finfo(np.float64).tiny)
 
 
 def gap(source: PrincipalGradient, target: PrincipalGradient, form: Form = "pge", *, biased: bool = False) -> Estimate:
@@ -23,7 +22,8 @@ def gap(source: PrincipalGradient, target: PrincipalGradient, form: Form = "pge"
     * "normalized": ||S/||S|| - T/||T||||, between 0 and 2, as their abstract has it.
     * "cosine": 1 - cos(S, T), between 0 and 2: half the square of "normalized".
 
-    A squared distance that noise has made negative counts as 0.
+    A squared distance that noise has made negative counts as 0. The standard error is infinite where all groups
+    together are resolved, but not when one of them is left out.
 
     Args:
         source: Of one task.
@@ -53,13 +53,15 @@ def gap(source: PrincipalGradient, target: PrincipalGradient, form: Form = "pge"
     squared = _squared_pge if form == "pge" else _squared_normalized
     value, stderr = jackknife(lambda *products: squared(product, *products), own, other, between)
     value = float(np.sqrt(max(value, 0)))
+    if not 0 < stderr < np.inf:
+        return Estimate(value, stderr)
     # By the delta method; a distance of 0 is one that might as well be the root of the error.
-    return Estimate(value, stderr / max(2 * value, np.sqrt(stderr), _TINY))
+    return Estimate(value, stderr / max(2 * value, np.sqrt(stderr)))
 
 
 def _squared_pge(product: Callable[[Products], float], own: Products, other: Products, between: Products) -> float:
     a, b = product(own), product(other)
-    return (a + b - 2 * product(between)) / max(a * b, _TINY)
+    return (a + b - 2 * product(between)) / (a * b) if min(a, b) > 0 else np.inf
 
 
 def _squared_normalized(product: Callable[[Products], float], *products: Products) -> float:
@@ -67,5 +69,5 @@ def _squared_normalized(product: Callable[[Products], float], *products: Product
 
 
 def _cosine(product: Callable[[Products], float], own: Products, other: Products, between: Products) -> float:
-    # Where all groups together are resolved but some without one are not, the error becomes huge, as it should.
-    return product(between) / float(np.sqrt(max(product(own), _TINY) * max(product(other), _TINY)))
+    a, b = product(own), product(other)
+    return product(between) / float(np.sqrt(a * b)) if min(a, b) > 0 else np.inf
