@@ -10,7 +10,15 @@ if TYPE_CHECKING:
     from jaxtransfer.affinity import Affinity as Affinity
     from jaxtransfer.attribution import METHODS as METHODS
     from jaxtransfer.attribution import attribute as attribute
+    from jaxtransfer.evaluation import RankCorrelation as RankCorrelation
+    from jaxtransfer.evaluation import RetrievalCurve as RetrievalCurve
+    from jaxtransfer.evaluation import hits_at_k as hits_at_k
+    from jaxtransfer.evaluation import precision_at_k as precision_at_k
+    from jaxtransfer.evaluation import rank_correlations as rank_correlations
+    from jaxtransfer.evaluation import recall_at_k as recall_at_k
+    from jaxtransfer.evaluation import retrieval_curve as retrieval_curve
     from jaxtransfer.network import Network as Network
+    from jaxtransfer.oracle import Oracle as Oracle
     from jaxtransfer.pge.alignment import gradient_alignment as gradient_alignment
     from jaxtransfer.pge.backbones import BACKBONES as BACKBONES
     from jaxtransfer.pge.backbones import Backbone as Backbone
@@ -34,7 +42,17 @@ if TYPE_CHECKING:
 _HOME = {
     "affinity": ("Affinity",),
     "attribution": ("METHODS", "attribute"),
+    "evaluation": (
+        "RankCorrelation",
+        "RetrievalCurve",
+        "hits_at_k",
+        "precision_at_k",
+        "rank_correlations",
+        "recall_at_k",
+        "retrieval_curve",
+    ),
     "network": ("Network",),
+    "oracle": ("Oracle",),
     "pge.alignment": ("gradient_alignment",),
     "pge.backbones": ("BACKBONES", "Backbone", "backbone"),
     "pge.batches": ("Episodes", "Minibatches"),
