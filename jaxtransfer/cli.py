@@ -2,8 +2,10 @@
 
 import contextlib
 import errno
+import math
+import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,6 +29,8 @@ from jaxtransfer.errors import JaxTransferError
 
 if TYPE_CHECKING:
     from jaxtransfer.affinity import Affinity
+    from jaxtransfer.evaluation import RankCorrelation, RetrievalCurve
+    from jaxtransfer.oracle import Oracle
     from jaxtransfer.pge.findings import Findings
     from jaxtransfer.probe import Probe
 
@@ -225,6 +229,26 @@ def rank(
 
 
 @app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    oracle: Annotated[
+        str, typer.Option(help="taskonomy, or a CSV file: rows source,target,score, or sources x targets.")
+    ] = "taskonomy",
+    method: Annotated[
+        list[str] | None, typer.Option(help="Attribution method; may be repeated.", show_default="all")
+    ] = None,
+    relevant: Annotated[int, typer.Option(min=1, help="How many of a target's sources are relevant.")] = 5,
+) -> None:
+    """Compare a run's rankings with measured transfer."""
+    from jaxtransfer.oracle import Oracle
+    from jaxtransfer.run import evaluate_run
+
+    measured = Oracle.taskonomy() if oracle == "taskonomy" else Oracle.load(oracle)
+    found = evaluate_run(run, measured, relevant=relevant, methods=method)
+    _print_evaluation(found, measured, run)
+
+
+@app.command()
 def pge(
     tasks: Annotated[
         list[Path],
@@ -336,6 +360,33 @@ def _print_affinity(found: "Affinity", probe: "Probe", out: Path) -> None:
                 f"(listed in {out / 'run.json'})."
             )
     print(f"Matrices, heat maps and points are in {out}; `jaxtransfer rank {out} TARGET` prints a ranking.")
+
+
+def _print_evaluation(
+    found: "Mapping[str, tuple[RetrievalCurve, dict[str, RankCorrelation]]]", oracle: "Oracle", run: Path
+) -> None:
+    """Precision and recall beside a random order's, mean rank correlations, and what was scored."""
+    curves = [curve for curve, _ in found.values()]
+    shown = [f"{letter}@{k}" for letter, k in (("P", 1), ("P", 5), ("R", 5), ("R", 10)) if k <= len(curves[0].hits)]
+    table = Table("", title=f"Against {oracle.name}", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in (*shown, "Spearman", "Kendall", "weighted"):
+        table.add_column(column, justify="right")
+
+    def shares(precision: Sequence[float], recall: Sequence[float]) -> list[str]:
+        return [f"{(precision if each[0] == 'P' else recall)[int(each[2:]) - 1]:.3f}" for each in shown]
+
+    for method, (curve, by_target) in found.items():
+        each = [(one.spearman, one.kendall, one.weighted_kendall) for one in by_target.values()]
+        known = [row for row in each if not math.isnan(row[0])]
+        means = [f"{statistics.fmean(column):.3f}" for column in zip(*known, strict=True)] or ["unknown"] * 3
+        table.add_row(method, *shares(curve.precision, curve.recall), *means)
+    table.add_row("random", *shares(curves[0].random_precision, curves[0].random_recall), *["0.000"] * 3)
+    _print(table)
+    missing = [target for target in oracle.scores if target not in map(oracle.own_name, curves[0].targets)]
+    print(f"{len(curves[0].targets)} of the oracle's {len(oracle.scores)} targets were scored.")
+    if missing:
+        print(f"  not in this run, or with fewer than two of its sources: {', '.join(missing)}")
+    print(f"Curves, and the correlations of every target, are in {run} (evaluation.csv, .png and _by_target.csv).")
 
 
 def _print_findings(found: "Findings", out: Path) -> None:

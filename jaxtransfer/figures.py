@@ -1,5 +1,6 @@
 """Figures of affinities, as PNG files."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,11 +9,15 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from jaxtransfer.evaluation import RetrievalCurve
 
 _COLOURS = mpl.colormaps["viridis"]  # perceptually uniform, legible to colour-blind readers, without grey
 _ANNOTATED = 12
 _LEAST = (99.95, 9.995, 0.095, 0.0095, 0.00095)  # the largest value that is written with 0, 1, ... decimals
-_TRAINED, _CONTROL = "#0072b2", "#d55e00"
+_SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito, for colour-blind readers
+_TRAINED, _CONTROL = _SERIES[:2]
 
 
 def heat_map(
@@ -114,6 +119,38 @@ def trained_and_control(
     axes.tick_params(axis="y", length=0)
     axes.set_title(title, loc="left", fontsize=11)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    _save(figure, Path(path))
+
+
+def retrieval_curves(curves: Mapping[str, RetrievalCurve], path: str | Path, title: str) -> None:
+    """Draws precision and recall at K of several methods, with what a random order gets.
+
+    Args:
+        curves: By method; all of the same targets and sources.
+        path: The PNG file to write.
+        title: Stands above the figure.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    figure = Figure(figsize=(9, 3.8), dpi=150, layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    for axes, quantity in zip(figure.subplots(1, 2), ("precision", "recall"), strict=True):
+        for (method, curve), colour, marker in zip(
+            curves.items(), itertools.cycle(_SERIES), itertools.cycle("osD^v"), strict=False
+        ):
+            values = getattr(curve, quantity)
+            ks = np.arange(1, len(values) + 1)
+            axes.plot(ks, values, color=colour, marker=marker, markersize=4, linewidth=1.5, label=method)
+        random = getattr(next(iter(curves.values())), f"random_{quantity}")
+        axes.plot(np.arange(1, len(random) + 1), random, color="0.45", linestyle="--", linewidth=1.2, label="random")
+        axes.set(xlabel="K", ylabel=f"{quantity[0].upper()}@K", ylim=(0, 1.03))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(color="0.92")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
     _save(figure, Path(path))
 
 

@@ -1,11 +1,12 @@
 """The record of a run, `run.json`: what was asked, of what, when, with which software on which device."""
 
+import csv
 import datetime
 import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,20 @@ def _write(directory: Path, record: Mapping[str, Any]) -> None:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def write_csv(file: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Writes a table, whole or not at all; numbers so that they read back as the same, unknown ones as nothing."""
+    beside = file.with_name(f".{file.name}.partial")
+    try:
+        with beside.open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float | np.floating) and not np.isfinite(value)):
+        return ""
+    return str(value) if not isinstance(value, bool) else "yes" if value else "no"

@@ -1,5 +1,6 @@
 """A run: one zoo on one folder of probe images, in a directory that says how to repeat it."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,11 @@ from jaxtransfer import record
 from jaxtransfer.affinity import SIMILARITIES, Affinity, Similarity
 from jaxtransfer.attribution import METHODS
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.figures import heat_map
+from jaxtransfer.evaluation import RankCorrelation, RetrievalCurve, rank_correlations, retrieval_curve
+from jaxtransfer.figures import heat_map, retrieval_curves
+from jaxtransfer.oracle import Oracle
 from jaxtransfer.probe import Probe, load_probe
+from jaxtransfer.record import write_csv
 from jaxtransfer.sweep import affinity_matrix
 from jaxtransfer.zoo import Zoo
 
@@ -115,6 +119,55 @@ def run_affinity(
     unusable = {method: [list(pair) for pair in affinity.unusable[method]] for method in methods}
     record.finish(out, begun, unusable=unusable)
     return affinity, probe
+
+
+def evaluate_run(
+    directory: str | Path, oracle: Oracle, *, relevant: int = 5, methods: Sequence[str] | None = None
+) -> dict[str, tuple[RetrievalCurve, dict[str, RankCorrelation]]]:
+    """Scores a finished run against an oracle.
+
+    The directory receives `evaluation.csv` (hits, precision and recall at every K beside what a random order gets),
+    `evaluation_by_target.csv` (rank correlations) and `evaluation.png`, which an earlier evaluation's are replaced by.
+
+    Args:
+        directory: The run.
+        oracle: What really happened.
+        relevant: How many of a target's sources are relevant.
+        methods: Attribution methods; None: all there are.
+
+    Returns:
+        For every method the curve, and the rank correlations of every target.
+
+    Raises:
+        JaxTransferError: `directory` holds no finished run, or one that has nothing in common with the oracle.
+    """
+    directory = Path(directory)
+    affinity = load_run(directory)
+    found = {
+        method: (
+            retrieval_curve(affinity, oracle, relevant=relevant, method=method),
+            rank_correlations(affinity, oracle, method=method),
+        )
+        for method in (affinity.methods if methods is None else methods)
+    }
+    curves = {method: curve for method, (curve, _) in found.items()}
+    columns = ("hits", "precision", "recall", "random_precision", "random_recall")
+    rows = [
+        [method, k + 1, *(getattr(curve, column)[k] for column in columns)]
+        for method, curve in curves.items()
+        for k in range(len(curve.hits))
+    ]
+    write_csv(directory / "evaluation.csv", [["method", "k", *columns], *rows])
+    by_target = [
+        [method, target, *dataclasses.astuple(each)]
+        for method, (_, correlations) in found.items()
+        for target, each in correlations.items()
+    ]
+    fields = [field.name for field in dataclasses.fields(RankCorrelation)]
+    write_csv(directory / "evaluation_by_target.csv", [["method", "target", *fields], *by_target])
+    targets = len(next(iter(curves.values())).targets)
+    retrieval_curves(curves, directory / "evaluation.png", f"Against {oracle.name}, {targets} targets")
+    return found
 
 
 def load_run(directory: str | Path) -> Affinity:

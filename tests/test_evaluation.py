@@ -45,11 +45,10 @@ def published(shared_data):
         maps = {name: stored[name] for name in stored}
     hits = json.loads((shared_data / "published" / "song2019_hits_at_k.json").read_text())["hits"]
     tasks = tuple(map(str, maps.pop("tasks")))
-    return {
-        name: (affinity_of(maps["fig3_svcca_taskonomy" if name == "svcca" else name.replace("gradinput", "gradxinput")],
-                           tasks), np.array(expected))
-        for name, expected in hits.items()
-    }  # fmt: skip
+    keys = {name: name.replace("gradinput", "gradxinput") for name in hits} | {"svcca": "fig3_svcca_taskonomy"}
+    perfect = hits.pop("oracle")
+    assert perfect == [18 * min(k, 5) for k in range(1, 20)]
+    return {name: (affinity_of(maps[keys[name]], tasks), np.array(expected)) for name, expected in hits.items()}
 
 
 def test_published_heat_maps_give_the_published_hits(published):

@@ -1,6 +1,5 @@
 """What principal gradients and alignments say of tasks: tables, rankings and sentences, and the files they go to."""
 
-import csv
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -196,10 +195,10 @@ def write_findings(out: Path, found: Findings, what: str) -> None:
     names = found.names
     for kind, table in (("", found.values), ("_stderr", found.stderr)):
         rows = [[name, *row] for name, row in zip(names, table, strict=True)]
-        _write_csv(out / f"{found.measure}{kind}.csv", [["", *names], *rows])
+        write_csv(out / f"{found.measure}{kind}.csv", [["", *names], *rows])
     ranking = [[target, rank, *source] for target in names for rank, source in enumerate(found.rank(target), 1)]
-    _write_csv(out / "ranking.csv", [["target", "rank", "source", found.measure, "stderr"], *ranking])
-    _write_csv(out / "control.csv", [list(found.control[0]), *(list(row.values()) for row in found.control)])
+    write_csv(out / "ranking.csv", [["target", "rank", "source", found.measure, "stderr"], *ranking])
+    write_csv(out / "control.csv", [list(found.control[0]), *(list(row.values()) for row in found.control)])
     nearer = "smaller is nearer" if found.measure == "gap" else "larger is nearer"
     heat_map(
         found.values,
@@ -209,20 +208,3 @@ def write_findings(out: Path, found: Findings, what: str) -> None:
         quantity=f"{found.measure}, {nearer}",
         smaller_is_nearer=found.measure == "gap",
     )
-
-
-def _write_csv(file: Path, rows: Iterable[Sequence[Any]]) -> None:
-    beside = file.with_name(f".{file.name}.partial")
-    try:
-        with beside.open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _cell(value: Any) -> str:
-    """A value as text that reads back as the same; nothing for what is not known."""
-    if value is None or (isinstance(value, float | np.floating) and not np.isfinite(value)):
-        return ""
-    return str(value) if not isinstance(value, bool) else "yes" if value else "no"
