@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from jaxtransfer.probe import load_probe as load_probe
     from jaxtransfer.sweep import affinity_matrix as affinity_matrix
     from jaxtransfer.sweep import image_similarities as image_similarities
+    from jaxtransfer.tree import MantelTest as MantelTest
+    from jaxtransfer.tree import TaskTree as TaskTree
+    from jaxtransfer.tree import mantel_test as mantel_test
+    from jaxtransfer.tree import task_tree as task_tree
     from jaxtransfer.zoo import Zoo as Zoo
 
 # Imported when first used: `jaxtransfer --help` must not wait for JAX.
@@ -62,6 +66,7 @@ _HOME = {
     "preprocess": ("Preprocess",),
     "probe": ("Probe", "load_probe"),
     "sweep": ("affinity_matrix", "image_similarities"),
+    "tree": ("MantelTest", "TaskTree", "mantel_test", "task_tree"),
     "zoo": ("Zoo",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

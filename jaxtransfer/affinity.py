@@ -74,7 +74,8 @@ class MethodResult:
 class Affinity:
     """The affinities of M networks under one or several attribution methods.
 
-    `affinity[method]` is the float32 [M, M] matrix, rows and columns in the order of `names`; larger is nearer.
+    `affinity[method]` is the float32 [M, M] matrix, rows and columns in the order of `names`; larger is nearer. None
+    stands for the only method there is.
     """
 
     def __init__(self, names: Sequence[str], similarity: Similarity, results: Mapping[str, MethodResult]) -> None:
@@ -88,7 +89,7 @@ class Affinity:
         """The attribution methods there are results for."""
         return tuple(self._results)
 
-    def __getitem__(self, method: str) -> Float[np.ndarray, "networks networks"]:
+    def __getitem__(self, method: str | None) -> Float[np.ndarray, "networks networks"]:
         return self._result(method).affinity
 
     def stderr(self, method: str) -> Float[np.ndarray, "networks networks"]:
@@ -125,10 +126,6 @@ class Affinity:
         Raises:
             JaxTransferError: Unknown target or method.
         """
-        if method is None:
-            if len(self.methods) != 1:
-                raise JaxTransferError(f"Say which method to rank by: {', '.join(self.methods)}.")
-            (method,) = self.methods
         if target not in self.names:
             raise JaxTransferError(f"There is no network {target!r}; there are: {', '.join(self.names)}.")
         row, result = self.names.index(target), self._result(method)
@@ -178,7 +175,11 @@ class Affinity:
                 f"{directory} does not hold a finished affinity run: {type(error).__name__}: {error}"
             ) from error
 
-    def _result(self, method: str) -> MethodResult:
+    def _result(self, method: str | None) -> MethodResult:
+        if method is None:
+            if len(self.methods) != 1:
+                raise JaxTransferError(f"Say which method: {', '.join(self.methods)}.")
+            (method,) = self.methods
         if method not in self._results:
             raise JaxTransferError(
                 f"There is no result for the method {method!r}; there is: {', '.join(self.methods)}."

@@ -104,7 +104,7 @@ def test_ranking(networks: list[jt.Network]) -> None:
     for name, value, stderr in ranked:
         assert value == affinity["saliency"][2, affinity.names.index(name)]
         assert stderr == affinity.stderr("saliency")[2, affinity.names.index(name)]
-    with pytest.raises(jt.JaxTransferError, match="Say which method to rank by: saliency, input_x_gradient"):
+    with pytest.raises(jt.JaxTransferError, match="Say which method: saliency, input_x_gradient"):
         affinity.rank("n2")
     with pytest.raises(jt.JaxTransferError, match="no network 'x'; there are: n0"):
         affinity.rank("x", method="saliency")
