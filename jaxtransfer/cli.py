@@ -367,20 +367,19 @@ def _print_evaluation(
 ) -> None:
     """Precision and recall beside a random order's, mean rank correlations, and what was scored."""
     curves = [curve for curve, _ in found.values()]
-    shown = [f"{letter}@{k}" for letter, k in (("P", 1), ("P", 5), ("R", 5), ("R", 10)) if k <= len(curves[0].hits)]
+    most = len(curves[0].hits)
+    columns = [each for each in (("precision", 1), ("precision", 5), ("recall", 5), ("recall", 10)) if each[1] <= most]
     table = Table("", title=f"Against {oracle.name}", title_justify="left", box=box.SIMPLE_HEAD)
-    for column in (*shown, "Spearman", "Kendall", "weighted"):
+    for column in (*(f"{quantity[0].upper()}@{k}" for quantity, k in columns), "Spearman", "Kendall", "weighted"):
         table.add_column(column, justify="right")
-
-    def shares(precision: Sequence[float], recall: Sequence[float]) -> list[str]:
-        return [f"{(precision if each[0] == 'P' else recall)[int(each[2:]) - 1]:.3f}" for each in shown]
-
     for method, (curve, by_target) in found.items():
+        shares = [f"{getattr(curve, quantity)[k - 1]:.3f}" for quantity, k in columns]
         each = [(one.spearman, one.kendall, one.weighted_kendall) for one in by_target.values()]
         known = [row for row in each if not math.isnan(row[0])]
         means = [f"{statistics.fmean(column):.3f}" for column in zip(*known, strict=True)] or ["unknown"] * 3
-        table.add_row(method, *shares(curve.precision, curve.recall), *means)
-    table.add_row("random", *shares(curves[0].random_precision, curves[0].random_recall), *["0.000"] * 3)
+        table.add_row(method, *shares, *means)
+    chance = [f"{getattr(curves[0], f'random_{quantity}')[k - 1]:.3f}" for quantity, k in columns]
+    table.add_row("random", *chance, *["0.000"] * 3)
     _print(table)
     missing = [target for target in oracle.scores if target not in map(oracle.own_name, curves[0].targets)]
     print(f"{len(curves[0].targets)} of the oracle's {len(oracle.scores)} targets were scored.")

@@ -140,7 +140,7 @@ def rank_correlations(affinity: Affinity, oracle: Oracle, *, method: str | None 
         values = (math.nan,) * 3
         if np.ptp(affinities) > 0 and np.ptp(scores) > 0:
             values = [
-                float(correlation(affinities, scores)[0])
+                float(np.asarray(correlation(affinities, scores))[0])
                 for correlation in (stats.spearmanr, stats.kendalltau, stats.weightedtau)
             ]
         found[target] = RankCorrelation(*values, sources=len(scores))

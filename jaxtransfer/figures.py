@@ -135,7 +135,8 @@ def retrieval_curves(curves: Mapping[str, RetrievalCurve], path: str | Path, tit
     """
     figure = Figure(figsize=(9, 3.8), dpi=150, layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    for axes, quantity in zip(figure.subplots(1, 2), ("precision", "recall"), strict=True):
+    plots = figure.subplots(1, 2)
+    for axes, quantity in zip(plots, ("precision", "recall"), strict=True):
         for (method, curve), colour, marker in zip(
             curves.items(), itertools.cycle(_SERIES), itertools.cycle("osD^v"), strict=False
         ):
@@ -149,7 +150,7 @@ def retrieval_curves(curves: Mapping[str, RetrievalCurve], path: str | Path, tit
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes.get_legend_handles_labels()
+    handles, labels = plots[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
     _save(figure, Path(path))
 

@@ -14,6 +14,7 @@ from jaxtransfer.pge.alignment import AlignmentEstimation
 from jaxtransfer.pge.estimator import PrincipalGradient
 from jaxtransfer.pge.gap import Form, gap
 from jaxtransfer.pge.tasks import Task
+from jaxtransfer.record import write_csv
 
 Measure = Literal["gap", "alignment"]
 Row = dict[str, Any]
