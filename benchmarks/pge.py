@@ -24,6 +24,7 @@ from torch import nn
 import jaxtransfer as jt
 from benchmarks import harness
 from jaxtransfer.pge.estimator import Estimation
+from jaxtransfer.pge.statistics import Estimate
 from tests import torch_pge
 
 CONSOLE = Console(width=120)
@@ -305,38 +306,69 @@ def speed(rounds: int, folder: Path | None) -> None:
 
 
 def properties(name: str, tasks: Tasks, restarts: int) -> dict[str, Any]:
-    """Part 5: stability over ten keys, reliability, and efficiency, of gap and alignment."""
-    names = list(tasks)[:3]
+    """Part 5: stability over ten keys, reliability and efficiency of gap and alignment, from equally many gradients.
+
+    A gap between principal gradients that are not resolved is none; how many of the ten are is told.
+    """
+    names = list(tasks)[:2]
     backbone = jt.backbone(name, tasks[names[0]][0].shape[-1])
-    runs = []
-    start = time.perf_counter()
-    for seed in range(10):
-        found = []
-        for each in names[:2]:
-            one = estimation("prototypical", backbone, tasks[each], seed, symmetry=True)
-            one.run(restarts)
-            found.append(one.result())
-        between = jt.gap(*found, form="cosine")
-        runs.append((between.value, between.stderr, found[0].split_half))
-    gap_seconds = (time.perf_counter() - start) / 10
     loss = jt.Prototypical(backbone.features, WAYS, SHOTS)
     batches = {each: loss_and_batches("prototypical", backbone, tasks[each])[1] for each in names}
-    aligned = []
-    start = time.perf_counter()
-    for seed in range(10):
-        each = jt.gradient_alignment(backbone.init, loss, batches, jax.random.key(seed), restarts=restarts)
-        aligned.append((each["alignment"][0, 1], each.stderr("alignment")[0, 1]))
-    alignment_seconds = (time.perf_counter() - start) / 10
-    values = np.array(runs)
-    record = {
-        "restarts": restarts,
-        "cosine gap": {"mean": values[:, 0].mean(), "sd over keys": values[:, 0].std(ddof=1),
-                       "mean stderr": values[:, 1].mean(), "split half": values[:, 2].mean(), "seconds": gap_seconds},
-        "alignment": {"mean": np.mean(aligned, 0)[0], "sd over keys": np.std(aligned, 0, ddof=1)[0],
-                      "mean stderr": np.mean(aligned, 0)[1], "seconds": alignment_seconds},
-    }  # fmt: skip
-    record = jax.tree.map(lambda each: each if isinstance(each, int) else float(each), record)
-    CONSOLE.print(f"Ten keys, {restarts} restarts, {' and '.join(names[:2])}:", record)
+    halves = []
+
+    def gap(seed: int) -> Estimate:
+        found = [estimation("prototypical", backbone, tasks[each], seed, symmetry=True) for each in names]
+        for each in found:
+            each.run(2 * restarts)
+        halves.append(found[0].result().split_half)
+        return jt.gap(*(each.result() for each in found), form="cosine")
+
+    def alignment(seed: int) -> Estimate:
+        found = jt.gradient_alignment(backbone.init, loss, batches, jax.random.key(seed), restarts=restarts)
+        return Estimate(float(found["alignment"][0, 1]), float(found.stderr("alignment")[0, 1]))
+
+    record: dict[str, Any] = {"gradients per key": 4 * restarts}
+    table = Table("", "resolved", "mean", "sd over keys", "mean standard error", "s per key",
+                  title=f"{name}: ten keys, {4 * restarts} gradients each, {' and '.join(names)}")  # fmt: skip
+    for label, measure in (("cosine gap", gap), ("alignment", alignment)):
+        values, start = [], time.perf_counter()
+        for seed in range(10):
+            with contextlib.suppress(jt.JaxTransferError):
+                values.append(measure(seed))
+        seconds = (time.perf_counter() - start) / 10
+        resolved = np.array([each for each in values if np.isfinite(each.stderr)])
+        told = [None] * 3
+        if len(resolved) > 1:
+            told = [resolved[:, 0].mean(), resolved[:, 0].std(ddof=1), resolved[:, 1].mean()]
+        table.add_row(label, str(len(resolved)), *("" if each is None else f"{each:.3g}" for each in told),
+                      f"{seconds:.1f}")  # fmt: skip
+        record[label] = {"resolved": len(resolved), "mean": told[0], "sd over keys": told[1], "mean stderr": told[2],
+                         "seconds": seconds}  # fmt: skip
+    record["split half of the first"] = float(np.mean(halves))
+    CONSOLE.print(table, f"split half of {names[0]}: {record['split half of the first']:.2f}")
+    return record
+
+
+def remaining(name: str, tasks: Tasks, restarts: int) -> dict[str, Any]:
+    """Part 6: what is left of the noise, from batches and from weights.
+
+    With m networks per batch the noise per restart is V_weights + m V_batches; here for m = 1 and 8.
+    """
+    task = next(iter(tasks.values()))
+    backbone = jt.backbone(name, task[0].shape[-1])
+    table = Table("", "from batches", "from weights and heads", title=f"{name}: noise per restart that is left")
+    record = {}
+    for kind in CONFIGURATIONS:
+        best = CONFIGURATIONS[kind][BEST[kind]]
+        seen = []
+        for per_batch in (1, 8):
+            each = estimation(kind, backbone, task, groups=32, restarts_per_batch=per_batch, **best)
+            each.run(restarts)
+            seen.append(each.result().noise_per_restart)
+        batches = (seen[1] - seen[0]) / 7
+        record[kind] = {"batches": batches, "weights": seen[0] - batches, "seen": seen}
+        table.add_row(f"{kind}, {BEST[kind]}", f"{batches:.3g}", f"{seen[0] - batches:.3g}")
+    CONSOLE.print(table)
     return record
 
 
@@ -373,7 +405,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=2048, help="restarts in part 2")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--parts", nargs="*", default=["noise", "budget", "control", "alignment", "speed", "properties"]
+        "--parts", nargs="*", default=["noise", "budget", "control", "alignment", "properties", "remaining", "speed"]
     )
     parser.add_argument("--out", type=Path, help="folder for JSON files and figures")
     options = parser.parse_args()
@@ -386,18 +418,18 @@ def main() -> None:
         "control": lambda name: control(name, tasks, 4 * options.restarts),
         "alignment": lambda name: alignment(name, tasks, 2 * options.restarts),
         "properties": lambda name: properties(name, tasks, options.restarts),
+        "remaining": lambda name: remaining(name, tasks, 8 * options.restarts),
     }
     for name in options.backbone:
-        record = {
-            part: run(name)
-            for part, run in parts.items()
-            if part in options.parts and (part == "noise" or name == first)
-        }
-        if options.out and record:
-            harness.store(record | {"settings": {k: str(v) for k, v in vars(options).items() if k != "out"}},
-                          options.out / f"pge_{source}_{name}.json")  # fmt: skip
-            if {"noise", "budget"} <= set(record):
-                plot(record, options.out, f"{source}_{name}")
+        record: dict[str, Any] = {"settings": {k: str(v) for k, v in vars(options).items() if k != "out"}}
+        for part, run in parts.items():
+            if part not in options.parts or (part != "noise" and name != first):
+                continue
+            record[part] = run(name)
+            if options.out:
+                harness.store(record, options.out / f"pge_{source}_{name}.json")
+        if options.out and {"noise", "budget"} <= set(record):
+            plot(record, options.out, f"{source}_{name}")
     if "speed" in options.parts:
         speed(options.rounds, options.out)
 

@@ -280,7 +280,6 @@ def test_parametric_activations_are_one_activation() -> None:
         lambda x: jnp.where(jnp.arange(8) > 3, x, 0.0) + jnp.cumsum(x, 1),
         lambda x: jnp.maximum(x[..., :4], x[..., 4:]),
     ],
-    ids=str,
 )
 def test_everything_else_keeps_its_gradient(layer: Callable) -> None:
     """After the only activation, relevance is what JAX's own chain rule makes of the rule."""
