@@ -150,12 +150,11 @@ def rank_correlations(affinity: Affinity, oracle: Oracle, *, method: str | None 
 def _common(affinity: Affinity, oracle: Oracle, method: str | None) -> dict[str, dict[str, tuple[float, float]]]:
     """For every target both know, (affinity, score) of the sources both know, in the order of the affinity's names."""
     found = {}
-    for target in affinity.names:
+    for target, row in zip(affinity.names, affinity[method], strict=True):
         scores: Mapping[str, float] = oracle.scores.get(oracle.own_name(target), {})
-        near = {name: value for name, value, _ in affinity.rank(target, method=method)}
         sources = {
-            name: (near[name], scores[oracle.own_name(name)])
-            for name in affinity.names
+            name: (float(value), scores[oracle.own_name(name)])
+            for name, value in zip(affinity.names, row, strict=True)
             if name != target and oracle.own_name(name) in scores
         }
         if len(sources) > 1:

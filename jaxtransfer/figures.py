@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from jaxtransfer.evaluation import RetrievalCurve
+from jaxtransfer.files import whole
 
 _COLOURS = mpl.colormaps["viridis"]  # perceptually uniform, legible to colour-blind readers, without grey
 _ANNOTATED = 12
@@ -157,10 +158,6 @@ def retrieval_curves(curves: Mapping[str, RetrievalCurve], path: str | Path, tit
 
 def _save(figure: Figure, path: Path) -> None:
     """Writes a figure, whole or not at all."""
-    beside = path.with_name(f".{path.name}.partial")
-    try:
+    with whole(path) as partial:
         # The canvas is named, not looked up, so that the program's own choice of backend does not matter.
-        FigureCanvasAgg(figure).print_figure(beside, format="png", bbox_inches="tight", pad_inches=0.15)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+        FigureCanvasAgg(figure).print_figure(partial, format="png", bbox_inches="tight", pad_inches=0.15)

@@ -1,12 +1,11 @@
 """The record of a run, `run.json`: what was asked, of what, when, with which software on which device."""
 
-import csv
 import datetime
 import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,12 @@ import numpy as np
 
 from jaxtransfer._version import __version__
 from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.files import beside, whole
 
 Record = dict[str, Any]
 
 _FORMAT = 1
-_RECORD, _PARTIAL = "run.json", ".run.json.partial"
+_RECORD = "run.json"
 
 
 def begin(
@@ -49,7 +49,7 @@ def begin(
     if out.exists() and not out.is_dir():
         raise JaxTransferError(f"{out} is not a directory, so it cannot hold a run; choose another.")
     earlier = read(out, kind)
-    if earlier is None and out.exists() and any(entry.name != _PARTIAL for entry in out.iterdir()):
+    if earlier is None and out.exists() and any(entry != beside(out / _RECORD) for entry in out.iterdir()):
         raise JaxTransferError(f"{out} is not empty and not a run directory; choose a new one.")
     starts = [] if earlier is None else earlier["starts"]
     record = json.loads(
@@ -118,30 +118,9 @@ def other_settings(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[st
 
 
 def _write(directory: Path, record: Mapping[str, Any]) -> None:
-    beside = directory / _PARTIAL
-    try:
-        beside.write_text(json.dumps(record, indent=1))
-        beside.replace(directory / _RECORD)
-    finally:
-        beside.unlink(missing_ok=True)
+    with whole(directory / _RECORD) as partial:
+        partial.write_text(json.dumps(record, indent=1))
 
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def write_csv(file: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Writes a table, whole or not at all; numbers so that they read back as the same, unknown ones as nothing."""
-    beside = file.with_name(f".{file.name}.partial")
-    try:
-        with beside.open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float | np.floating) and not np.isfinite(value)):
-        return ""
-    return str(value) if not isinstance(value, bool) else "yes" if value else "no"

@@ -11,9 +11,9 @@ from jaxtransfer.attribution import METHODS
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.evaluation import RankCorrelation, RetrievalCurve, rank_correlations, retrieval_curve
 from jaxtransfer.figures import heat_map, retrieval_curves
+from jaxtransfer.files import write_csv
 from jaxtransfer.oracle import Oracle
 from jaxtransfer.probe import Probe, load_probe
-from jaxtransfer.record import write_csv
 from jaxtransfer.sweep import affinity_matrix
 from jaxtransfer.zoo import Zoo
 

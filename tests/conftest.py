@@ -1,6 +1,7 @@
 """Shared fixtures, and the strictness every test runs under."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -22,6 +23,20 @@ def shared_data() -> Path:
     if not _DATA.is_dir():
         pytest.skip("the shared data folder is not here")
     return _DATA
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Doubles, for tests that ask for more than float32 has."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def whole_precision() -> Iterator[None]:
+    """Matrix products without a cheaper format."""
+    with jax.default_matmul_precision("highest"):
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,8 +1,31 @@
 """What several test files use."""
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
+import numpy as np
+from typer.testing import Result
+
+from jaxtransfer import Affinity
+from jaxtransfer.affinity import MethodResult
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 """`jax.jit` for functions that run once: three times faster to compile, slower to run."""
+
+
+def affinity_of(matrix: Any, names: Sequence[str]) -> Affinity:
+    """Affinities that are known, under one method, without errors."""
+    values = np.asarray(matrix, np.float32)
+    nothing = np.zeros_like(values)
+    return Affinity(names, "cosine", {"method": MethodResult(values, nothing, nothing.astype(int))})
+
+
+def complaint(result: Result) -> str:
+    """The one sentence on stderr of a command that ended with status 2."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("Error: ")
+    return line

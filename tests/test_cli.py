@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import jaxtransfer
+from helpers import complaint
 from jaxtransfer import Network, Preprocess, Zoo
 from jaxtransfer.aten import AtenProgram, Node, Value, Weight
 from jaxtransfer.cli import app
@@ -55,13 +56,7 @@ def _run(*arguments):
 
 
 def _refused(*arguments) -> str:
-    """The one sentence on stderr of a command that ends with status 2."""
-    result = _run(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("Error: ")
-    return line
+    return complaint(_run(*arguments))
 
 
 def test_affinity_prints_the_result(here):

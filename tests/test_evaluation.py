@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers import affinity_of
 from jaxtransfer import (
-    Affinity,
     JaxTransferError,
     Oracle,
     hits_at_k,
@@ -20,17 +20,10 @@ from jaxtransfer import (
     recall_at_k,
     retrieval_curve,
 )
-from jaxtransfer.affinity import MethodResult
 from jaxtransfer.taskonomy import TASKS
 
 TWENTY = tuple(TASKS)[:20]
 TARGETS = [task for task in TWENTY if task not in ("colorization", "inpainting_whole")]
-
-
-def affinity_of(matrix, names):
-    values = np.asarray(matrix, np.float32)
-    nothing = np.zeros_like(values)
-    return Affinity(names, "cosine", {"method": MethodResult(values, nothing, nothing.astype(int))})
 
 
 def symmetric(seed, count, levels=None):

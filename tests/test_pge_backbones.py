@@ -25,16 +25,7 @@ LOSSES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def whole_precision():
-    with jax.default_matmul_precision("highest"):
-        yield
-
-
-@pytest.fixture
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("whole_precision")
 
 
 @functools.cache

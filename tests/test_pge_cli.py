@@ -13,6 +13,7 @@ from PIL import Image
 from tiny_backbones import RESIDUAL_SYMMETRY, residual_features, residual_init
 from typer.testing import CliRunner
 
+from helpers import complaint
 from jaxtransfer.cli import app
 from jaxtransfer.pge import run as run_module
 from jaxtransfer.pge.backbones import Backbone
@@ -61,13 +62,7 @@ def _run(*arguments):
 
 
 def _refused(*arguments) -> str:
-    """The one sentence on stderr of a command that ends with status 2."""
-    result = _run(*arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("Error: ")
-    return line
+    return complaint(_run(*arguments))
 
 
 def test_gap(tiny, tasks, tmp_path):

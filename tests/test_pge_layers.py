@@ -34,10 +34,7 @@ CONVOLUTIONS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def whole_precision():
-    with jax.default_matmul_precision("highest"):
-        yield
+pytestmark = pytest.mark.usefixtures("whole_precision")
 
 
 @pytest.fixture

@@ -28,12 +28,6 @@ def quickly_compiled(monkeypatch):
     monkeypatch.setattr(estimator, "_advance", quick)
 
 
-@pytest.fixture
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
 def off_kinks(key: jax.Array) -> Tree:
     """ResNet-18 with biases that let every other unit be positive, and the rest negative, for nearly all pixels.
 

@@ -20,10 +20,7 @@ from torch_oracle import torch_maps
 EPSILON = 1e-4
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def conv(x: jax.Array, w: jax.Array, **options: Any) -> jax.Array:

@@ -7,15 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxtransfer import Affinity, JaxTransferError, mantel_test, task_tree
-from jaxtransfer.affinity import MethodResult
+from helpers import affinity_of
+from jaxtransfer import JaxTransferError, mantel_test, task_tree
 
 
-def affinity_of(matrix, names=None):
-    values = np.asarray(matrix, np.float32)
-    nothing = np.zeros_like(values)
-    names = names or [f"n{i}" for i in range(len(values))]
-    return Affinity(names, "cosine", {"method": MethodResult(values, nothing, nothing.astype(int))})
+def numbered(matrix):
+    return affinity_of(matrix, [f"n{i}" for i in range(len(matrix))])
 
 
 def symmetric(seed, count):
@@ -28,7 +25,7 @@ def symmetric(seed, count):
 def test_heights_are_the_bottlenecks_of_single_linkage(seed, count):
     """The distance along the tree is the smallest largest step of any way between two networks (minimax path)."""
     matrix = symmetric(seed, count).astype(np.float32).astype(np.float64)
-    tree = task_tree(affinity_of(matrix))
+    tree = task_tree(numbered(matrix))
     step = np.sqrt(np.square(matrix[:, None] - matrix[None]).sum(-1))
     bottleneck = step.copy()
     for k, i, j in itertools.product(range(count), repeat=3):
@@ -51,7 +48,7 @@ def test_heights_are_the_bottlenecks_of_single_linkage(seed, count):
 def test_leaves_are_in_the_best_order():
     """No order that the tree allows has nearer neighbours: all 2^(n-1) flips are tried."""
     matrix = symmetric(5, 7).astype(np.float32).astype(np.float64)
-    tree = task_tree(affinity_of(matrix))
+    tree = task_tree(numbered(matrix))
     step = np.sqrt(np.square(matrix[:, None] - matrix[None]).sum(-1))
 
     def length(order):
@@ -107,7 +104,7 @@ def test_mantel_keeps_its_level():
 
 def test_wrong_requests():
     with pytest.raises(JaxTransferError, match="three networks or more, not 2"):
-        task_tree(affinity_of(np.eye(2)))
+        task_tree(numbered(np.eye(2)))
     for a, b in [(np.eye(4), np.eye(5)), (np.eye(3), np.eye(3)), (np.zeros(4), np.zeros(4))]:
         with pytest.raises(JaxTransferError, match="two square matrices"):
             mantel_test(a, b)

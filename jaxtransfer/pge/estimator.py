@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Key, PyTree
 
 from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.files import write_arrays
 from jaxtransfer.pge.batches import Batches, as_sampler, draw, shuffled
 from jaxtransfer.pge.losses import Loss, describe, with_heads
 from jaxtransfer.pge.restarts import Accumulation, Progress, Sums, add_restarts
@@ -165,7 +166,7 @@ class PrincipalGradient:
         arrays = {"groups": self.groups, "restarts": self.restarts, "recipe": list(self.recipe), "note": note}
         if self.control is not None:
             arrays["control"] = self.control.groups
-        save_arrays(Path(file), arrays | {"label_blind": self.label_blind})
+        write_arrays(Path(file), arrays | {"label_blind": self.label_blind})
 
     @classmethod
     def load(cls, file: str | Path, init: Init, symmetry: PyTree | None = None) -> Self:
@@ -336,17 +337,6 @@ def _advance(static: _Static, batches: Batches, key: Key[Array, ""], sums: Sums,
         return add_restarts(
             one, sums, first, last, per_block=static.restarts_per_batch, together=static.together, mesh=static.mesh
         )
-
-
-def save_arrays(file: Path, arrays: Mapping[str, Any]) -> None:
-    """Writes an `.npz` file, whole or not at all."""
-    beside = file.with_name(f".{file.name}.partial")
-    try:
-        with beside.open("wb") as stream:
-            np.savez(stream, **arrays)
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _orbits(init: Init, symmetry: PyTree | None) -> Orbits:

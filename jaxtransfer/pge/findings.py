@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxtransfer.figures import heat_map
+from jaxtransfer.files import write_csv
 from jaxtransfer.pge.alignment import AlignmentEstimation
 from jaxtransfer.pge.estimator import PrincipalGradient
 from jaxtransfer.pge.gap import Form, gap
 from jaxtransfer.pge.tasks import Task
-from jaxtransfer.record import write_csv
 
 Measure = Literal["gap", "alignment"]
 Row = dict[str, Any]

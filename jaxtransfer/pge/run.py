@@ -15,10 +15,11 @@ import numpy as np
 
 from jaxtransfer import record
 from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.files import write_arrays
 from jaxtransfer.pge.alignment import AlignmentEstimation
 from jaxtransfer.pge.backbones import Backbone, backbone
 from jaxtransfer.pge.batches import Episodes, Minibatches, Sampler, Shuffled
-from jaxtransfer.pge.estimator import Estimation, PrincipalGradient, save_arrays
+from jaxtransfer.pge.estimator import Estimation, PrincipalGradient
 from jaxtransfer.pge.findings import Findings, Measure, alignments, gaps, shuffled_copy, write_findings
 from jaxtransfer.pge.gap import FORMS, Form
 from jaxtransfer.pge.losses import Loss, Prototypical, RandomHead, SquaredError
@@ -322,7 +323,7 @@ def _alignment(
     estimation = AlignmentEstimation(body.init, losses, batches, key, groups=_GROUPS["alignment"])
     file = out / "alignment.npz"
     _go_on(estimation, file, note, run, progress, "The alignment")
-    save_arrays(file, estimation.state() | {"note": np.asarray(note)})
+    write_arrays(file, estimation.state() | {"note": np.asarray(note)})
     return estimation
 
 
@@ -345,7 +346,7 @@ def _go_on(
         now = time.monotonic()
         if now - ended > max(_SECONDS, (ended - started) / _SHARE) or math.isinf(ended):
             started = now
-            save_arrays(file, estimation.state() | {"note": np.asarray(note)})
+            write_arrays(file, estimation.state() | {"note": np.asarray(note)})
             ended = time.monotonic()
         progress(done, total)
 

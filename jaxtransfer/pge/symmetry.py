@@ -96,8 +96,7 @@ def orbits(params: PyTree, symmetry: PyTree | None) -> Orbits:
     if given != structure:
         raise JaxTransferError(f"symmetry must have the structure of the weights, {structure}, not {given}.")
     sizes: dict[str, int] = {}
-    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    for name, shape, axes in zip(names, shapes, groups, strict=True):
+    for name, shape, axes in zip(_names(params), shapes, groups, strict=True):
         if not _is_groups(axes) or len(axes) != len(shape):
             raise JaxTransferError(f"symmetry of {name}, shape {shape}, needs one group or None per axis, not {axes}.")
         for group, size in zip(axes, shape, strict=True):
@@ -134,7 +133,7 @@ def check_symmetry(
     """
     shapes = jax.eval_shape(init, key)
     found = orbits(shapes, symmetry)
-    _check_initialiser(init, found, [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(shapes)], key)
+    _check_initialiser(init, found, _names(shapes), key)
     groups = jax.tree.leaves(symmetry, is_leaf=_is_groups)
     sizes = {
         group: size
@@ -251,6 +250,10 @@ def _moving(generator: np.random.Generator, size: int) -> np.ndarray:
     """A random permutation other than the identity."""
     drawn = generator.permutation(size)
     return np.roll(drawn, 1) if (drawn == np.arange(size)).all() else drawn
+
+
+def _names(params: PyTree) -> list[str]:
+    return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
 
 
 def _is_groups(node: Any) -> bool:

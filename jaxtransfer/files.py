@@ -1,0 +1,43 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+import csv
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def beside(file: Path) -> Path:
+    """Where a file is written before it takes its place."""
+    return file.with_name(f".{file.name}.partial")
+
+
+@contextlib.contextmanager
+def whole(file: Path) -> Iterator[Path]:
+    """A path to write to; what is there in the end becomes `file`, and nothing is left of it after an error."""
+    partial = beside(file)
+    try:
+        yield partial
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_arrays(file: Path, arrays: Mapping[str, Any]) -> None:
+    """Writes an `.npz` file."""
+    with whole(file) as partial, partial.open("wb") as stream:
+        np.savez(stream, **arrays)
+
+
+def write_csv(file: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Writes a table; numbers so that they read back as the same, unknown ones as nothing."""
+    with whole(file) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float | np.floating) and not np.isfinite(value)):
+        return ""
+    return str(value) if not isinstance(value, bool) else "yes" if value else "no"
