@@ -10,6 +10,12 @@ if TYPE_CHECKING:
     from jaxtransfer.affinity import Affinity as Affinity
     from jaxtransfer.attribution import METHODS as METHODS
     from jaxtransfer.attribution import attribute as attribute
+    from jaxtransfer.confidence import Band as Band
+    from jaxtransfer.confidence import RankedSource as RankedSource
+    from jaxtransfer.confidence import RetrievalBands as RetrievalBands
+    from jaxtransfer.confidence import certain_ranking as certain_ranking
+    from jaxtransfer.confidence import probability_above as probability_above
+    from jaxtransfer.confidence import retrieval_bands as retrieval_bands
     from jaxtransfer.evaluation import RankCorrelation as RankCorrelation
     from jaxtransfer.evaluation import RetrievalCurve as RetrievalCurve
     from jaxtransfer.evaluation import hits_at_k as hits_at_k
@@ -34,8 +40,8 @@ if TYPE_CHECKING:
     from jaxtransfer.preprocess import Preprocess as Preprocess
     from jaxtransfer.probe import Probe as Probe
     from jaxtransfer.probe import load_probe as load_probe
+    from jaxtransfer.relatives import RELATIVES as RELATIVES
     from jaxtransfer.sweep import affinity_matrix as affinity_matrix
-    from jaxtransfer.sweep import image_similarities as image_similarities
     from jaxtransfer.tree import MantelTest as MantelTest
     from jaxtransfer.tree import TaskTree as TaskTree
     from jaxtransfer.tree import mantel_test as mantel_test
@@ -46,6 +52,14 @@ if TYPE_CHECKING:
 _HOME = {
     "affinity": ("Affinity",),
     "attribution": ("METHODS", "attribute"),
+    "confidence": (
+        "Band",
+        "RankedSource",
+        "RetrievalBands",
+        "certain_ranking",
+        "probability_above",
+        "retrieval_bands",
+    ),
     "evaluation": (
         "RankCorrelation",
         "RetrievalCurve",
@@ -65,7 +79,8 @@ _HOME = {
     "pge.losses": ("Prototypical", "RandomHead", "SquaredError"),
     "preprocess": ("Preprocess",),
     "probe": ("Probe", "load_probe"),
-    "sweep": ("affinity_matrix", "image_similarities"),
+    "relatives": ("RELATIVES",),
+    "sweep": ("affinity_matrix",),
     "tree": ("MantelTest", "TaskTree", "mantel_test", "task_tree"),
     "zoo": ("Zoo",),
 }

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.files import whole
 
 Similarity = Literal["cosine", "correlation"]
 SIMILARITIES: tuple[Similarity, ...] = ("cosine", "correlation")
@@ -55,44 +56,71 @@ def similarities(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MethodResult:
-    """What one attribution method says about all pairs of networks.
+    """What one method says about all pairs of networks.
 
     Attributes:
-        affinity: Mean cosine over the usable images; symmetric, diagonal 1.
-        stderr: Its standard error over the images: sample standard deviation / sqrt(count); infinite where only one
-            image is usable, 0 on the diagonal.
+        affinity: Symmetric, diagonal 1; for maps the mean cosine over the usable images.
+        stderr: Its standard error over the images: standard deviation of `pseudo_values` / sqrt(how many there are);
+            infinite where it is not known, 0 on the diagonal.
         counts: How many images are usable for both networks.
-        unusable: (network, image) of every map that has no direction.
+        unusable: (network, image) of every map or representation that has no direction.
+        pseudo_values: What each part of the images says of every pair, float32, pairs in the order of
+            `scipy.spatial.distance.squareform`. For maps a part is an image and says its cosine, NaN where one of the
+            maps has no direction; for what is not a mean over images, parts are groups of images and say their
+            jackknife pseudo-value (Tukey 1958). None: not known.
     """
 
     affinity: Float[np.ndarray, "networks networks"]
     stderr: Float[np.ndarray, "networks networks"]
     counts: Int[np.ndarray, "networks networks"]
     unusable: tuple[tuple[str, str], ...] = ()
+    pseudo_values: Float[np.ndarray, "parts pairs"] | None = None
 
 
 class Affinity:
-    """The affinities of M networks under one or several attribution methods.
+    """The affinities of M networks under one or several methods.
 
     `affinity[method]` is the float32 [M, M] matrix, rows and columns in the order of `names`; larger is nearer. None
     stands for the only method there is.
     """
 
     def __init__(self, names: Sequence[str], similarity: Similarity, results: Mapping[str, MethodResult]) -> None:
-        """Holds results; `affinity_matrix` and `Affinity.load` make them."""
+        """Holds results; `affinity_matrix`, `Affinity.of` and `Affinity.load` make them."""
         self.names = tuple(names)
         self.similarity: Similarity = similarity
         self._results = dict(results)
 
+    @classmethod
+    def of(cls, names: Sequence[str], matrices: Mapping[str, Float[np.ndarray, "networks networks"]]) -> "Affinity":
+        """Matrices that were computed elsewhere, whose errors are not known.
+
+        Args:
+            names: The networks, in the order of rows and columns.
+            matrices: By method; larger is nearer. The diagonal is not looked at.
+
+        Raises:
+            JaxTransferError: A matrix does not fit the names, or two names are equal.
+        """
+        count = len(names)
+        if len(set(names)) < count:
+            raise JaxTransferError("Several networks have one name; names must differ.")
+        unknown = np.where(np.eye(count, dtype=bool), 0, np.inf).astype(np.float32)
+        results = {}
+        for method, matrix in matrices.items():
+            if np.shape(matrix) != (count, count):
+                raise JaxTransferError(f"{count} names need a matrix of {count} x {count}, not {np.shape(matrix)}.")
+            results[method] = MethodResult(np.array(matrix, np.float32), unknown, np.zeros((count, count), int))
+        return cls(names, "cosine", results)
+
     @property
     def methods(self) -> tuple[str, ...]:
-        """The attribution methods there are results for."""
+        """The methods there are results for."""
         return tuple(self._results)
 
     def __getitem__(self, method: str | None) -> Float[np.ndarray, "networks networks"]:
         return self._result(method).affinity
 
-    def stderr(self, method: str) -> Float[np.ndarray, "networks networks"]:
+    def stderr(self, method: str | None) -> Float[np.ndarray, "networks networks"]:
         """Standard error of every affinity over the probe images, float32 [M, M].
 
         Raises:
@@ -100,13 +128,21 @@ class Affinity:
         """
         return self._result(method).stderr
 
-    def counts(self, method: str) -> Int[np.ndarray, "networks networks"]:
+    def counts(self, method: str | None) -> Int[np.ndarray, "networks networks"]:
         """How many probe images every affinity is the mean of, int [M, M].
 
         Raises:
             JaxTransferError: There is no result for `method`.
         """
         return self._result(method).counts
+
+    def pseudo_values(self, method: str | None) -> Float[np.ndarray, "parts pairs"] | None:
+        """What each part of the probe images says of every pair, see `MethodResult`; None where it is not known.
+
+        Raises:
+            JaxTransferError: There is no result for `method`.
+        """
+        return self._result(method).pseudo_values
 
     @property
     def unusable(self) -> dict[str, tuple[tuple[str, str], ...]]:
@@ -135,7 +171,7 @@ class Affinity:
         ]
 
     def save(self, directory: str | Path) -> None:
-        """Writes `affinity_`, `stderr_` and `counts_<method>.csv`, and `affinity.json` with what else there is.
+        """Writes `affinity_`, `stderr_` and `counts_<method>.csv`, `pseudo_values_<method>.npy`, and `affinity.json`.
 
         The tables are square, with the names in the first row and column; numbers are written so that reading them
         gives the same bits.
@@ -145,6 +181,11 @@ class Affinity:
         for method, result in self._results.items():
             for kind, file in _files(directory, method).items():
                 _write_table(file, self.names, getattr(result, kind))
+            parts = _parts_file(directory, method)
+            parts.unlink(missing_ok=True)
+            if result.pseudo_values is not None:
+                with whole(parts) as partial, partial.open("wb") as stream:
+                    np.save(stream, result.pseudo_values)
         description = {"similarity": self.similarity, "methods": list(self.methods), "unusable": self.unusable}
         (directory / "affinity.json").write_text(json.dumps(description, indent=1) + "\n")
 
@@ -161,13 +202,14 @@ class Affinity:
             names: tuple[str, ...] = ()
             results = {}
             for method in description["methods"]:
-                files = _files(directory, method)
+                files, parts = _files(directory, method), _parts_file(directory, method)
                 names, affinity = _read_table(files["affinity"], np.float32)
                 results[method] = MethodResult(
                     affinity,
                     _read_table(files["stderr"], np.float32)[1],
                     _read_table(files["counts"], np.int64)[1],
                     tuple((network, image) for network, image in description["unusable"][method]),
+                    np.load(parts, allow_pickle=False) if parts.exists() else None,
                 )
             return cls(names, description["similarity"], results)
         except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
@@ -189,6 +231,10 @@ class Affinity:
 
 def _files(directory: Path, method: str) -> dict[str, Path]:
     return {kind: directory / f"{kind}_{method}.csv" for kind in ("affinity", "stderr", "counts")}
+
+
+def _parts_file(directory: Path, method: str) -> Path:
+    return directory / f"pseudo_values_{method}.npy"
 
 
 def _write_table(file: Path, names: Sequence[str], table: np.ndarray) -> None:

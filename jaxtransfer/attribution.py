@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,10 @@ METHODS = ("saliency", "input_x_gradient", "epsilon_lrp")
 TargetFn = Callable[[Any], Float[Array, " images"]]
 
 
+Maps = dict[str, Float[Array, "images height width channels"]]
+
+
+@overload
 def attribute(
     apply: ApplyFn,
     params: PyTree,
@@ -26,7 +30,33 @@ def attribute(
     methods: Sequence[str] = METHODS,
     target: TargetFn | None = None,
     epsilon: float = 1e-4,
-) -> dict[str, Float[Array, "images height width channels"]]:
+    with_outputs: Literal[False] = False,
+) -> Maps: ...
+
+
+@overload
+def attribute(
+    apply: ApplyFn,
+    params: PyTree,
+    images: Float[Array | np.ndarray, "images height width channels"],
+    *,
+    methods: Sequence[str] = METHODS,
+    target: TargetFn | None = None,
+    epsilon: float = 1e-4,
+    with_outputs: Literal[True],
+) -> tuple[Maps, PyTree]: ...
+
+
+def attribute(
+    apply: ApplyFn,
+    params: PyTree,
+    images: Float[Array | np.ndarray, "images height width channels"],
+    *,
+    methods: Sequence[str] = METHODS,
+    target: TargetFn | None = None,
+    epsilon: float = 1e-4,
+    with_outputs: bool = False,
+) -> Maps | tuple[Maps, PyTree]:
     """Computes attribution maps of a scalar of the network's output, all in one compiled pass.
 
     With r the scalar of one image x (Song et al., NeurIPS 2019, section 3.2; their code attributes the sum of all
@@ -38,9 +68,9 @@ def attribute(
       f(z) / (z + epsilon sign(z)), sign(0) = +1 (Ancona et al., ICLR 2018). The function is rewritten for it; it
       needs no change. What happens at products, softmax and normalisation is in `docs/attribution.md`.
 
-    The forward pass runs once whatever methods are asked for. The function is compiled once per `apply`, `target`,
-    `methods`, `epsilon` and shape, so hand over the same function objects again and pass weights in `params`; it may
-    itself be called under `jit`, `vmap` and with sharded arrays.
+    The forward pass runs once whatever methods are asked for, and what it gave can be had as well. The function is
+    compiled once per `apply`, `target`, `methods`, `epsilon` and shape, so hand over the same function objects again
+    and pass weights in `params`; it may itself be called under `jit`, `vmap` and with sharded arrays.
 
     Args:
         apply: Pure function `apply(params, images) -> [images, ...]` that treats its images independently.
@@ -49,6 +79,7 @@ def attribute(
         methods: Any of `METHODS`.
         target: Maps the network's output to one scalar per image, [images]; default: the sum over all units.
         epsilon: Stabiliser of epsilon-LRP, in units of the pre-activations; > 0.
+        with_outputs: Return the network's output too: a pair of the maps and what `apply` returned.
 
     Returns:
         One map per method, of the shape of `images`; float32, or float64 for float64 images.
@@ -70,11 +101,12 @@ def attribute(
             "images must be floating point, [images, height, width, channels], "
             f"not {images.dtype} of shape {images.shape}."
         )
-    maps = _attribute(apply, params, jnp.asarray(images), tuple(methods), target, float(epsilon))
-    return {method: maps[method] for method in methods}
+    maps, outputs = _attribute(apply, params, jnp.asarray(images), tuple(methods), target, float(epsilon), with_outputs)
+    maps = {method: maps[method] for method in methods}
+    return (maps, outputs) if with_outputs else maps
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
+@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5, 6))
 def _attribute(
     apply: ApplyFn,
     params: PyTree,
@@ -82,22 +114,23 @@ def _attribute(
     methods: tuple[str, ...],
     target: TargetFn | None,
     epsilon: float,
-) -> dict[str, Float[Array, "images height width channels"]]:
-    def scalar(params: PyTree, images: Array) -> Array:
+    with_outputs: bool,
+) -> tuple[Maps, PyTree]:
+    def scalar(params: PyTree, images: Array) -> tuple[Array, PyTree]:
         outputs = apply(params, images)
         scalars = _sum_of_units(outputs) if target is None else target(outputs)
         if scalars.shape != images.shape[:1]:
             raise JaxTransferError(
                 f"The target must give one scalar per image, shape {images.shape[:1]}, not {scalars.shape}."
             )
-        return scalars.sum()
+        return scalars.sum(), outputs if with_outputs else None
 
     if "epsilon_lrp" in methods:
         passes = rule_vjp(scalar, params, images, epsilon)
-        one = jnp.ones_like(passes.output)
+        one, outputs = jnp.ones_like(passes.output), passes.aux
         gradient, modified = passes.gradient, passes.modified
     else:
-        output, pull = jax.vjp(lambda images: scalar(params, images), images)
+        output, pull, outputs = jax.vjp(lambda images: scalar(params, images), images, has_aux=True)
         one = jnp.ones_like(output)
         gradient, modified = (lambda cotangent: pull(cotangent)[0]), None
 
@@ -109,7 +142,7 @@ def _attribute(
         maps["input_x_gradient"] = images.astype(dtype) * g
     if modified is not None:
         maps["epsilon_lrp"] = images.astype(dtype) * modified(one).astype(dtype)
-    return {method: maps[method] for method in methods}
+    return {method: maps[method] for method in methods}, outputs
 
 
 def _sum_of_units(outputs: PyTree) -> Float[Array, " images"]:

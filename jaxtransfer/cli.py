@@ -176,12 +176,17 @@ def affinity(
     out: Annotated[Path, typer.Option(help="Run directory: new, or one to go on with.")],
     method: Annotated[
         list[str] | None,
-        typer.Option(help="saliency, input_x_gradient or epsilon_lrp; may be repeated.", show_default="all three"),
+        typer.Option(
+            help="saliency, input_x_gradient, epsilon_lrp, or of representations rsa, depara, cka, svcca; may be "
+            "repeated.",
+            show_default="the first three",
+        ),
     ] = None,
     similarity: Annotated[
         Literal["cosine", "correlation"],
-        typer.Option(help="Correlation removes each map's mean over pixels first."),
+        typer.Option(help="Of maps; correlation removes each map's mean over pixels first."),
     ] = "cosine",
+    edge_weight: Annotated[float, typer.Option(min=0, help="What edges count beside nodes, for depara.")] = 0.25,
     limit: Annotated[int | None, typer.Option(help="Use the first so many images.", show_default="all")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 8,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where an image cannot be used.")] = False,
@@ -199,6 +204,7 @@ def affinity(
             command=sys.argv,
             methods=method or METHODS,
             similarity=similarity,
+            edge_weight=edge_weight,
             batch_size=batch_size,
             limit=limit,
             strict=strict,
@@ -211,7 +217,7 @@ def affinity(
 def rank(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
     target: Annotated[str, typer.Argument(metavar="TARGET", help="The network to find sources for.")],
-    method: Annotated[str | None, typer.Option(help="Attribution method.", show_default="all")] = None,
+    method: Annotated[str | None, typer.Option(help="One of the run's methods.", show_default="all")] = None,
     top: Annotated[int | None, typer.Option(min=1, help="Print the best so many.", show_default="all")] = None,
 ) -> None:
     """Rank the networks of a run as sources for one of them."""
@@ -235,7 +241,7 @@ def evaluate(
         str, typer.Option(help="taskonomy, or a CSV file: rows source,target,score, or sources x targets.")
     ] = "taskonomy",
     method: Annotated[
-        list[str] | None, typer.Option(help="Attribution method; may be repeated.", show_default="all")
+        list[str] | None, typer.Option(help="One of the run's methods; may be repeated.", show_default="all")
     ] = None,
     relevant: Annotated[int, typer.Option(min=1, help="How many of a target's sources are relevant.")] = 5,
 ) -> None:

@@ -7,6 +7,7 @@ come with scikit-image.
 
 import dataclasses
 import importlib
+import itertools
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,16 +17,14 @@ import numpy as np
 import skimage
 import torch
 from efficientnet_lite_pytorch import EfficientNet
-from jaxtyping import Float
 from PIL import Image
 
-from jaxtransfer.affinity import SIMILARITIES
+from jaxtransfer.affinity import SIMILARITIES, Affinity
 from jaxtransfer.converters import torch_export
 from jaxtransfer.figures import trained_and_control
 from jaxtransfer.preprocess import Preprocess
 from jaxtransfer.probe import load_probe
 from jaxtransfer.run import run_affinity
-from jaxtransfer.sweep import image_similarities
 from jaxtransfer.zoo import Zoo
 
 _SIZES = {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}
@@ -109,8 +108,7 @@ def run_demo(
             progress=lambda done, total, name: progress(done, total, f"Attributing {name}"),
         )
         for method in affinity.methods:
-            cosines = image_similarities(out, affinity.names, method, similarity)
-            contrast = _contrast(cosines, affinity.names)
+            contrast = _contrast(affinity, method)
             contrasts.append(Contrast(method, similarity, *contrast))
     trained_and_control(
         {f"{each.method}, {each.similarity}": (each.trained, each.control) for each in contrasts},
@@ -135,14 +133,13 @@ def sentences(contrasts: Sequence[Contrast]) -> list[str]:
     return said
 
 
-def _contrast(
-    cosines: Float[np.ndarray, "images networks networks"], names: Sequence[str]
-) -> list[tuple[float, float]]:
+def _contrast(affinity: Affinity, method: str) -> list[tuple[float, float]]:
     """Mean and standard error of: two trained networks, a trained one and a control, the difference."""
-    trained = np.array([not name.endswith(_CONTROL) for name in names])
-    pairs = np.triu(np.outer(trained, trained), 1)
-    near = cosines[:, pairs].mean(1)
-    far = cosines[:, np.outer(trained, ~trained)].mean(1)
+    by_pair = affinity.pseudo_values(method)
+    assert by_pair is not None
+    controls = [name.endswith(_CONTROL) for name in affinity.names]
+    kinds = np.array([one + other for one, other in itertools.combinations(controls, 2)])
+    near, far = by_pair[:, kinds == 0].mean(1), by_pair[:, kinds == 1].mean(1)
     by_photo = np.array([near, far, near - far])
     errors = by_photo.std(axis=1, ddof=1) / np.sqrt(by_photo.shape[1])
     return [(float(mean), float(error)) for mean, error in zip(by_photo.mean(axis=1), errors, strict=True)]

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jaxtransfer.affinity import Affinity
 from jaxtransfer.errors import JaxTransferError
@@ -87,21 +87,14 @@ def retrieval_curve(
     """
     if relevant < 1:
         raise JaxTransferError(f"One source or more must be relevant, not {relevant}.")
-    rows = {}
-    for target, sources in _common(affinity, oracle, method).items():
-        scores = np.array([score for _, score in sources.values()])
-        order = np.argsort([-affinity for affinity, _ in sources.values()], kind="stable")
-        worst = np.sort(scores)[::-1][min(relevant, len(scores)) - 1]
-        rows[target] = (scores >= worst)[order]
-    length = max(map(len, rows.values()))
-    ks = np.arange(1, length + 1)
-    hits, seen, expected = np.zeros(length, int), np.zeros(length, int), np.zeros(length)
-    for row in rows.values():
-        hits += _padded(np.cumsum(row), length)
-        among = np.minimum(ks, len(row))
-        seen += among
-        expected += among * row.mean()
-    return RetrievalCurve(tuple(rows), hits, seen, int(hits[-1]), expected)
+    pairs = scored_pairs(affinity, oracle, method)
+    found = pairs.relevant(relevant)
+    sources = pairs.known.sum(1)
+    ks = np.arange(1, sources.max() + 1)
+    seen = np.minimum(ks, sources[:, None])
+    hits = pairs.hits(pairs.affinities, found).sum(0)
+    expected = (seen * (found.sum(1) / sources)[:, None]).sum(0)
+    return RetrievalCurve(pairs.targets, hits, seen.sum(0), int(hits[-1]), expected)
 
 
 def hits_at_k(affinity: Affinity, oracle: Oracle, k: int, *, relevant: int = 5, method: str | None = None) -> int:
@@ -134,46 +127,89 @@ def rank_correlations(affinity: Affinity, oracle: Oracle, *, method: str | None 
     """
     from scipy import stats
 
+    pairs = scored_pairs(affinity, oracle, method)
     found = {}
-    for target, sources in _common(affinity, oracle, method).items():
-        affinities, scores = np.array(list(sources.values()), np.float64).T
-        values = (math.nan,) * 3
+    for target, known, *values in zip(pairs.targets, pairs.known, pairs.affinities, pairs.scores, strict=True):
+        affinities, scores = (row[known].astype(np.float64) for row in values)
+        correlations = (math.nan,) * 3
         if np.ptp(affinities) > 0 and np.ptp(scores) > 0:
-            values = [
+            correlations = [
                 float(np.asarray(correlation(affinities, scores))[0])
                 for correlation in (stats.spearmanr, stats.kendalltau, stats.weightedtau)
             ]
-        found[target] = RankCorrelation(*values, sources=len(scores))
+        found[target] = RankCorrelation(*correlations, sources=len(scores))
     return found
 
 
-def _common(affinity: Affinity, oracle: Oracle, method: str | None) -> dict[str, dict[str, tuple[float, float]]]:
-    """For every target both know, (affinity, score) of the sources both know, in the order of the affinity's names."""
-    found = {}
-    for target, row in zip(affinity.names, affinity[method], strict=True):
-        scores: Mapping[str, float] = oracle.scores.get(oracle.own_name(target), {})
-        sources = {
-            name: (float(value), scores[oracle.own_name(name)])
-            for name, value in zip(affinity.names, row, strict=True)
-            if name != target and oracle.own_name(name) in scores
-        }
-        if len(sources) > 1:
-            found[target] = sources
-    if not found:
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScoredPairs:
+    """What an affinity and an oracle both know: targets with two known sources or more.
+
+    Attributes:
+        names: The networks, as columns.
+        targets: The rows.
+        rows: Where the targets stand in `names`.
+        known: Which networks are sources of a target.
+        affinities: Meaningful where known.
+        scores: The oracle's; minus infinity where not known.
+    """
+
+    names: tuple[str, ...]
+    targets: tuple[str, ...]
+    rows: Int[np.ndarray, " targets"]
+    known: Bool[np.ndarray, "targets networks"]
+    affinities: Float[np.ndarray, "targets networks"]
+    scores: Float[np.ndarray, "targets networks"]
+
+    def relevant(self, count: int) -> Bool[np.ndarray, "targets networks"]:
+        """The best `count` sources of each target by score, and those tied with the last."""
+        sources = self.known.sum(1)
+        ordered = np.sort(self.scores, axis=1)[:, ::-1]
+        last = np.take_along_axis(ordered, np.minimum(count, sources)[:, None] - 1, axis=1)
+        return self.known & (self.scores >= last)
+
+    def order(self, affinities: Float[np.ndarray, "*n targets networks"]) -> Int[np.ndarray, "*n targets networks"]:
+        """Each target's sources, nearest first, equal ones in the order of `names`; then what is not known."""
+        return np.argsort(np.where(self.known, -affinities, np.inf), axis=-1, kind="stable")
+
+    def hits(
+        self, affinities: Float[np.ndarray, "*n targets networks"], relevant: Bool[np.ndarray, "targets networks"]
+    ) -> Int[np.ndarray, "*n targets K"]:
+        """Relevant sources among each target's K nearest, for K to the largest number of sources."""
+        order = self.order(affinities)
+        found = np.take_along_axis(np.broadcast_to(relevant, order.shape), order, axis=-1)
+        return np.cumsum(found, axis=-1)[..., : self.known.sum(1).max()]
+
+
+def scored_pairs(affinity: Affinity, oracle: Oracle, method: str | None) -> ScoredPairs:
+    """What both know.
+
+    Raises:
+        JaxTransferError: Nothing, or an unknown method.
+    """
+    names = affinity.names
+    own_names = [oracle.own_name(name) for name in names]
+    scores = np.full((len(names), len(names)), -np.inf)
+    for row, target in enumerate(own_names):
+        of_target: Mapping[str, float] = oracle.scores.get(target, {})
+        for column, source in enumerate(own_names):
+            if row != column:
+                scores[row, column] = of_target.get(source, -np.inf)
+    known = np.isfinite(scores) & ~np.isnan(affinity[method])
+    rows = np.flatnonzero(known.sum(1) > 1)
+    if not rows.size:
         raise JaxTransferError(
             f"The oracle {oracle.name} scores no target here with two sources or more: it knows "
-            f"{_some(oracle.scores)}, and here are {_some(affinity.names)}."
+            f"{_some(oracle.scores)}, and here are {_some(names)}."
         )
-    return found
+    scores = np.where(known, scores, -np.inf)
+    targets = tuple(names[row] for row in rows)
+    return ScoredPairs(names, targets, rows, known[rows], affinity[method][rows], scores[rows])
 
 
 def _some(names: Mapping[str, object] | tuple[str, ...]) -> str:
     listed = list(names)
     return ", ".join(listed[:8]) + (", ..." if len(listed) > 8 else "")
-
-
-def _padded(row: Int[np.ndarray, " n"], length: int) -> Int[np.ndarray, " length"]:
-    return np.pad(row, (0, length - len(row)), mode="edge")
 
 
 def _at(k: int, values: np.ndarray) -> np.generic:

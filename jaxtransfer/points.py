@@ -1,4 +1,4 @@
-"""Points on disk: the maps one network makes of all probe images, one file for each attribution method.
+"""Points on disk: what one network makes of all probe images, one file for each kind of map and one of representations.
 
 A file appears whole or not at all, and beside it stands the key it was computed for; a point with another key (other
 weights, other images) is not found.
@@ -19,7 +19,10 @@ Key = dict[str, Any]
 
 
 class Points:
-    """The points below one directory: `<network>/<method>/maps.npy`, float32 [images, height, width]."""
+    """The points below one directory: `<network>/<kind>/values.npy`, float32.
+
+    A kind is an attribution method, [images, height, width], or "representation", [images, units].
+    """
 
     def __init__(self, directory: Path) -> None:
         """Opens (and makes) a directory; remains of interrupted writing are removed."""
@@ -29,46 +32,39 @@ class Points:
             shutil.rmtree(remains, ignore_errors=True)
 
     def missing(self, network: str, keys: dict[str, Key]) -> tuple[str, ...]:
-        """Those methods whose point is not there, or there for another key."""
-        return tuple(method for method, key in keys.items() if self._key(network, method) != key)
+        """Those kinds whose point is not there, or there for another key."""
+        return tuple(kind for kind, key in keys.items() if self._key(network, kind) != key)
 
     @contextmanager
-    def writing(
-        self, network: str, keys: dict[str, Key], shape: tuple[int, int, int]
-    ) -> Iterator[dict[str, "ArrayWriter"]]:
-        """Gives one writer for each method; the points appear when the block ends without an error."""
+    def writing(self, network: str, keys: dict[str, Key], images: int) -> Iterator[dict[str, "ArrayWriter"]]:
+        """Gives one writer for each kind; the points appear when the block ends without an error."""
         beside = Path(tempfile.mkdtemp(prefix=".writing-", dir=self.directory))
         try:
             writers = {}
-            for method, key in keys.items():
-                (beside / method).mkdir()
-                (beside / method / "key.json").write_text(json.dumps(key, indent=1))
-                writers[method] = ArrayWriter(beside / method / "maps.npy", shape)
+            for kind, key in keys.items():
+                (beside / kind).mkdir()
+                (beside / kind / "key.json").write_text(json.dumps(key, indent=1))
+                writers[kind] = ArrayWriter(beside / kind / "values.npy", images)
             try:
                 yield writers
             finally:
                 for writer in writers.values():
                     writer.close()
             (self.directory / network).mkdir(exist_ok=True)
-            for method in keys:
-                target = self.directory / network / method
+            for kind in keys:
+                target = self.directory / network / kind
                 shutil.rmtree(target, ignore_errors=True)
-                (beside / method).rename(target)
+                (beside / kind).rename(target)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
 
-    def read(self, network: str, method: str, start: int, stop: int) -> Float[np.ndarray, "images height width"]:
-        """The maps of images `start` to `stop`."""
-        return read_rows(self.directory / network / method / "maps.npy", start, stop)
+    def open(self, network: str, kind: str) -> Float[np.ndarray, "images ..."]:
+        """A point, left on disk until it is looked at."""
+        return np.load(self.directory / network / kind / "values.npy", mmap_mode="r")
 
-    def shape(self, network: str, method: str) -> tuple[int, int, int]:
-        """Images, height and width of a point."""
-        images, height, width = np.load(self.directory / network / method / "maps.npy", mmap_mode="r").shape
-        return images, height, width
-
-    def _key(self, network: str, method: str) -> Key | None:
+    def _key(self, network: str, kind: str) -> Key | None:
         try:
-            return json.loads((self.directory / network / method / "key.json").read_text())
+            return json.loads((self.directory / network / kind / "key.json").read_text())
         except (OSError, ValueError):
             return None
 
@@ -76,14 +72,16 @@ class Points:
 class ArrayWriter:
     """Writes a float32 array to a `.npy` file a few rows at a time, so that memory holds only those."""
 
-    def __init__(self, file: Path, shape: tuple[int, ...]) -> None:
-        """Opens the file for an array of `shape`."""
+    def __init__(self, file: Path, count: int) -> None:
+        """Opens the file for an array of `count` rows."""
         self._file: BinaryIO = file.open("wb")
-        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(self._file, header)
+        self._count = count
 
     def write(self, rows: Float[np.ndarray, "rows ..."]) -> None:
         """Appends rows."""
+        if not self._file.tell():
+            header = {"descr": "<f4", "fortran_order": False, "shape": (self._count, *rows.shape[1:])}
+            np.lib.format.write_array_header_1_0(self._file, header)
         self._file.write(np.ascontiguousarray(rows, dtype="<f4").data)
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from jaxtransfer.figures import heat_map, retrieval_curves
 from jaxtransfer.files import write_csv
 from jaxtransfer.oracle import Oracle
 from jaxtransfer.probe import Probe, load_probe
+from jaxtransfer.relatives import RELATIVES
 from jaxtransfer.sweep import affinity_matrix
 from jaxtransfer.zoo import Zoo
 
@@ -29,6 +30,7 @@ def run_affinity(
     command: Sequence[str],
     methods: Sequence[str] = METHODS,
     similarity: Similarity = "cosine",
+    edge_weight: float = 0.25,
     batch_size: int = 8,
     limit: int | None = None,
     strict: bool = False,
@@ -47,8 +49,9 @@ def run_affinity(
         images: The folder of probe images, see `load_probe`.
         out: The run directory: new, empty, or of a run with the same settings.
         command: What the user typed, for `run.json`.
-        methods: Attribution methods.
+        methods: Any of `METHODS` and `RELATIVES`.
         similarity: "cosine", or "correlation" for cosines of maps whose mean over pixels was removed.
+        edge_weight: How much the edges of DEPARA count beside its nodes.
         batch_size: Images per step on the device.
         limit: Use the first so many images; None: all.
         strict: Whether a file that is no usable image is an error rather than skipped.
@@ -70,12 +73,12 @@ def run_affinity(
         count = "only one network" if len(zoo) else "no networks"
         raise JaxTransferError(f"The zoo {zoo.path} has {count}; affinities need two or more.")
     for kind, asked, known in [
-        ("attribution method", methods, METHODS),
+        ("method", methods, (*METHODS, *RELATIVES)),
         ("similarity", [similarity], SIMILARITIES),
     ]:
         if unknown := [name for name in asked if name not in known]:
             raise JaxTransferError(f"There is no {kind} {unknown[0]!r}; there are: {', '.join(known)}.")
-    methods = tuple(method for method in METHODS if method in methods)
+    methods = tuple(method for method in (*METHODS, *RELATIVES) if method in methods)
     probe = load_probe(images, limit=limit, strict=strict)
     settings = {
         "methods": list(methods),
@@ -83,6 +86,8 @@ def run_affinity(
         "epsilon": _EPSILON,
         "precision": "float32, matrix products at the highest precision",
     }
+    if "depara" in methods:
+        settings["edge_weight"] = edge_weight
     manifests = {name: zoo.manifest(name) for name in zoo.names}
     about = {
         "settings": settings,
@@ -107,6 +112,7 @@ def run_affinity(
         methods=methods,
         similarity=similarity,
         epsilon=_EPSILON,
+        edge_weight=edge_weight,
         batch_size=batch_size,
         directory=points or out,
         image_names=probe.names,
@@ -114,7 +120,8 @@ def run_affinity(
     )
     affinity.save(out)
     for method in methods:
-        title = f"Affinity by {method} ({similarity}, {len(probe.names)} images)"
+        how = f"{similarity}, " if method in METHODS or method == "depara" else ""
+        title = f"Affinity by {method} ({how}{len(probe.names)} images)"
         heat_map(affinity[method], affinity.names, out / f"affinity_{method}.png", title)
     unusable = {method: [list(pair) for pair in affinity.unusable[method]] for method in methods}
     record.finish(out, begun, unusable=unusable)
@@ -133,7 +140,7 @@ def evaluate_run(
         directory: The run.
         oracle: What really happened.
         relevant: How many of a target's sources are relevant.
-        methods: Attribution methods; None: all there are.
+        methods: Some of the run's; None: all there are.
 
     Returns:
         For every method the curve, and the rank correlations of every target.

@@ -15,11 +15,12 @@ quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimizati
 """`jax.jit` for functions that run once: three times faster to compile, slower to run."""
 
 
-def affinity_of(matrix: Any, names: Sequence[str]) -> Affinity:
+def affinity_of(matrix: Any, names: Sequence[str], pseudo_values: np.ndarray | None = None) -> Affinity:
     """Affinities that are known, under one method, without errors."""
     values = np.asarray(matrix, np.float32)
     nothing = np.zeros_like(values)
-    return Affinity(names, "cosine", {"method": MethodResult(values, nothing, nothing.astype(int))})
+    result = MethodResult(values, nothing, nothing.astype(int), pseudo_values=pseudo_values)
+    return Affinity(names, "cosine", {"method": result})
 
 
 def complaint(result: Result) -> str:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from scipy.spatial.distance import squareform
 
 import jaxtransfer as jt
 from jaxtransfer.affinity import similarities
@@ -84,10 +85,12 @@ def test_batch_size_and_float_images_change_nothing(networks: list[jt.Network]) 
             np.testing.assert_allclose(actual[method], expected[method], atol=1e-5)
 
 
-def test_standard_error_equals_the_bootstrap(networks: list[jt.Network], tmp_path: Path) -> None:
+def test_standard_error_equals_the_bootstrap(networks: list[jt.Network]) -> None:
     images = np.random.default_rng(5).integers(0, 256, (60, 14, 18, 3), dtype=np.uint8)
-    affinity = jt.affinity_matrix(networks, images, methods=["saliency"], batch_size=20, directory=tmp_path)
-    single = jt.image_similarities(tmp_path, affinity.names, "saliency")
+    affinity = jt.affinity_matrix(networks, images, methods=["saliency"], batch_size=20)
+    by_pair = affinity.pseudo_values("saliency")
+    assert by_pair is not None
+    single = np.stack([squareform(row) + np.eye(len(networks)) for row in by_pair])
     np.testing.assert_allclose(single.mean(0), affinity["saliency"], atol=1e-6)
     draws = np.random.default_rng(0).integers(0, len(images), (4000, len(images)))
     bootstrap = single[draws].mean(1).std(0)
@@ -123,6 +126,7 @@ def test_save_and_load_keep_every_bit(networks: list[jt.Network], tmp_path: Path
         np.testing.assert_array_equal(again[method], affinity[method])
         np.testing.assert_array_equal(again.stderr(method), affinity.stderr(method))
         np.testing.assert_array_equal(again.counts(method), affinity.counts(method))
+        np.testing.assert_array_equal(again.pseudo_values(method), affinity.pseudo_values(method))
     header = (tmp_path / "affinity_saliency.csv").read_text().splitlines()[0]
     assert header == ",n0,n1,n2,n3,n4"
     (tmp_path / "affinity_saliency.csv").write_text("")

@@ -215,7 +215,7 @@ def test_killed_run_goes_on(tmp_path):
     killed = subprocess.Popen(
         [sys.executable, "-m", "jaxtransfer", *map(str, [*arguments, out])], stderr=subprocess.DEVNULL
     )
-    while not list((out / "points").glob("a/*/maps.npy")):
+    while not list((out / "points").glob("a/*/values.npy")):
         assert killed.poll() is None
         time.sleep(0.005)
     killed.kill()

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from helpers import affinity_of
 from jaxtransfer import Zoo
 from jaxtransfer.cli import app
 
@@ -20,7 +21,8 @@ def test_contrast_counts_photos():
     cosines[:, 0, 2] = cosines[:, 2, 0] = per_photo
     for trained, control in [(0, 1), (0, 3), (2, 1), (2, 3)]:
         cosines[:, trained, control] = cosines[:, control, trained] = 0.2
-    near, far, difference = demo._contrast(cosines, _NAMES)
+    affinity = affinity_of(cosines.mean(0), _NAMES, cosines[:, *np.triu_indices(4, 1)])
+    near, far, difference = demo._contrast(affinity, "method")
     error = per_photo.std(ddof=1) / np.sqrt(3)
     np.testing.assert_allclose(near, (0.6, error), rtol=1e-5)
     np.testing.assert_allclose(far, (0.2, 0), atol=1e-6)

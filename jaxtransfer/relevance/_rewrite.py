@@ -41,17 +41,23 @@ class RuleVJP:
 
     Attributes:
         output: What the function returned.
+        aux: What it returned besides.
         gradient: Cotangent of the output to cotangent of the images, by the ordinary chain rule.
         modified: The same by the modified chain rule; times the images it is epsilon-LRP.
     """
 
     output: PyTree
+    aux: PyTree
     gradient: Callable[[PyTree], Array]
     modified: Callable[[PyTree], Array]
 
 
-def rule_vjp(function: Callable[[PyTree, Array], PyTree], params: PyTree, images: Array, epsilon: float) -> RuleVJP:
+def rule_vjp(
+    function: Callable[[PyTree, Array], tuple[PyTree, PyTree]], params: PyTree, images: Array, epsilon: float
+) -> RuleVJP:
     """Runs `function(params, images)` forward once and returns its ordinary and its modified backward pass.
+
+    The function returns what is differentiated, and what else is wanted of the forward pass.
 
     Modified chain rule (Ancona et al. 2018, ICLR, section 2.2): the derivative of every non-linearity f is replaced
     by f(z) / (z + epsilon sign(z)) with sign(0) = +1.
@@ -62,18 +68,20 @@ def rule_vjp(function: Callable[[PyTree, Array], PyTree], params: PyTree, images
     closed, shape = jax.make_jaxpr(function, return_shape=True)(params, images)
     leaves = jax.tree.leaves(params)
     is_image = [False] * len(leaves) + [True]
+    structure, aux_structure = map(jax.tree.structure, shape)
+    count = structure.num_leaves
 
-    def rewritten(images: Array) -> tuple[list[Array], Token]:
+    def rewritten(images: Array) -> tuple[tuple[list[Array], Token], list[Array]]:
         outputs, _, token = _run(closed, [*leaves, images], is_image, epsilon)
-        return outputs, token
+        return (outputs[:count], token), outputs[count:]
 
-    (outputs, _), pull = jax.vjp(rewritten, images)
-    structure = jax.tree.structure(shape)
+    (outputs, _), pull, aux = jax.vjp(rewritten, images, has_aux=True)
 
     def backward(switch: float) -> Callable[[PyTree], Array]:
         return lambda cotangent: pull((jax.tree.leaves(cotangent), jnp.float32(switch)))[0]
 
-    return RuleVJP(jax.tree.unflatten(structure, outputs), backward(0.0), backward(1.0))
+    output, aux = jax.tree.unflatten(structure, outputs), jax.tree.unflatten(aux_structure, aux)
+    return RuleVJP(output, aux, backward(0.0), backward(1.0))
 
 
 def _run(
