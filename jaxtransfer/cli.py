@@ -29,10 +29,10 @@ from jaxtransfer.errors import JaxTransferError
 
 if TYPE_CHECKING:
     from jaxtransfer.affinity import Affinity
-    from jaxtransfer.evaluation import RankCorrelation, RetrievalCurve
     from jaxtransfer.oracle import Oracle
     from jaxtransfer.pge.findings import Findings
     from jaxtransfer.probe import Probe
+    from jaxtransfer.run import Evaluation
 
 # Packages that do the work are imported by the commands that need them: `--help` must not wait for JAX.
 
@@ -368,25 +368,31 @@ def _print_affinity(found: "Affinity", probe: "Probe", out: Path) -> None:
     print(f"Matrices, heat maps and points are in {out}; `jaxtransfer rank {out} TARGET` prints a ranking.")
 
 
-def _print_evaluation(
-    found: "Mapping[str, tuple[RetrievalCurve, dict[str, RankCorrelation]]]", oracle: "Oracle", run: Path
-) -> None:
+def _print_evaluation(found: "Mapping[str, Evaluation]", oracle: "Oracle", run: Path) -> None:
     """Precision and recall beside a random order's, mean rank correlations, and what was scored."""
-    curves = [curve for curve, _ in found.values()]
+    curves = [each.curve for each in found.values()]
     most = len(curves[0].hits)
     columns = [each for each in (("precision", 1), ("precision", 5), ("recall", 5), ("recall", 10)) if each[1] <= most]
     table = Table("", title=f"Against {oracle.name}", title_justify="left", box=box.SIMPLE_HEAD)
     for column in (*(f"{quantity[0].upper()}@{k}" for quantity, k in columns), "Spearman", "Kendall", "weighted"):
         table.add_column(column, justify="right")
-    for method, (curve, by_target) in found.items():
-        shares = [f"{getattr(curve, quantity)[k - 1]:.3f}" for quantity, k in columns]
-        each = [(one.spearman, one.kendall, one.weighted_kendall) for one in by_target.values()]
-        known = [row for row in each if not math.isnan(row[0])]
+    for method, each in found.items():
+        shares = []
+        for quantity, k in columns:
+            share = f"{getattr(each.curve, quantity)[k - 1]:.3f}"
+            if each.bands.networks is not None:
+                of = each.curve.seen[k - 1] if quantity == "precision" else each.curve.relevant
+                share += "\n{:.2f} to {:.2f}".format(*(edge[k - 1] / of for edge in each.bands.networks))
+            shares.append(share)
+        of_targets = [(one.spearman, one.kendall, one.weighted_kendall) for one in each.correlations.values()]
+        known = [row for row in of_targets if not math.isnan(row[0])]
         means = [f"{statistics.fmean(column):.3f}" for column in zip(*known, strict=True)] or ["unknown"] * 3
         table.add_row(method, *shares, *means)
     chance = [f"{getattr(curves[0], f'random_{quantity}')[k - 1]:.3f}" for quantity, k in columns]
     table.add_row("random", *chance, *["0.000"] * 3)
     _print(table)
+    if any(each.bands.networks is not None for each in found.values()):
+        print("Below each share: where it would lie for other networks and images like these, at 95 %.")
     missing = [target for target in oracle.scores if target not in map(oracle.own_name, curves[0].targets)]
     print(f"{len(curves[0].targets)} of the oracle's {len(oracle.scores)} targets were scored.")
     if missing:

@@ -8,6 +8,7 @@ from typing import Any
 from jaxtransfer import record
 from jaxtransfer.affinity import SIMILARITIES, Affinity, Similarity
 from jaxtransfer.attribution import METHODS
+from jaxtransfer.confidence import RetrievalBands, retrieval_bands
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.evaluation import RankCorrelation, RetrievalCurve, rank_correlations, retrieval_curve
 from jaxtransfer.figures import heat_map, retrieval_curves
@@ -128,13 +129,29 @@ def run_affinity(
     return affinity, probe
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What an oracle says of one method of a run.
+
+    Attributes:
+        curve: Hits at every K.
+        bands: How sure they are.
+        correlations: Of the rankings, for every target.
+    """
+
+    curve: RetrievalCurve
+    bands: RetrievalBands
+    correlations: dict[str, RankCorrelation]
+
+
 def evaluate_run(
     directory: str | Path, oracle: Oracle, *, relevant: int = 5, methods: Sequence[str] | None = None
-) -> dict[str, tuple[RetrievalCurve, dict[str, RankCorrelation]]]:
+) -> dict[str, Evaluation]:
     """Scores a finished run against an oracle.
 
-    The directory receives `evaluation.csv` (hits, precision and recall at every K beside what a random order gets),
-    `evaluation_by_target.csv` (rank correlations) and `evaluation.png`, which an earlier evaluation's are replaced by.
+    The directory receives `evaluation.csv` (hits, precision and recall at every K beside what a random order gets, and
+    95 % bands of the hits), `evaluation_by_target.csv` (rank correlations) and `evaluation.png`; they take the place of
+    an earlier evaluation's.
 
     Args:
         directory: The run.
@@ -143,7 +160,7 @@ def evaluate_run(
         methods: Some of the run's; None: all there are.
 
     Returns:
-        For every method the curve, and the rank correlations of every target.
+        What is to be said of every method.
 
     Raises:
         JaxTransferError: `directory` holds no finished run, or one that has nothing in common with the oracle.
@@ -151,30 +168,44 @@ def evaluate_run(
     directory = Path(directory)
     affinity = load_run(directory)
     found = {
-        method: (
+        method: Evaluation(
             retrieval_curve(affinity, oracle, relevant=relevant, method=method),
+            retrieval_bands(affinity, oracle, relevant=relevant, method=method),
             rank_correlations(affinity, oracle, method=method),
         )
         for method in (affinity.methods if methods is None else methods)
     }
-    curves = {method: curve for method, (curve, _) in found.items()}
+    write_evaluation(directory, found, oracle)
+    return found
+
+
+def write_evaluation(directory: Path, found: Mapping[str, Evaluation], oracle: Oracle) -> None:
+    """Writes `evaluation.csv`, `evaluation_by_target.csv` and `evaluation.png` into a directory."""
     columns = ("hits", "precision", "recall", "random_precision", "random_recall")
-    rows = [
-        [method, k + 1, *(getattr(curve, column)[k] for column in columns)]
-        for method, curve in curves.items()
-        for k in range(len(curve.hits))
-    ]
-    write_csv(directory / "evaluation.csv", [["method", "k", *columns], *rows])
+    rows = []
+    for method, each in found.items():
+        bands = [edge for band in (each.bands.images, each.bands.networks) for edge in band or (None, None)]
+        rows += [
+            [
+                method,
+                k + 1,
+                *(getattr(each.curve, column)[k] for column in columns),
+                *(None if edge is None else edge[k] for edge in bands),
+            ]
+            for k in range(len(each.curve.hits))
+        ]
+    edges = [f"hits_{edge}_over_{what}" for what in ("images", "networks") for edge in ("low", "high")]
+    write_csv(directory / "evaluation.csv", [["method", "k", *columns, *edges], *rows])
     by_target = [
-        [method, target, *dataclasses.astuple(each)]
-        for method, (_, correlations) in found.items()
-        for target, each in correlations.items()
+        [method, target, *dataclasses.astuple(correlation)]
+        for method, each in found.items()
+        for target, correlation in each.correlations.items()
     ]
     fields = [field.name for field in dataclasses.fields(RankCorrelation)]
     write_csv(directory / "evaluation_by_target.csv", [["method", "target", *fields], *by_target])
+    curves = {method: each.curve for method, each in found.items()}
     targets = len(next(iter(curves.values())).targets)
     retrieval_curves(curves, directory / "evaluation.png", f"Against {oracle.name}, {targets} targets")
-    return found
 
 
 def load_run(directory: str | Path) -> Affinity:

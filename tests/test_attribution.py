@@ -238,3 +238,21 @@ def test_all_maps_cost_one_forward_and_two_backward_convolutions() -> None:
 def test_bad_input_is_said(arguments: tuple[Any], options: dict[str, Any], message: str) -> None:
     with pytest.raises(jt.JaxTransferError, match=message):
         jt.attribute(plain, PARAMS, *arguments, **options)
+
+
+@pytest.mark.parametrize("methods", [jt.METHODS, ("saliency",)])
+def test_outputs_of_the_same_pass(methods: tuple[str, ...]) -> None:
+    """They are what `apply` returns, the maps stay the same, and the forward pass is traced once."""
+    traces = []
+
+    def apply(params: Any, x: jax.Array) -> Any:
+        traces.append(x.shape)
+        return {"logits": plain(params, x), "mean": x.mean((1, 2))}
+
+    with jax.default_matmul_precision("highest"):
+        maps, outputs = jt.attribute(apply, PARAMS, IMAGES, methods=methods, with_outputs=True)
+        assert len(traces) == 1
+        chex.assert_trees_all_close(outputs, apply(PARAMS, jnp.asarray(IMAGES)), atol=1e-6)
+        alone = jt.attribute(apply, PARAMS, IMAGES, methods=methods)
+    assert set(maps) == set(methods)
+    chex.assert_trees_all_close(maps, alone, atol=1e-6)
