@@ -170,6 +170,26 @@ class Affinity:
             (self.names[i], float(result.affinity[row, i]), float(result.stderr[row, i])) for i in order if i != row
         ]
 
+    def only(self, names: Sequence[str]) -> "Affinity":
+        """The affinities of some of the networks, in the order given.
+
+        Raises:
+            JaxTransferError: There is no such network.
+        """
+        if unknown := [name for name in names if name not in self.names]:
+            raise JaxTransferError(f"There is no network {unknown[0]!r}; there are: {', '.join(self.names)}.")
+        rows = [self.names.index(name) for name in names]
+        square, columns = np.ix_(rows, rows), pair_columns(len(self.names))[np.ix_(rows, rows)]
+        results = {}
+        for method, each in self._results.items():
+            parts = (
+                None if each.pseudo_values is None else each.pseudo_values[:, columns[np.triu_indices(len(rows), 1)]]
+            )
+            unusable = tuple(pair for pair in each.unusable if pair[0] in names)
+            matrices = (each.affinity[square], each.stderr[square], each.counts[square])
+            results[method] = MethodResult(*matrices, unusable, parts)
+        return Affinity(names, self.similarity, results)
+
     def save(self, directory: str | Path) -> None:
         """Writes `affinity_`, `stderr_` and `counts_<method>.csv`, `pseudo_values_<method>.npy`, and `affinity.json`.
 
@@ -227,6 +247,14 @@ class Affinity:
                 f"There is no result for the method {method!r}; there is: {', '.join(self.methods)}."
             )
         return self._results[method]
+
+
+def pair_columns(count: int) -> Int[np.ndarray, "networks networks"]:
+    """Where a pair of `count` networks stands among `pseudo_values`; 0 on the diagonal."""
+    columns = np.zeros((count, count), int)
+    upper = np.triu_indices(count, 1)
+    columns[upper] = np.arange(len(upper[0]))
+    return columns + columns.T
 
 
 def _files(directory: Path, method: str) -> dict[str, Path]:

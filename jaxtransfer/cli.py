@@ -29,6 +29,7 @@ from jaxtransfer.errors import JaxTransferError
 
 if TYPE_CHECKING:
     from jaxtransfer.affinity import Affinity
+    from jaxtransfer.compare import Comparison
     from jaxtransfer.oracle import Oracle
     from jaxtransfer.pge.findings import Findings
     from jaxtransfer.probe import Probe
@@ -246,12 +247,31 @@ def evaluate(
     relevant: Annotated[int, typer.Option(min=1, help="How many of a target's sources are relevant.")] = 5,
 ) -> None:
     """Compare a run's rankings with measured transfer."""
-    from jaxtransfer.oracle import Oracle
     from jaxtransfer.run import evaluate_run
 
-    measured = Oracle.taskonomy() if oracle == "taskonomy" else Oracle.load(oracle)
+    measured = _oracle(oracle)
     found = evaluate_run(run, measured, relevant=relevant, methods=method)
     _print_evaluation(found, measured, run)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    out: Annotated[Path, typer.Option(help="Directory for the tables and figures.")],
+    oracle: Annotated[
+        str | None, typer.Option(help="taskonomy, or a CSV file: rows source,target,score, or sources x targets.")
+    ] = None,
+    relevant: Annotated[int, typer.Option(min=1, help="How many of a target's sources are relevant.")] = 5,
+) -> None:
+    """Set runs side by side: other methods, other probe images, other measures."""
+    from jaxtransfer.compare import compare_runs
+
+    measured = None if oracle is None else _oracle(oracle)
+    found, evaluations = compare_runs(runs, out, oracle=measured, relevant=relevant)
+    _print_comparison(found)
+    if measured is not None:
+        _print_evaluation(evaluations, measured, out)
+    print(f"Agreements, disagreements and figures are in {out}.")
 
 
 @app.command()
@@ -335,6 +355,12 @@ def pge(
     _print_findings(found, out)
 
 
+def _oracle(name: str) -> "Oracle":
+    from jaxtransfer.oracle import Oracle
+
+    return Oracle.taskonomy() if name == "taskonomy" else Oracle.load(name)
+
+
 def _known(target: str, names: Sequence[str]) -> str:
     """`target`, or its other name where it is a task of Taskonomy."""
     from jaxtransfer.taskonomy import task_name
@@ -398,6 +424,22 @@ def _print_evaluation(found: "Mapping[str, Evaluation]", oracle: "Oracle", run: 
     if missing:
         print(f"  not in this run, or with fewer than two of its sources: {', '.join(missing)}")
     print(f"Curves, and the correlations of every target, are in {run} (evaluation.csv, .png and _by_target.csv).")
+
+
+def _print_comparison(found: "Comparison") -> None:
+    """How far rankings agree, and where they do not."""
+    table = Table("", title=f"Agreement over {len(found.names)} networks", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("", "rankings", "matrices", "p"):
+        table.add_column(column, justify="left" if not column else "right")
+    for pair, each in sorted(found.agreements.items(), key=lambda item: -item[1].rank_correlation):
+        table.add_row(*pair, *(f"{value:z.3f}" for value in each[:2]), f"{each.p_value:.4f}")
+    _print(table)
+    table = Table("target", "source", title="Where they disagree most (places)", title_justify="left")
+    for label in found.labels:
+        table.add_column(label, justify="right", overflow="fold")
+    for each in found.disagreements[:8]:
+        table.add_row(each.target, each.source, *map(str, each.places))
+    _print(table)
 
 
 def _print_findings(found: "Findings", out: Path) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxtransfer.affinity import Affinity
+from jaxtransfer.affinity import Affinity, pair_columns
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.evaluation import ScoredPairs, retrieval_curve, scored_pairs
 from jaxtransfer.oracle import Oracle
@@ -194,14 +194,6 @@ def retrieval_bands(
         return RetrievalBands(images, None)
     over_networks = np.maximum(_over_networks(pairs, found) + shared, over_images)
     return RetrievalBands(images, band(over_networks, targets - 1, targets))
-
-
-def pair_columns(count: int) -> Int[np.ndarray, "networks networks"]:
-    """Where a pair stands among `Affinity.pseudo_values`; 0 on the diagonal."""
-    columns = np.zeros((count, count), int)
-    upper = np.triu_indices(count, 1)
-    columns[upper] = np.arange(len(upper[0]))
-    return columns + columns.T
 
 
 def _bounds(

@@ -168,15 +168,20 @@ def evaluate_run(
     directory = Path(directory)
     affinity = load_run(directory)
     found = {
-        method: Evaluation(
-            retrieval_curve(affinity, oracle, relevant=relevant, method=method),
-            retrieval_bands(affinity, oracle, relevant=relevant, method=method),
-            rank_correlations(affinity, oracle, method=method),
-        )
+        method: evaluate(affinity, oracle, method, relevant)
         for method in (affinity.methods if methods is None else methods)
     }
     write_evaluation(directory, found, oracle)
     return found
+
+
+def evaluate(affinity: Affinity, oracle: Oracle, method: str, relevant: int) -> Evaluation:
+    """All that an oracle says of one method; see `retrieval_curve`, `retrieval_bands` and `rank_correlations`."""
+    return Evaluation(
+        retrieval_curve(affinity, oracle, relevant=relevant, method=method),
+        retrieval_bands(affinity, oracle, relevant=relevant, method=method),
+        rank_correlations(affinity, oracle, method=method),
+    )
 
 
 def write_evaluation(directory: Path, found: Mapping[str, Evaluation], oracle: Oracle) -> None:
