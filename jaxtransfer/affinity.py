@@ -224,12 +224,15 @@ class Affinity:
             for method in description["methods"]:
                 files, parts = _files(directory, method), _parts_file(directory, method)
                 names, affinity = _read_table(files["affinity"], np.float32)
+                pseudo_values = np.load(parts, allow_pickle=False) if parts.exists() else None
+                if pseudo_values is not None and pseudo_values.shape[1:] != (math.comb(len(names), 2),):
+                    raise ValueError(f"{parts.name} is of other networks than {files['affinity'].name}")
                 results[method] = MethodResult(
                     affinity,
                     _read_table(files["stderr"], np.float32)[1],
                     _read_table(files["counts"], np.int64)[1],
                     tuple((network, image) for network, image in description["unusable"][method]),
-                    np.load(parts, allow_pickle=False) if parts.exists() else None,
+                    pseudo_values,
                 )
             return cls(names, description["similarity"], results)
         except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:

@@ -5,6 +5,7 @@ import errno
 import math
 import statistics
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -43,7 +44,9 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = lambda message, *_: _complain(f"Warning: {message}")
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             _complain("Interrupted; start the same command again and it goes on where it stopped.")
             raise typer.Exit(130) from None

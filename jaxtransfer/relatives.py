@@ -6,6 +6,7 @@ the host in float64. None is a mean over images, so their errors come from the j
 
 import itertools
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -161,12 +162,16 @@ def svcca(representations: Representations, *, variance: float = 0.99) -> Compar
     decomposed is the smaller of images x images and units x units, and the latter is summed over pieces of images. The
     number of directions jumps, so the error from the jackknife is too large rather than too small.
 
+    Warns:
+        UserWarning: A network needs as many directions as its images can have, and so correlates fully with any.
+
     Raises:
         JaxTransferError: Fewer than four images that are usable (finite) for all networks, or a network whose
             representation is the same for all of them.
     """
     usable = _finite(representations)
     order, groups = _grouped(np.all(usable, axis=0), _GROUPS_OF_SVCCA)
+    full: list[str] = []
 
     def correlation(left_out: int | None) -> Float[np.ndarray, "networks networks"]:
         kept = order if left_out is None else np.delete(order, groups[left_out])
@@ -176,14 +181,24 @@ def svcca(representations: Representations, *, variance: float = 0.99) -> Compar
             for name, each in representations.items():
                 basis = _principal(each, kept, variance)
                 _check_varies(name, basis.size > 0)
+                if left_out is None and basis.shape[1] == len(kept) - 1:
+                    full.append(name)
                 bases.append(scratch.keep(basis))
             for i, one in enumerate(bases):
                 for j, other in enumerate(bases[:i]):
-                    found = np.linalg.svd(one.T @ other, compute_uv=False)
-                    values[i, j] = values[j, i] = np.minimum(found, 1).mean()
+                    product = one.T @ other if one.shape[1] <= other.shape[1] else other.T @ one
+                    squares = np.linalg.eigvalsh(product @ product.T)
+                    values[i, j] = values[j, i] = np.sqrt(np.clip(squares, 0, 1)).mean()
         return values
 
-    return _jackknifed(correlation, order, groups, usable)
+    found = _jackknifed(correlation, order, groups, usable)
+    if full:
+        warnings.warn(
+            f"SVCCA of {', '.join(full)} keeps all directions that {len(order)} images have, so it is 1 with "
+            "any network; it needs more images.",
+            stacklevel=2,
+        )
+    return found
 
 
 def _by_pairs(representations: Representations, *, centred: bool) -> Comparison:

@@ -129,6 +129,9 @@ def test_save_and_load_keep_every_bit(networks: list[jt.Network], tmp_path: Path
         np.testing.assert_array_equal(again.pseudo_values(method), affinity.pseudo_values(method))
     header = (tmp_path / "affinity_saliency.csv").read_text().splitlines()[0]
     assert header == ",n0,n1,n2,n3,n4"
+    np.save(tmp_path / "pseudo_values_saliency.npy", np.zeros((13, 3)))
+    with pytest.raises(jt.JaxTransferError, match=r"pseudo_values_saliency.npy is of other networks"):
+        jt.Affinity.load(tmp_path)
     (tmp_path / "affinity_saliency.csv").write_text("")
     with pytest.raises(jt.JaxTransferError, match="does not hold a finished affinity run"):
         jt.Affinity.load(tmp_path)

@@ -93,6 +93,7 @@ def check(found: Comparison, given_: dict[str, np.ndarray], slow: Any, atol: flo
             np.testing.assert_allclose(pseudo_value, expected, atol=count * atol)
 
 
+@pytest.mark.filterwarnings("ignore:SVCCA of")
 @pytest.mark.parametrize("name", SLOW)
 @pytest.mark.parametrize("images", [7, 33])
 def test_equals_a_slow_rewrite(name: str, images: int) -> None:
@@ -129,6 +130,7 @@ def test_depara_is_nodes_and_edges() -> None:
         np.testing.assert_allclose(pseudo_value, 20 * whole - 19 * without, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:SVCCA of")
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), name=st.sampled_from(sorted(SLOW)), scale=st.floats(1e-3, 1e3))
 def test_invariances(seed: int, name: str, scale: float) -> None:
@@ -153,6 +155,14 @@ def test_order_of_images_and_networks_changes_nothing(name: str) -> None:
     order = np.random.default_rng(0).permutation(20)
     shuffled = {name: each[order] for name, each in reversed(given_.items())}
     np.testing.assert_allclose(fast(shuffled).values, fast(given_).values[::-1, ::-1], atol=1e-6)
+
+
+def test_svcca_of_too_few_images() -> None:
+    """With as many directions as images can have, every network contains every other."""
+    rng = np.random.default_rng(12)
+    with pytest.warns(UserWarning, match="SVCCA of a, b keeps all directions that 8 images have"):
+        found = relatives.svcca({name: rng.normal(size=(8, 50)) for name in "ab"})
+    np.testing.assert_allclose(found.values, 1, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", SLOW)
