@@ -179,12 +179,11 @@ class Affinity:
         if unknown := [name for name in names if name not in self.names]:
             raise JaxTransferError(f"There is no network {unknown[0]!r}; there are: {', '.join(self.names)}.")
         rows = [self.names.index(name) for name in names]
-        square, columns = np.ix_(rows, rows), pair_columns(len(self.names))[np.ix_(rows, rows)]
+        square, upper = np.ix_(rows, rows), np.array(rows, int)[np.array(np.triu_indices(len(rows), 1))]
+        columns = pair_columns(len(self.names), *upper)
         results = {}
         for method, each in self._results.items():
-            parts = (
-                None if each.pseudo_values is None else each.pseudo_values[:, columns[np.triu_indices(len(rows), 1)]]
-            )
+            parts = None if each.pseudo_values is None else each.pseudo_values[:, columns]
             unusable = tuple(pair for pair in each.unusable if pair[0] in names)
             matrices = (each.affinity[square], each.stderr[square], each.counts[square])
             results[method] = MethodResult(*matrices, unusable, parts)
@@ -252,12 +251,10 @@ class Affinity:
         return self._results[method]
 
 
-def pair_columns(count: int) -> Int[np.ndarray, "networks networks"]:
-    """Where a pair of `count` networks stands among `pseudo_values`; 0 on the diagonal."""
-    columns = np.zeros((count, count), int)
-    upper = np.triu_indices(count, 1)
-    columns[upper] = np.arange(len(upper[0]))
-    return columns + columns.T
+def pair_columns(count: int, rows: Int[np.ndarray, "..."], columns: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+    """Where pairs of `count` networks stand among `pseudo_values`; of a network with itself, anywhere."""
+    first, second = np.minimum(rows, columns), np.maximum(rows, columns)
+    return first * (2 * count - first - 1) // 2 + second - first - 1
 
 
 def _files(directory: Path, method: str) -> dict[str, Path]:

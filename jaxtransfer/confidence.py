@@ -76,15 +76,10 @@ def certain_ranking(
     """
     if not 0.5 < confidence < 1:
         raise JaxTransferError(f"The confidence must lie between 0.5 and 1, not {confidence}.")
-    ranked = affinity.rank(target, method=method)
-    ranked = [each for each in ranked if not math.isnan(each[1])]
-    found = []
-    for i, (name, value, stderr) in enumerate(ranked):
-        above, more = None, None
-        if i + 1 < len(ranked):
-            above, more = _order(affinity, target, name, ranked[i + 1][0], method, confidence)
-        found.append(RankedSource(name, value, stderr, above, more))
-    return found
+    ranked = [each for each in affinity.rank(target, method=method) if not math.isnan(each[1])]
+    places = [affinity.names.index(name) for name, _, _ in ranked]
+    orders = _orders(affinity, affinity.names.index(target), places[:-1], places[1:], method, confidence)
+    return [RankedSource(*each, *order) for each, order in zip(ranked, [*orders, (None, None)], strict=False)]
 
 
 def probability_above(affinity: Affinity, target: str, one: str, other: str, *, method: str | None = None) -> float:
@@ -95,40 +90,44 @@ def probability_above(affinity: Affinity, target: str, one: str, other: str, *, 
     """
     if unknown := [name for name in (target, one, other) if name not in affinity.names]:
         raise JaxTransferError(f"There is no network {unknown[0]!r}; there are: {', '.join(affinity.names)}.")
-    found, _ = _order(affinity, target, one, other, method, 0.95)
+    row, above, below = (affinity.names.index(name) for name in (target, one, other))
+    ((found, _),) = _orders(affinity, row, [above], [below], method, 0.95)
     if found is None:
         raise JaxTransferError("The errors of these affinities are not known, so no order of them has a probability.")
     return found
 
 
-def _order(
-    affinity: Affinity, target: str, one: str, other: str, method: str | None, confidence: float
-) -> tuple[float | None, int | None]:
-    """The probability that `one` is above `other`, and how many more images would make it `confidence`."""
+def _orders(
+    affinity: Affinity, row: int, ones: list[int], others: list[int], method: str | None, confidence: float
+) -> list[tuple[float | None, int | None]]:
+    """For pairs of sources the probability that the first is above, and how many more images would make it enough."""
     from scipy import stats
 
-    row, a, b = (affinity.names.index(name) for name in (target, one, other))
-    difference = float(affinity[method][row, a]) - float(affinity[method][row, b])
+    values, counts = affinity[method][row].astype(np.float64), affinity.counts(method)[row]
+    difference = values[ones] - values[others]
     parts = affinity.pseudo_values(method)
     if parts is None:
-        stderr, law = math.hypot(affinity.stderr(method)[row, a], affinity.stderr(method)[row, b]), stats.norm
+        stderr = np.hypot(*(affinity.stderr(method)[row][some].astype(np.float64) for some in (ones, others)))
+        degrees = np.full(len(ones), np.inf)
     else:
-        columns = pair_columns(len(affinity.names))
-        by_part = parts[:, columns[row, a]].astype(np.float64) - parts[:, columns[row, b]]
-        by_part = by_part[~np.isnan(by_part)]
-        if len(by_part) < 2:
-            return None, None
-        stderr, law = by_part.std(ddof=1) / math.sqrt(len(by_part)), stats.t(len(by_part) - 1)
-    if not 0 < stderr < math.inf:
-        return (None, None) if stderr else (0.5 if difference == 0 else float(difference > 0), None)
-    above = float(law.cdf(difference / stderr))
-    images = int(min(affinity.counts(method)[row, a], affinity.counts(method)[row, b]))
-    if above >= confidence:
-        return above, 0
-    if not images or difference <= 0:
-        return above, None
-    wanted = images * (float(law.ppf(confidence)) * stderr / difference) ** 2
-    return above, math.ceil(wanted) - images if math.isfinite(wanted) else None
+        count = len(affinity.names)
+        one, other = (parts[:, pair_columns(count, np.array(row), np.array(some, int))] for some in (ones, others))
+        by_part = one.astype(np.float64) - other
+        known = ~np.isnan(by_part)
+        degrees = known.sum(0) - 1.0
+        centred = np.where(known, by_part, 0) - np.where(known, by_part, 0).sum(0) / np.maximum(degrees + 1, 1)
+        squares = np.square(np.where(known, centred, 0)).sum(0)
+        stderr = np.where(degrees > 0, np.sqrt(squares / np.maximum(degrees * (degrees + 1), 1)), np.inf)
+    found: list[tuple[float | None, int | None]] = []
+    for d, s, df, images in zip(difference, stderr, degrees, np.minimum(counts[ones], counts[others]), strict=True):
+        if not 0 < s < np.inf:
+            found.append((None, None) if s else (0.5 if d == 0 else float(d > 0), None))
+            continue
+        above = float(stats.t.cdf(d / s, df))
+        wanted = images * (stats.t.ppf(confidence, df) * s / d) ** 2 if d > 0 else np.inf
+        enough = 0 if above >= confidence else math.ceil(wanted) - int(images) if images and wanted < np.inf else None
+        found.append((above, enough))
+    return found
 
 
 def retrieval_bands(
@@ -216,7 +215,7 @@ def _over_images(
     rng = np.random.default_rng(seed)
     usable = (~np.isnan(parts)).astype(np.float32)
     values = np.nan_to_num(parts)
-    columns = pair_columns(len(pairs.names))[pairs.rows]
+    columns = pair_columns(len(pairs.names), pairs.rows[:, None], np.arange(len(pairs.names)))
     mean = values.sum(0) / np.maximum(usable.sum(0), 1)
     centre = _without_noise(pairs, parts, columns)
     sums: list[np.ndarray] = []
