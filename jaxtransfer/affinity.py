@@ -121,7 +121,8 @@ class Affinity:
             method: May be omitted where there is only one.
 
         Returns:
-            (name, affinity, standard error), best first; equal affinities in the order of `names`.
+            (name, affinity, standard error), best first, without what is missing; equal affinities in the order of
+            `names`.
 
         Raises:
             JaxTransferError: Unknown target or method.
@@ -131,7 +132,9 @@ class Affinity:
         row, result = self.names.index(target), self._result(method)
         order = np.argsort(-result.affinity[row], kind="stable")
         return [
-            (self.names[i], float(result.affinity[row, i]), float(result.stderr[row, i])) for i in order if i != row
+            (self.names[i], float(result.affinity[row, i]), float(result.stderr[row, i]))
+            for i in order
+            if i != row and not math.isnan(result.affinity[row, i])
         ]
 
     def save(self, directory: str | Path) -> None:

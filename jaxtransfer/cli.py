@@ -220,11 +220,13 @@ def rank(
     found = load_run(run)
     target = _known(target, found.names)
     for each in found.methods if method is None else (method,):
+        gaps = each == "gap"  # stand negated in an affinity
+        digits = (".4g", ".2g") if gaps else (".4f", ".4f")
         table = Table("source", title=f"Sources for {target} by {each}", title_justify="left")
-        table.add_column("affinity", justify="right")
+        table.add_column("gap (smaller is nearer)" if gaps else "affinity", justify="right")
         table.add_column("standard error", justify="right")
         for source, value, error in found.rank(target, method=each)[:top]:
-            table.add_row(source, f"{value:.4f}", f"{error:.4f}")
+            table.add_row(source, f"{-value if gaps else value:{digits[0]}}", f"{error:{digits[1]}}")
         _print(table)
 
 

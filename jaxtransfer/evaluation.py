@@ -74,7 +74,8 @@ def retrieval_curve(
     """Counts relevant sources among the nearest (Song et al., NeurIPS 2019, section 4.2).
 
     For every target, sources are those that both the affinity and the oracle know. Relevant are the oracle's best
-    `relevant` of them, and those tied with the last. Equal affinities come in the order of `affinity.names`.
+    `relevant` of them, and those tied with the last. Equal affinities come in the order of `affinity.names`; a
+    missing one (NaN) is not known.
 
     Args:
         affinity: To be judged.
@@ -148,14 +149,14 @@ def rank_correlations(affinity: Affinity, oracle: Oracle, *, method: str | None 
 
 
 def _common(affinity: Affinity, oracle: Oracle, method: str | None) -> dict[str, dict[str, tuple[float, float]]]:
-    """For every target both know, (affinity, score) of the sources both know, in the order of the affinity's names."""
+    """(affinity, score) of every target's sources of which both are known, in the order of the affinity's names."""
     found = {}
     for target, row in zip(affinity.names, affinity[method], strict=True):
         scores: Mapping[str, float] = oracle.scores.get(oracle.own_name(target), {})
         sources = {
             name: (float(value), scores[oracle.own_name(name)])
             for name, value in zip(affinity.names, row, strict=True)
-            if name != target and oracle.own_name(name) in scores
+            if name != target and oracle.own_name(name) in scores and not math.isnan(value)
         }
         if len(sources) > 1:
             found[target] = sources
