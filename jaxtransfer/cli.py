@@ -251,6 +251,32 @@ def evaluate(
 
 
 @app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    oracle: Annotated[
+        str | None,
+        typer.Option(help="taskonomy or a CSV file, as for evaluate; adds curves.", show_default="no curves"),
+    ] = None,
+    groups: Annotated[
+        str | None, typer.Option(help="taskonomy, or a CSV file: rows name,group.", show_default="no groups")
+    ] = None,
+    relevant: Annotated[int, typer.Option(min=1, help="How many of a target's sources are relevant.")] = 5,
+) -> None:
+    """Write one page that shows a run, and its figures as files."""
+    from jaxtransfer.groups import load_groups, taskonomy_groups
+    from jaxtransfer.oracle import Oracle
+    from jaxtransfer.report import write_report
+
+    page = write_report(
+        run,
+        oracle=None if oracle is None else Oracle.taskonomy() if oracle == "taskonomy" else Oracle.load(oracle),
+        groups=None if groups is None else taskonomy_groups() if groups == "taskonomy" else load_groups(groups),
+        relevant=relevant,
+    )
+    print(f"Open {page} in a browser; the figures are in {page.parent / 'figures'} as PNG and SVG.")
+
+
+@app.command()
 def pge(
     tasks: Annotated[
         list[Path],
