@@ -343,7 +343,7 @@ def ranked_sources(
     axes.add_collection(LineCollection(bars, colors=_SERIES[0], linewidths=1.3))
     if dots:
         axes.plot(*np.transpose(dots), "o", color=_SERIES[0], markersize=3.5)
-    _save(figure, Path(path), svg=svg)
+    _save(figure, Path(path), svg=svg, cropped=False)
 
 
 def gallery(
@@ -448,19 +448,22 @@ def _text_width(figure: Figure, texts: Iterable[str], size: float) -> float:
     return max((text.get_window_extent(renderer).width for text in drawn), default=0.0) / figure.dpi
 
 
-def _save(figure: Figure, path: Path, *, svg: bool = False) -> None:
-    """Writes a figure, each file whole or not at all."""
+def _save(figure: Figure, path: Path, *, svg: bool = False, cropped: bool = True) -> None:
+    """Writes a figure, each file whole or not at all; `cropped` to what is drawn, which takes as long as drawing it."""
     # The canvas is named, not looked up, so that the program's own choice of backend does not matter.
     canvas = FigureCanvasAgg(figure)
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # a name may hold dollar signs
-    # Without a date and with a fixed salt the same figure has the same bytes.
-    settings = {"text.parse_math": False, "svg.hashsalt": path.stem}
+    # Without a date and with a fixed salt the same figure has the same bytes. Text stays text: it can be searched.
+    settings = {"text.parse_math": False, "svg.hashsalt": path.stem, "svg.fonttype": "none"}
     with mpl.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # names may hold letters the font lacks
-        figure.draw_without_rendering()
-        area = figure.get_tightbbox(canvas.get_renderer()).padded(0.15)
-        for form in ("png", "svg") if svg else ("png",):
-            with whole(path.with_suffix(f".{form}")) as partial:
-                metadata = {"Date": None} if form == "svg" else None
-                canvas.print_figure(partial, format=form, bbox_inches=area, metadata=metadata)
+        area = None
+        if cropped:
+            figure.draw_without_rendering()
+            area = figure.get_tightbbox(canvas.get_renderer()).padded(0.15)
+        with whole(path) as partial:
+            canvas.print_figure(partial, format="png", bbox_inches=area, pil_kwargs={"compress_level": 3})
+        if svg:
+            with whole(path.with_suffix(".svg")) as partial:
+                canvas.print_figure(partial, format="svg", bbox_inches=area, metadata={"Date": None})
