@@ -14,7 +14,9 @@ import matplotlib as mpl
 import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -388,7 +390,7 @@ def gallery(
     axes.set_title(title, loc="left", fontsize=11, pad=10)
     long = min(height, 4.0)
     colour_axes = figure.add_axes((1 + 0.12 / width, 1 - long / height, 0.14 / width, long / height))
-    bar = figure.colorbar(mpl.cm.ScalarMappable(mpl.colors.Normalize(-1, 1), _SIGNED), cax=colour_axes)
+    bar = figure.colorbar(ScalarMappable(Normalize(-1, 1), _SIGNED), cax=colour_axes)
     bar.set_label("share of each map's 99th percentile of |value|", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
@@ -410,7 +412,7 @@ def signed_colours(values: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*s
 
 def viridis(count: int) -> list[str]:
     """Colours from the lowest to the highest value of a heat map, as `#rrggbb`."""
-    return [mpl.colors.to_hex(_COLOURS(share)) for share in np.linspace(0, 1, count)]
+    return [to_hex(_COLOURS(share)) for share in np.linspace(0, 1, count)]
 
 
 def group_colours(groups: Iterable[str]) -> dict[str, str]:
@@ -455,8 +457,8 @@ def _save(figure: Figure, path: Path, *, svg: bool = False, cropped: bool = True
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # a name may hold dollar signs
     # Without a date and with a fixed salt the same figure has the same bytes. Text stays text: it can be searched.
-    settings = {"text.parse_math": False, "svg.hashsalt": path.stem, "svg.fonttype": "none"}
-    with mpl.rc_context(settings), warnings.catch_warnings():
+    settings = mpl.rc_context({"text.parse_math": False, "svg.hashsalt": path.stem, "svg.fonttype": "none"})
+    with settings, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # names may hold letters the font lacks
         area = None
         if cropped:
