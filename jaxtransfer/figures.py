@@ -380,21 +380,26 @@ def gallery(
             canvas[top : top + size, left : left + size] = tile
     height, width = (pixels / _DPI for pixels in canvas.shape[:2])  # a pixel of the figure for each of a map
     pitch = (size + margin) / _DPI
-    figure = Figure(figsize=(width, height), dpi=_DPI)
-    axes = figure.add_axes((0, 0, 1, 1))
+    figure = Figure(dpi=_DPI)
+    left, right, top, bottom = _text_width(figure, names, 9) + 0.25, 0.95, 0.5, 0.15
+    across = max(left + width + right, left + _text_width(figure, [title], 11) + 0.15)
+    scale = 3.1  # holds its label
+    down = top + max(height, scale) + bottom
+    figure.set_size_inches(across, down)
+    axes = figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
     axes.imshow(canvas, extent=(0, width, height, 0), aspect="auto", interpolation="nearest")
     axes.set_yticks(np.arange(len(rows)) * pitch + size / _DPI / 2, names, fontsize=9)
     axes.set_xticks([])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_title(title, loc="left", fontsize=11, pad=10)
-    long = min(height, 4.0)
-    colour_axes = figure.add_axes((1 + 0.12 / width, 1 - long / height, 0.14 / width, long / height))
+    beside = ((left + width + 0.12) / across, 1 - (top + scale) / down, 0.14 / across, scale / down)
+    colour_axes = figure.add_axes(beside)
     bar = figure.colorbar(ScalarMappable(Normalize(-1, 1), _SIGNED), cax=colour_axes)
     bar.set_label("share of each map's 99th percentile of |value|", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-    _save(figure, Path(path), svg=svg)
+    _save(figure, Path(path), svg=svg, cropped=False)
 
 
 def scaled_map(values: Float[np.ndarray, "height width"]) -> Float[np.ndarray, "height width"]:
@@ -457,7 +462,7 @@ def _save(figure: Figure, path: Path, *, svg: bool = False, cropped: bool = True
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # a name may hold dollar signs
     # Without a date and with a fixed salt the same figure has the same bytes. Text stays text: it can be searched.
-    settings = mpl.rc_context({"text.parse_math": False, "svg.hashsalt": path.stem, "svg.fonttype": "none"})
+    settings = mpl.rc_context({"text.parse_math": False, "svg.hashsalt": "jaxtransfer", "svg.fonttype": "none"})
     with settings, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # names may hold letters the font lacks
         area = None
