@@ -157,7 +157,8 @@ class Affinity:
             method: May be omitted where there is only one.
 
         Returns:
-            (name, affinity, standard error), best first; equal affinities in the order of `names`.
+            (name, affinity, standard error), best first, without what is missing; equal affinities in the order of
+            `names`.
 
         Raises:
             JaxTransferError: Unknown target or method.
@@ -167,7 +168,9 @@ class Affinity:
         row, result = self.names.index(target), self._result(method)
         order = np.argsort(-result.affinity[row], kind="stable")
         return [
-            (self.names[i], float(result.affinity[row, i]), float(result.stderr[row, i])) for i in order if i != row
+            (self.names[i], float(result.affinity[row, i]), float(result.stderr[row, i]))
+            for i in order
+            if i != row and not math.isnan(result.affinity[row, i])
         ]
 
     def only(self, names: Sequence[str]) -> "Affinity":
@@ -188,6 +191,18 @@ class Affinity:
             matrices = (each.affinity[square], each.stderr[square], each.counts[square])
             results[method] = MethodResult(*matrices, unusable, parts)
         return Affinity(names, self.similarity, results)
+
+    def complete(self, method: str | None) -> "Affinity":
+        """The affinities of the networks that are left when those with most missing values go, until none is missing.
+
+        Raises:
+            JaxTransferError: There is no result for `method`.
+        """
+        missing = np.isnan(self[method])
+        kept = np.arange(len(self.names))
+        while (counts := missing[np.ix_(kept, kept)].sum(1)).any():
+            kept = np.delete(kept, counts.argmax())
+        return self.only([self.names[i] for i in kept])
 
     def save(self, directory: str | Path) -> None:
         """Writes `affinity_`, `stderr_` and `counts_<method>.csv`, `pseudo_values_<method>.npy`, and `affinity.json`.

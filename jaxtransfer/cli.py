@@ -225,17 +225,26 @@ def rank(
     top: Annotated[int | None, typer.Option(min=1, help="Print the best so many.", show_default="all")] = None,
 ) -> None:
     """Rank the networks of a run as sources for one of them."""
+    from jaxtransfer.confidence import certain_ranking
     from jaxtransfer.run import load_run
 
     found = load_run(run)
     target = _known(target, found.names)
     for each in found.methods if method is None else (method,):
+        gaps = each == "gap"  # stand negated in an affinity
+        digits = (".4g", ".2g") if gaps else (".4f", ".4f")
+        drawn = "restarts" if each in ("gap", "alignment") else "images"
         table = Table("source", title=f"Sources for {target} by {each}", title_justify="left")
-        table.add_column("affinity", justify="right")
+        table.add_column("gap (smaller is nearer)" if gaps else "affinity", justify="right")
         table.add_column("standard error", justify="right")
-        for source, value, error in found.rank(target, method=each)[:top]:
-            table.add_row(source, f"{value:.4f}", f"{error:.4f}")
+        table.add_column("above the next", justify="right")
+        table.add_column(f"more {drawn}", justify="right")
+        ranked = certain_ranking(found, target, method=each)[:top]
+        for source, value, error, above, more in ranked:
+            sure = ["" if above is None else f"{above:.0%}", "" if more is None else str(more)]
+            table.add_row(source, f"{-value if gaps else value:{digits[0]}}", f"{error:{digits[1]}}", *sure)
         _print(table)
+    print("Above the next: how probable that order is; about so many more, like those there are, would make it 95 %.")
 
 
 @app.command()
@@ -275,6 +284,31 @@ def compare(
     if measured is not None:
         _print_evaluation(evaluations, measured, out)
     print(f"Agreements, disagreements and figures are in {out}.")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    oracle: Annotated[
+        str | None,
+        typer.Option(help="taskonomy or a CSV file, as for evaluate; adds curves.", show_default="no curves"),
+    ] = None,
+    groups: Annotated[
+        str | None, typer.Option(help="taskonomy, or a CSV file: rows name,group.", show_default="no groups")
+    ] = None,
+    relevant: Annotated[int, typer.Option(min=1, help="How many of a target's sources are relevant.")] = 5,
+) -> None:
+    """Write one page that shows a run, and its figures as files."""
+    from jaxtransfer.groups import load_groups, taskonomy_groups
+    from jaxtransfer.report import write_report
+
+    page = write_report(
+        run,
+        oracle=None if oracle is None else _oracle(oracle),
+        groups=None if groups is None else taskonomy_groups() if groups == "taskonomy" else load_groups(groups),
+        relevant=relevant,
+    )
+    print(f"Open {page} in a browser; the figures are in {page.parent / 'figures'} as PNG and SVG.")
 
 
 @app.command()

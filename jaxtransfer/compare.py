@@ -148,8 +148,7 @@ def _common_names(affinities: Mapping[str, Affinity]) -> tuple[str, ...]:
     names = [name for name in first.names if all(name in other.names for other in others)]
     for each in affinities.values():
         for method in each.methods:
-            while (missing := np.isnan(each.only(names)[method])).any():
-                del names[int(missing.sum(1).argmax())]
+            names = list(each.only(names).complete(method).names)
     if len(names) < 3:
         raise JaxTransferError(
             f"Comparing needs three networks or more that are in all runs; in common are: {', '.join(names) or 'none'}."

@@ -74,7 +74,8 @@ def retrieval_curve(
     """Counts relevant sources among the nearest (Song et al., NeurIPS 2019, section 4.2).
 
     For every target, sources are those that both the affinity and the oracle know. Relevant are the oracle's best
-    `relevant` of them, and those tied with the last. Equal affinities come in the order of `affinity.names`.
+    `relevant` of them, and those tied with the last. Equal affinities come in the order of `affinity.names`; a
+    missing one (NaN) is not known.
 
     Args:
         affinity: To be judged.

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,21 @@ def whole(file: Path) -> Iterator[Path]:
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_directory(directory: Path) -> Iterator[Path]:
+    """A new directory to write into, which takes the place of `directory`; nothing is left of it after an error."""
+    partial = beside(directory)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        if directory.exists():
+            shutil.rmtree(directory)
+        partial.replace(directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_arrays(file: Path, arrays: Mapping[str, Any]) -> None:

@@ -93,6 +93,29 @@ def load_probe(folder: str | Path, *, size: int = 256, limit: int | None = None,
     return Probe(images[: len(names)], tuple(names), digest.hexdigest(), tuple(skipped))
 
 
+def read_images(
+    folder: str | Path, names: Sequence[str], *, size: int = 256
+) -> UInt8[np.ndarray, "images size size 3"]:
+    """Reads some pictures of a folder as `load_probe` does.
+
+    Args:
+        folder: Where the pictures are.
+        names: Paths relative to the folder, as in `Probe.names`; one or more.
+        size: Height and width of the result in pixels.
+
+    Raises:
+        JaxTransferError: A picture is not there or cannot be used.
+    """
+    folder = Path(folder)
+    images = []
+    with decoding(folder, [Path(name) for name in names], size) as pictures:
+        for name, decoded in pictures:
+            if isinstance(decoded, str):
+                raise JaxTransferError(f"{folder / name} cannot be used as a probe image: {decoded}.")
+            images.append(decoded[0])
+    return np.stack(images)
+
+
 def files_below(folder: Path) -> list[Path]:
     """Paths relative to `folder` of all files in it that are not hidden, sorted, each folder visited once."""
     visited = set()

@@ -86,8 +86,12 @@ def finish(out: Path, record: Record, **results: Any) -> None:
     _write(out, record | results | {"finished": _now()})
 
 
-def read(directory: Path, kind: str) -> Record | None:
+def read(directory: Path, kind: str | None = None) -> Record | None:
     """The record in a run directory; None where there is none.
+
+    Args:
+        directory: Of the run.
+        kind: Name of the command that makes such runs; None: any.
 
     Raises:
         JaxTransferError: It is damaged, or of a run of another kind.
@@ -98,12 +102,12 @@ def read(directory: Path, kind: str) -> Record | None:
     try:
         record = json.loads(file.read_text())
         known = record["format"] == _FORMAT
-        found = record.get("kind", "affinity")
+        found = record.setdefault("kind", "affinity")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise JaxTransferError(f"{file} is damaged; choose another run directory.") from error
     if not known:
         raise JaxTransferError(f"{file} has format {record['format']}, this version of jaxtransfer reads {_FORMAT}.")
-    if found != kind:
+    if kind not in (None, found):
         raise JaxTransferError(f"{directory} holds a run of `jaxtransfer {found}`, not of `jaxtransfer {kind}`.")
     return record
 

@@ -1,6 +1,7 @@
 """A run: one zoo on one folder of probe images, in a directory that says how to repeat it."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from jaxtransfer.evaluation import RankCorrelation, RetrievalCurve, rank_correla
 from jaxtransfer.figures import heat_map, retrieval_curves
 from jaxtransfer.files import write_csv
 from jaxtransfer.oracle import Oracle
+from jaxtransfer.pge.findings import read_findings
 from jaxtransfer.probe import Probe, load_probe
 from jaxtransfer.relatives import RELATIVES
 from jaxtransfer.sweep import affinity_matrix
@@ -104,6 +106,7 @@ def run_affinity(
             "images": list(probe.names),
             "skipped": [list(pair) for pair in probe.skipped],
         },
+        "points": os.path.relpath(Path(points or out) / "points", out),
         "unusable": None,
     }
     begun = record.begin(out, _KIND, about, _differences, command, batch_size=batch_size)
@@ -210,22 +213,44 @@ def write_evaluation(directory: Path, found: Mapping[str, Evaluation], oracle: O
     write_csv(directory / "evaluation_by_target.csv", [["method", "target", *fields], *by_target])
     curves = {method: each.curve for method, each in found.items()}
     targets = len(next(iter(curves.values())).targets)
-    retrieval_curves(curves, directory / "evaluation.png", f"Against {oracle.name}, {targets} targets")
+    bands = {method: each.bands for method, each in found.items()}
+    retrieval_curves(curves, directory / "evaluation.png", f"Against {oracle.name}, {targets} targets", bands=bands)
 
 
 def load_run(directory: str | Path) -> Affinity:
     """Loads the affinities of a finished run.
 
+    A run of principal gradients has the one method "alignment", or "gap" with the gaps negated, so that larger is
+    nearer there as well; what it could not tell is NaN.
+
     Raises:
         JaxTransferError: `directory` holds no run, or one that has not finished.
     """
     directory = Path(directory)
-    found = record.read(directory, _KIND)
+    return affinity_of(directory, finished_record(directory))
+
+
+def finished_record(directory: Path) -> record.Record:
+    """The record of a finished run of any kind.
+
+    Raises:
+        JaxTransferError: `directory` holds no run, or one that has not finished.
+    """
+    found = record.read(directory)
     if found is None:
-        raise JaxTransferError(f"{directory} is not a run directory; `jaxtransfer affinity` makes one.")
+        raise JaxTransferError(
+            f"{directory} is not a run directory; `jaxtransfer affinity` and `jaxtransfer pge` make one."
+        )
     if found["finished"] is None:
         raise JaxTransferError(f"The run in {directory} has not finished; start the same command again.")
-    return Affinity.load(directory)
+    return found
+
+
+def affinity_of(directory: Path, found: record.Record) -> Affinity:
+    """The affinities of the run with the record `found`, see `load_run`."""
+    return (
+        Affinity.load(directory) if found["kind"] == _KIND else read_findings(directory, found["settings"]["measure"])
+    )
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

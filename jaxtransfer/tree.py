@@ -61,7 +61,8 @@ def task_tree(affinity: Affinity, *, method: str | None = None) -> TaskTree:
         raise JaxTransferError(f"A tree needs three networks or more, not {len(affinity.names)}.")
     distances = pdist(affinity[method].astype(np.float64))
     linkage = hierarchy.linkage(distances, "single", optimal_ordering=True)
-    agreement = np.corrcoef(distances, hierarchy.cophenet(linkage))[0, 1] if np.ptp(distances) > 0 else np.nan
+    along = hierarchy.cophenet(linkage)
+    agreement = np.corrcoef(distances, along)[0, 1] if np.ptp(distances) > 0 < np.ptp(along) else np.nan
     return TaskTree(affinity.names, linkage, hierarchy.leaves_list(linkage), float(agreement))
 
 

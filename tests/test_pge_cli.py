@@ -137,11 +137,26 @@ def test_interrupt(tiny, tasks, tmp_path, monkeypatch):
     assert len(list((tmp_path / "run" / "gradients").iterdir())) == 3
 
 
-def test_rank_of_another_kind_of_run(tiny, tasks, tmp_path):
+def test_rank_and_evaluate_read_a_run_of_gaps(tiny, tasks, tmp_path):
     assert _run(tasks, "--out", tmp_path / "run", *SMALL).exit_code == 0
     result = CliRunner().invoke(app, ["rank", str(tmp_path / "run"), "pets"])
-    assert result.exit_code == 2
-    assert "holds a run of `jaxtransfer pge`" in result.stderr
+    assert result.exit_code == 0, result.output
+    assert "gap (smaller is nearer)" in result.stdout
+    with (tmp_path / "run" / "ranking.csv").open() as stream:
+        best = [row for row in csv.DictReader(stream) if row["target"] == "pets"]
+    assert result.stdout.index(best[0]["source"]) < result.stdout.index(best[1]["source"])
+    assert f"{float(best[0]['gap']):.4g}" in result.stdout
+
+    near, far = (row["source"] for row in best)
+    (tmp_path / "oracle.csv").write_text(f"source,target,score\n{near},pets,2\n{far},pets,1\n")
+    evaluated = ["evaluate", str(tmp_path / "run"), "--oracle", str(tmp_path / "oracle.csv"), "--relevant", "1"]
+    result = CliRunner().invoke(app, evaluated)
+    assert result.exit_code == 0, result.output
+    with (tmp_path / "run" / "evaluation.csv").open() as stream:
+        assert [row["hits"] for row in csv.DictReader(stream)] == ["1", "1"]
+
+    (tmp_path / "run" / "gap.csv").write_text("")
+    assert "does not hold a finished run" in complaint(CliRunner().invoke(app, evaluated))
 
 
 def test_photos_by_their_class(tiny, tmp_path, shared_data):

@@ -1,5 +1,6 @@
 """What principal gradients and alignments say of tasks: tables, rankings and sentences, and the files they go to."""
 
+import csv
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
+from jaxtransfer.affinity import Affinity, MethodResult
+from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.figures import heat_map
 from jaxtransfer.files import write_csv
 from jaxtransfer.pge.alignment import AlignmentEstimation
@@ -209,3 +212,45 @@ def write_findings(out: Path, found: Findings, what: str) -> None:
         quantity=f"{found.measure}, {nearer}",
         smaller_is_nearer=found.measure == "gap",
     )
+
+
+def read_findings(directory: Path, measure: Measure) -> Affinity:
+    """Reads the tables that `write_findings` wrote as affinities of which larger is nearer.
+
+    Args:
+        directory: The run directory.
+        measure: "gap" or "alignment": the name of the one method.
+
+    Returns:
+        Alignments, or gaps with their sign turned; NaN where there is none. The counts are restarts.
+
+    Raises:
+        JaxTransferError: A table is missing or damaged.
+    """
+    try:
+        names, values = _read_square(directory / f"{measure}.csv")
+        others, stderr = _read_square(directory / f"{measure}_stderr.csv")
+        restarts = np.array([int(row["restarts"]) for row in read_control(directory)])
+        if others != names or len(restarts) != len(names):
+            raise ValueError("its tables are of different tasks")
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise JaxTransferError(f"{directory} does not hold a finished run: {type(error).__name__}: {error}") from error
+    nearness = 0 - values if measure == "gap" else values  # 0 - 0 is 0, where -0 would be printed
+    return Affinity(names, "cosine", {measure: MethodResult(nearness, stderr, np.minimum.outer(restarts, restarts))})
+
+
+def read_control(directory: Path) -> list[dict[str, str]]:
+    """The rows of `control.csv`, as text."""
+    with (directory / "control.csv").open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _read_square(file: Path) -> tuple[tuple[str, ...], Float[np.ndarray, "tasks tasks"]]:
+    """Names and values of a square table; NaN where a cell is empty."""
+    with file.open(newline="", encoding="utf-8") as stream:
+        header, *rows = csv.reader(stream)
+    names = tuple(header[1:])
+    if tuple(row[0] for row in rows) != names:
+        raise ValueError(f"rows and columns of {file.name} differ")
+    cells = [[float(cell or "nan") for cell in row[1:]] for row in rows]
+    return names, np.array(cells, np.float32).reshape(len(names), len(names))
