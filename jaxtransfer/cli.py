@@ -234,7 +234,8 @@ def rank(
         gaps = each == "gap"  # stand negated in an affinity
         digits = (".4g", ".2g") if gaps else (".4f", ".4f")
         drawn = "restarts" if each in ("gap", "alignment") else "images"
-        table = Table("source", title=f"Sources for {target} by {each}", title_justify="left")
+        table = Table(title=f"Sources for {target} by {each}", title_justify="left")
+        table.add_column("source", overflow="fold")
         table.add_column("gap (smaller is nearer)" if gaps else "affinity", justify="right")
         table.add_column("standard error", justify="right")
         table.add_column("above the next", justify="right")
@@ -435,9 +436,10 @@ def _print_evaluation(found: "Mapping[str, Evaluation]", oracle: "Oracle", run: 
     """Precision and recall beside a random order's, mean rank correlations, and what was scored."""
     curves = [each.curve for each in found.values()]
     most = len(curves[0].hits)
-    columns = [each for each in (("precision", 1), ("precision", 5), ("recall", 5), ("recall", 10)) if each[1] <= most]
-    table = Table("", title=f"Against {oracle.name}", title_justify="left", box=box.SIMPLE_HEAD)
-    for column in (*(f"{quantity[0].upper()}@{k}" for quantity, k in columns), "Spearman", "Kendall", "weighted"):
+    columns = [each for each in (("precision", 1), ("precision", 5), ("recall", 10)) if each[1] <= most]
+    table = Table(title=f"Against {oracle.name}", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("", overflow="fold", min_width=min(max(map(len, found)), 20))
+    for column in (*(f"{quantity[0].upper()}@{k}" for quantity, k in columns), "Spearman", "Kendall"):
         table.add_column(column, justify="right")
     for method, each in found.items():
         shares = []
@@ -445,14 +447,14 @@ def _print_evaluation(found: "Mapping[str, Evaluation]", oracle: "Oracle", run: 
             share = f"{getattr(each.curve, quantity)[k - 1]:.3f}"
             if each.bands.networks is not None:
                 of = each.curve.seen[k - 1] if quantity == "precision" else each.curve.relevant
-                share += "\n{:.2f} to {:.2f}".format(*(edge[k - 1] / of for edge in each.bands.networks))
+                share += "\n{:.2f}-{:.2f}".format(*(edge[k - 1] / of for edge in each.bands.networks))
             shares.append(share)
-        of_targets = [(one.spearman, one.kendall, one.weighted_kendall) for one in each.correlations.values()]
+        of_targets = [(one.spearman, one.kendall) for one in each.correlations.values()]
         known = [row for row in of_targets if not math.isnan(row[0])]
-        means = [f"{statistics.fmean(column):.3f}" for column in zip(*known, strict=True)] or ["unknown"] * 3
+        means = [f"{statistics.fmean(column):.3f}" for column in zip(*known, strict=True)] or ["unknown"] * 2
         table.add_row(method, *shares, *means)
     chance = [f"{getattr(curves[0], f'random_{quantity}')[k - 1]:.3f}" for quantity, k in columns]
-    table.add_row("random", *chance, *["0.000"] * 3)
+    table.add_row("random", *chance, *["0.000"] * 2)
     _print(table)
     if any(each.bands.networks is not None for each in found.values()):
         print("Below each share: where it would lie for other networks and images like these, at 95 %.")
