@@ -303,12 +303,14 @@ def report(
     from jaxtransfer.groups import load_groups, taskonomy_groups
     from jaxtransfer.report import write_report
 
-    page = write_report(
-        run,
-        oracle=None if oracle is None else _oracle(oracle),
-        groups=None if groups is None else taskonomy_groups() if groups == "taskonomy" else load_groups(groups),
-        relevant=relevant,
-    )
+    with _progress("Drawing") as advance:
+        page = write_report(
+            run,
+            oracle=None if oracle is None else _oracle(oracle),
+            groups=None if groups is None else taskonomy_groups() if groups == "taskonomy" else load_groups(groups),
+            relevant=relevant,
+            progress=advance,
+        )
     print(f"Open {page} in a browser; the figures are in {page.parent / 'figures'} as PNG and SVG.")
 
 

@@ -118,15 +118,19 @@ def _orders(
         centred = np.where(known, by_part, 0) - np.where(known, by_part, 0).sum(0) / np.maximum(degrees + 1, 1)
         squares = np.square(np.where(known, centred, 0)).sum(0)
         stderr = np.where(degrees > 0, np.sqrt(squares / np.maximum(degrees * (degrees + 1), 1)), np.inf)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        above = stats.t.cdf(difference / stderr, degrees)
+        images = np.minimum(counts[ones], counts[others])
+        wanted = images * np.square(stats.t.ppf(confidence, degrees) * stderr / difference)
     found: list[tuple[float | None, int | None]] = []
-    for d, s, df, images in zip(difference, stderr, degrees, np.minimum(counts[ones], counts[others]), strict=True):
-        if not 0 < s < np.inf:
-            found.append((None, None) if s else (0.5 if d == 0 else float(d > 0), None))
-            continue
-        above = float(stats.t.cdf(d / s, df))
-        wanted = images * (stats.t.ppf(confidence, df) * s / d) ** 2 if d > 0 else np.inf
-        enough = 0 if above >= confidence else math.ceil(wanted) - int(images) if images and wanted < np.inf else None
-        found.append((above, enough))
+    for d, error, p, there, total in zip(difference, stderr, above, images, wanted, strict=True):
+        if not 0 < error < np.inf:
+            found.append((None, None) if error else (0.5 if d == 0 else float(d > 0), None))
+        elif p >= confidence:
+            found.append((float(p), 0))
+        else:
+            told = there > 0 and d > 0 and total < np.inf
+            found.append((float(p), math.ceil(total) - int(there) if told else None))
     return found
 
 

@@ -1,13 +1,14 @@
 """The report of a run: one page that opens from disk, and its figures as files."""
 
 import base64
+import functools
 import io
 import json
 import math
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,8 @@ from PIL import Image
 from jaxtransfer import figures
 from jaxtransfer.affinity import Affinity
 from jaxtransfer.attribution import METHODS
-from jaxtransfer.confidence import certain_ranking, retrieval_bands
+from jaxtransfer.confidence import certain_ranking
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.evaluation import RetrievalCurve, rank_correlations, retrieval_curve
 from jaxtransfer.figures import OTHER
 from jaxtransfer.files import whole, whole_directory
 from jaxtransfer.oracle import Oracle
@@ -29,8 +29,11 @@ from jaxtransfer.pge.findings import read_control
 from jaxtransfer.points import read_rows
 from jaxtransfer.probe import read_images
 from jaxtransfer.record import Record
-from jaxtransfer.run import affinity_of, finished_record
+from jaxtransfer.run import affinity_of, evaluate, finished_record
 from jaxtransfer.tree import TaskTree, task_tree
+
+# The name of a figure, and what draws it to `path`.
+Drawing = tuple[str, Callable[..., None]]
 
 _PAGE = 20  # networks on one page of a figure
 _LISTED = 200  # of what was skipped; the rest is in run.json
@@ -46,6 +49,7 @@ def write_report(
     groups: Mapping[str, str] | None = None,
     relevant: int = 5,
     photos: int = 6,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> Path:
     """Writes `report.html` and the folder `figures` into the directory of a finished run.
 
@@ -58,6 +62,7 @@ def write_report(
         groups: The groups of networks by name; None: no groups. Names that are not in the run are passed over.
         relevant: How many of a target's sources are relevant.
         photos: How many probe images the gallery shows.
+        progress: Called with figures done, figures to do and the name of the next.
 
     Returns:
         The page.
@@ -74,11 +79,14 @@ def write_report(
     scored = None if oracle is None else _Scored(affinity, oracle, relevant)
     gallery = _Gallery(directory, record, affinity, photos)
 
+    drawings = [*_drawings(affinity, trees, named), *gallery.drawings()]
+    if scored is not None:
+        drawings.append(scored.drawing())
     with whole_directory(directory / "figures") as folder:
-        _draw(folder, affinity, record, trees, named)
-        gallery.draw(folder)
-        if scored is not None:
-            scored.draw(folder)
+        for done, (name, draw) in enumerate(drawings):
+            if progress is not None:
+                progress(done, len(drawings), name)
+            draw(path=folder / f"{name}.png", svg=True)
         inline = {file.stem: _inline_svg(file) for stem in ("tree", "curves") for file in folder.glob(f"{stem}*.svg")}
         names = sorted(file.name for file in folder.iterdir())
     page = _page(directory, record, affinity, trees, named, gallery, scored, inline, names)
@@ -110,30 +118,28 @@ class _Words:
         self.by = "" if method in ("gap", "alignment") else f" by {method}"
 
 
-def _draw(
-    folder: Path,
-    affinity: Affinity,
-    record: Record,
-    trees: Mapping[str, TaskTree | None],
-    groups: Mapping[str, str] | None,
-) -> None:
+def _drawings(
+    affinity: Affinity, trees: Mapping[str, TaskTree | None], groups: Mapping[str, str] | None
+) -> Iterator[Drawing]:
     """Heat map, tree and ranked sources of every method."""
     for method in affinity.methods:
         words = _Words(method)
         order = _order(affinity, tree := trees[method])
-        figures.heat_map(
-            words.sign * affinity[method][np.ix_(order, order)],
-            [affinity.names[i] for i in order],
-            folder / f"heat_map_{method}.png",
-            f"{words.quantity.capitalize()}{words.by}{', in the order of the tree' if tree else ''}",
-            quantity=words.quantity,
-            smaller_is_nearer=words.sign < 0,
-            groups=groups,
-            svg=True,
+        yield (
+            f"heat_map_{method}",
+            functools.partial(
+                figures.heat_map,
+                words.sign * affinity[method][np.ix_(order, order)],
+                [affinity.names[i] for i in order],
+                title=f"{words.quantity.capitalize()}{words.by}{', in the order of the tree' if tree else ''}",
+                quantity=words.quantity,
+                smaller_is_nearer=words.sign < 0,
+                groups=groups,
+            ),
         )
         if tree is not None:
             title = f"Task similarity tree{words.by}"
-            figures.tree(tree, folder / f"tree_{method}.png", title, groups=groups, svg=True)
+            yield f"tree_{method}", functools.partial(figures.tree, tree, title=title, groups=groups)
         pages = list(_pages(affinity.names))
         for page, targets in pages:
             rankings = {
@@ -145,9 +151,8 @@ def _draw(
             nearer = "smaller is nearer" if words.sign < 0 else "larger is nearer"
             best = "" if len(affinity.names) <= _PAGE + 1 else ", the ten best"
             title = f"Sources{words.by}{best} ({words.quantity} ± standard error, {nearer}){_of(page, len(pages))}"
-            figures.ranked_sources(
-                rankings, folder / f"sources_{method}{_number(page, len(pages))}.png", title, svg=True
-            )
+            drawing = functools.partial(figures.ranked_sources, rankings, title=title)
+            yield f"sources_{method}{_number(page, len(pages))}", drawing
 
 
 def _pages(names: Sequence[str]) -> Iterator[tuple[int, Sequence[str]]]:
@@ -167,42 +172,37 @@ class _Scored:
     """How a run's rankings agree with an oracle."""
 
     def __init__(self, affinity: Affinity, oracle: Oracle, relevant: int) -> None:
-        self.curves: dict[str, RetrievalCurve] = {}
-        self.spearman: dict[str, float] = {}
-        for method in affinity.methods:
-            self.curves[method] = retrieval_curve(affinity, oracle, relevant=relevant, method=method)
-            found = [each.spearman for each in rank_correlations(affinity, oracle, method=method).values()]
-            known = [each for each in found if not math.isnan(each)]
-            self.spearman[method] = float(np.mean(known)) if known else math.nan
-        self.bands = {
-            method: retrieval_bands(affinity, oracle, relevant=relevant, method=method) for method in affinity.methods
-        }
+        self._found = {method: evaluate(affinity, oracle, method, relevant) for method in affinity.methods}
+        self._curve = next(iter(self._found.values())).curve
         self.name = oracle.name
         self.relevant = relevant
-        self.targets = next(iter(self.curves.values())).targets
+        self.targets = self._curve.targets
 
-    def draw(self, folder: Path) -> None:
-        """Writes the curves."""
+    def drawing(self) -> Drawing:
+        """The curves."""
         title = f"Against {self.name}, {len(self.targets)} targets"
-        figures.retrieval_curves(self.curves, folder / "curves.png", title, bands=self.bands, svg=True)
+        curves = {method: each.curve for method, each in self._found.items()}
+        bands = {method: each.bands for method, each in self._found.items()}
+        return "curves", functools.partial(figures.retrieval_curves, curves, title=title, bands=bands)
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows of what the curves say at some K."""
-        any_curve = next(iter(self.curves.values()))
         columns = [
             each
             for each in (("precision", 1), ("precision", 5), ("recall", 5), ("recall", 10))
-            if each[1] <= len(any_curve.hits)
+            if each[1] <= len(self._curve.hits)
         ]
-        rows = [
-            [
-                method,
-                *(f"{getattr(curve, quantity)[k - 1]:.3f}" for quantity, k in columns),
-                "unknown" if math.isnan(self.spearman[method]) else f"{self.spearman[method]:.3f}",
-            ]
-            for method, curve in self.curves.items()
-        ]
-        chance = [f"{getattr(any_curve, f'random_{quantity}')[k - 1]:.3f}" for quantity, k in columns]
+        rows = []
+        for method, each in self._found.items():
+            shares = []
+            for quantity, k in columns:
+                shares.append(f"{getattr(each.curve, quantity)[k - 1]:.3f}")
+                if each.bands.networks is not None:
+                    of = each.curve.seen[k - 1] if quantity == "precision" else each.curve.relevant
+                    shares[-1] += " ({:.2f} to {:.2f})".format(*(edge[k - 1] / of for edge in each.bands.networks))
+            known = [one.spearman for one in each.correlations.values() if not math.isnan(one.spearman)]
+            rows.append([method, *shares, f"{np.mean(known):.3f}" if known else "unknown"])
+        chance = [f"{getattr(self._curve, f'random_{quantity}')[k - 1]:.3f}" for quantity, k in columns]
         header = ["method", *(f"{quantity[0].upper()}@{k}" for quantity, k in columns), "mean Spearman"]
         return header, [*rows, ["random order", *chance, "0.000"]]
 
@@ -240,14 +240,15 @@ class _Gallery:
         except JaxTransferError:
             self.remarks.append("The probe photos are not where the run found them, so they are not shown.")
 
-    def draw(self, folder: Path) -> None:
-        """Writes the pages of every method."""
+    def drawings(self) -> Iterator[Drawing]:
+        """The pages of every method."""
         for method, maps in self.maps.items():
             pages = list(_pages(list(maps)))
             for page, names in pages:
                 title = f"Attribution maps by {method}{_of(page, len(pages))}"
-                file = folder / f"gallery_{method}{_number(page, len(pages))}.png"
-                figures.gallery({name: maps[name] for name in names}, self.photos, file, title, svg=True)
+                shown = {name: maps[name] for name in names}
+                drawing = functools.partial(figures.gallery, shown, self.photos, title=title)
+                yield f"gallery_{method}{_number(page, len(pages))}", drawing
 
     def data(self) -> dict[str, Any] | None:
         """Photos and maps as strips, one image for each network and method."""
