@@ -236,7 +236,8 @@ def rank(
         drawn = "restarts" if each in ("gap", "alignment") else "images"
         table = Table(title=f"Sources for {target} by {each}", title_justify="left")
         table.add_column("source", overflow="fold")
-        table.add_column("gap (smaller is nearer)" if gaps else "affinity", justify="right")
+        quantity = "gap (smaller is nearer)" if gaps else "alignment" if each == "alignment" else "affinity"
+        table.add_column(quantity, justify="right")
         table.add_column("standard error", justify="right")
         table.add_column("above the next", justify="right")
         table.add_column(f"more {drawn}", justify="right")

@@ -76,6 +76,7 @@ def test_rank(here):
         assert expected in result.stdout
     result = _run("rank", here / "run", "two", "--method", "saliency", "--top", "1")
     assert result.stdout.count("0.") == 2  # an affinity and its standard error
+    assert result.stdout.count("%") == 2  # how sure its place is, and what is aimed at
     assert "epsilon_lrp" not in result.stdout
 
 

@@ -78,6 +78,15 @@ def test_networks_that_are_in_all_of_them():
         compare({"a": affinity_of(one, NAMES)})
 
 
+def test_networks_without_missing_values():
+    """The one that is missing most often goes first; the others then miss nothing."""
+    matrix = symmetric(4)
+    matrix[2, [0, 1, 5]] = matrix[[0, 1, 5], 2] = np.nan
+    complete = affinity_of(matrix, NAMES).complete("method")
+    assert complete.names == (*NAMES[:2], *NAMES[3:])
+    assert affinity_of(symmetric(4), NAMES).complete(None).names == NAMES
+
+
 def test_some_networks_of_an_affinity():
     """`Affinity.only` keeps what every image says of a pair."""
     rng = np.random.default_rng(3)
