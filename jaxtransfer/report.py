@@ -390,7 +390,6 @@ def _method(affinity: Affinity, method: str, tree: TaskTree | None) -> dict[str,
                     each.more_images,
                 ]
                 for each in certain_ranking(affinity, name, method=method)
-                if not math.isnan(each.affinity)
             ]
             for name in affinity.names
         ],
