@@ -61,16 +61,17 @@ def test_a_float64_rewrite():
         found = gradient_alignment(init, losses, tasks, _KEY, restarts=12, groups=3)
 
     fold = jax.random.fold_in
+    draw, gradient_of = jax.jit(init), {name: jax.jit(jax.grad(loss)) for name, loss in losses.items()}
     keys = [fold(_KEY, i) for i in range(3)]
     products = np.zeros((2, 2))
     for restart in range(12):
-        params = jax.jit(init)(fold(keys[0], restart))
+        params = draw(fold(keys[0], restart))
         gradients = np.stack([
             [
                 np.concatenate([
                     np.ravel(x)
                     for x in jax.tree.leaves(
-                        jax.jit(jax.grad(losses[name]))(
+                        gradient_of[name](
                             params,
                             tasks[name](fold(fold(keys[1], task), 2 * restart + i)),
                             fold(fold(keys[2], task), 2 * restart + i),
