@@ -35,6 +35,14 @@ def shared_data() -> Path:
 
 
 @pytest.fixture
+def quick() -> Iterator[None]:
+    """Programs that are compiled quickly, for tests in which they hardly run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
 def float64() -> Iterator[None]:
     """Doubles, for tests that ask for more than float32 has."""
     with jax.enable_x64(True):
