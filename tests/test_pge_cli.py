@@ -5,7 +5,6 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -28,12 +27,9 @@ TINY = Backbone("tiny", residual_init, _features, _features, RESIDUAL_SYMMETRY)
 
 
 @pytest.fixture
-def tiny(monkeypatch):
+def tiny(quick, monkeypatch):
     """A backbone that compiles quickly."""
     monkeypatch.setattr(run_module, "backbone", lambda name, channels: TINY)
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def _images(folder: Path, counts: dict[str, int], seed: int) -> None:
