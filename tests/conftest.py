@@ -1,10 +1,19 @@
 """Shared fixtures, and the strictness every test runs under."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "agg")
+# Compiling takes most of the time: less of LLVM's effort, and what one process has compiled all others read. They
+# inherit these, those that tests start too. With a size the cache has a lock: no process reads half a file.
+os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=1 {os.environ.get('XLA_FLAGS', '')}"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="jaxtransfer-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+    os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**30)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax
 import pytest
@@ -23,6 +32,14 @@ def shared_data() -> Path:
     if not _DATA.is_dir():
         pytest.skip("the shared data folder is not here")
     return _DATA
+
+
+@pytest.fixture
+def quick() -> Iterator[None]:
+    """Programs that are compiled quickly, for tests in which they hardly run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import subprocess
 import sys
 import time
@@ -214,7 +215,9 @@ def test_killed_run_goes_on(tmp_path):
     assert _process(*arguments, whole).returncode == 0
 
     killed = subprocess.Popen(
-        [sys.executable, "-m", "jaxtransfer", *map(str, [*arguments, out])], stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "jaxtransfer", *map(str, [*arguments, out])],
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"},  # slow enough to be caught in the middle
     )
     while not list((out / "points").glob("a/*/values.npy")):
         assert killed.poll() is None

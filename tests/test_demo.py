@@ -60,7 +60,7 @@ def test_missing_package(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # PyTorch's own, while it exports
 def test_demo_with_two_networks(tmp_path, monkeypatch):
-    sizes = {name: demo._SIZES[name] for name in list(demo._SIZES)[:2]}
+    sizes = dict(zip(demo._SIZES, (64, 80), strict=False))  # two, and small
     monkeypatch.setattr(demo, "_SIZES", sizes)
     monkeypatch.setattr(demo, "_PHOTOS", demo._PHOTOS[:3])
     result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "demo")])

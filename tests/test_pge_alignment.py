@@ -50,6 +50,7 @@ def test_errors_are_those_of_repetition():
     assert 0.75 < np.sqrt(np.mean(errors**2)) / values.std(ddof=1) < 1.4
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_float64_rewrite():
     """Gradients one by one from the same draws, products in float64."""
     _, features, _ = BACKBONES["dense"]
@@ -61,16 +62,17 @@ def test_a_float64_rewrite():
         found = gradient_alignment(init, losses, tasks, _KEY, restarts=12, groups=3)
 
     fold = jax.random.fold_in
+    draw, gradient_of = jax.jit(init), {name: jax.jit(jax.grad(loss)) for name, loss in losses.items()}
     keys = [fold(_KEY, i) for i in range(3)]
     products = np.zeros((2, 2))
     for restart in range(12):
-        params = jax.jit(init)(fold(keys[0], restart))
+        params = draw(fold(keys[0], restart))
         gradients = np.stack([
             [
                 np.concatenate([
                     np.ravel(x)
                     for x in jax.tree.leaves(
-                        jax.jit(jax.grad(losses[name]))(
+                        gradient_of[name](
                             params,
                             tasks[name](fold(fold(keys[1], task), 2 * restart + i)),
                             fold(fold(keys[2], task), 2 * restart + i),
@@ -89,6 +91,7 @@ def test_a_float64_rewrite():
     )
 
 
+@pytest.mark.usefixtures("quick")
 def test_on_several_devices():
     tasks = {str(i): batches(direction) for i, direction in enumerate(_DIRECTIONS)}
     one = gradient_alignment(init, loss, tasks, _KEY, restarts=50)
@@ -97,6 +100,7 @@ def test_on_several_devices():
     np.testing.assert_allclose(one["alignment"], eight["alignment"], atol=1e-6)
 
 
+@pytest.mark.usefixtures("quick")
 def test_what_cannot_be_aligned():
     tasks = {str(i): batches(direction) for i, direction in enumerate(_DIRECTIONS)}
     with pytest.raises(JaxTransferError, match="two tasks or more"):

@@ -39,7 +39,7 @@ def compiled(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
         values, cotangents = (jnp.stack(each) for each in zip(*found, strict=True))
         return features, values, jax.lax.map(lambda cotangent: pull(cotangent)[0], cotangents)
 
-    return quick_jit(network.init), quick_jit(observe)
+    return jax.jit(network.init), quick_jit(observe)
 
 
 def differences(name: str, change: Callable[[str, np.ndarray], np.ndarray], seed: int) -> dict[str, float]:

@@ -23,7 +23,8 @@ class Sampled(Accumulation):
     def __init__(self, groups=5, per_block=1, together=1, mesh=None):
         self.traces = 0
 
-        @jax.jit
+        # Optimised as for a user: a compiler that simplified the sums would lose their low part.
+        @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
         def program(sums, first, last):
             self.traces += 1
             return add_restarts(contribution, sums, first, last, per_block=per_block, together=together, mesh=mesh)

@@ -30,16 +30,8 @@ TINY = Backbone("tiny", residual_init, residual_features, _maps, RESIDUAL_SYMMET
 SMALL = {"size": 6, "ways": 2, "shots": 2, "queries": 2, "restarts": 64}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    """Programs that are compiled quickly: here they hardly run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch):
+def tiny(quick, monkeypatch):
     """A backbone that compiles in a second, and states that are written after every chunk."""
     monkeypatch.setattr(run_module, "backbone", lambda name, channels: TINY)
     monkeypatch.setattr(run_module, "_SECONDS", 0.0)

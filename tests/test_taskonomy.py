@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 import jaxtransfer as jt
+from helpers import quick_jit
 from jaxtransfer import taskonomy
 
 torch = pytest.importorskip("torch")
@@ -28,6 +29,7 @@ NETWORKS = {
     "segmentsemantic": ("segmentsemantic", {"out_channels": 17, "apply_tanh": False}, False),
 }
 SIZES = [(64, 64), (75, 50), (256, 256)]
+MAP_SIZES = [(75, 50), (128, 128), (75, 50)]
 
 
 class Pair(NamedTuple):
@@ -64,6 +66,10 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
 @pytest.fixture(params=NETWORKS)
 def pair(pairs: dict[str, Pair], request: pytest.FixtureRequest) -> Pair:
     return pairs[request.param]
+
+
+attribute = quick_jit(jt.attribute, static_argnums=0)
+encode = quick_jit(taskonomy.encode)
 
 
 def random_images(*shape: int) -> Any:
@@ -104,9 +110,7 @@ def torch_activations(module: Any, x: Any) -> dict[str, Any]:
 def our_activations(kind: Any, channels: int, params: Any, x: jax.Array, monkeypatch: Any) -> dict[str, jax.Array]:
     """The same of our submodules that hold weights: between them lie activation functions and pooling only."""
     graph, _ = taskonomy.skeleton(kind, channels)
-    module: Any = nnx.merge(graph, nnx.restore_int_paths(params))
-    paths = {id(submodule): ".".join(map(str, path)) for path, submodule in nnx.iter_modules(module)}
-    found = {}
+    found, paths = {}, {}
 
     def recording(call: Any) -> Any:
         @functools.wraps(call)
@@ -119,12 +123,22 @@ def our_activations(kind: Any, channels: int, params: Any, x: jax.Array, monkeyp
 
     for each in (nnx.Conv, nnx.ConvTranspose, nnx.Linear, nnx.BatchNorm, taskonomy.Bottleneck, kind):
         monkeypatch.setattr(each, "__call__", recording(each.__call__))
-    module(x)
-    return found
+
+    @quick_jit
+    def observe(params: Any, x: jax.Array) -> dict[str, jax.Array]:
+        module: Any = nnx.merge(graph, nnx.restore_int_paths(params))
+        paths.update((id(submodule), ".".join(map(str, path))) for path, submodule in nnx.iter_modules(module))
+        module(x)
+        return found
+
+    return observe(params, x)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_every_activation_of_the_encoder(pair: Pair, size: tuple[int, int], monkeypatch: Any) -> None:
+@pytest.mark.parametrize(("task", "size"), [*zip(NETWORKS, SIZES, strict=True)])
+def test_every_activation_of_the_encoder(
+    pairs: dict[str, Pair], task: str, size: tuple[int, int], monkeypatch: Any
+) -> None:
+    pair = pairs[task]
     x = random_images(1, 3, *size)
     theirs = torch_activations(pair.encoder, x)
     ours = our_activations(taskonomy.Encoder, 3, pair.network.params["encoder"], nhwc(x), monkeypatch)
@@ -159,16 +173,17 @@ def test_representation_and_prediction(pairs: dict[str, Pair]) -> None:
     for task, pair in pairs.items():
         x = random_images(1, 3, 256, 256)
         params, representation = pair.network.params, pair.encoder(x)
-        assert_close(taskonomy.encode(params, nhwc(x)), representation, task)
-        ours = taskonomy.decode(params, nhwc(x), tanh=taskonomy.TASKS[task].tanh)
+        assert_close(encode(params, nhwc(x)), representation, task)
+        ours = quick_jit(functools.partial(taskonomy.decode, tanh=taskonomy.TASKS[task].tanh))(params, nhwc(x))
         assert_close(ours, pair.decoder(representation), task)
 
 
-@pytest.mark.parametrize("size", [(75, 50), (128, 128)])
-def test_maps(pair: Pair, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("task", "size"), [*zip(NETWORKS, MAP_SIZES, strict=True)])
+def test_maps(pairs: dict[str, Pair], task: str, size: tuple[int, int]) -> None:
+    pair = pairs[task]
     x = random_images(2, 3, *size)
     theirs = torch_maps(pair.encoder, x)
-    ours = jt.attribute(pair.network.apply, pair.network.params, nhwc(x))
+    ours = attribute(pair.network.apply, pair.network.params, nhwc(x))
     assert ours.keys() == theirs.keys()
     for method, maps in ours.items():
         for one, other in zip(np.asarray(maps), np.asarray(nhwc(theirs[method])), strict=True):

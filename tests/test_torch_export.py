@@ -99,7 +99,7 @@ def efficientnet(request, tmp_path_factory):
     return module, network, x
 
 
-def test_efficientnet_logits_and_maps(efficientnet):
+def test_efficientnet_logits_and_maps_and_zoo_round_trip(efficientnet, tmp_path):
     module, network, x = efficientnet
     run = jit(lambda params, x: (network.apply(params, x), jt.attribute(network.apply, params, x)))
     logits, maps = run(network.params, x)
@@ -112,9 +112,6 @@ def test_efficientnet_logits_and_maps(efficientnet):
         for a, b in zip(np.asarray(maps[method]), np.moveaxis(references.numpy(), 1, -1), strict=True):
             assert np.vdot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b)) >= 0.9999, method
 
-
-def test_zoo_round_trip(efficientnet, tmp_path):
-    _, network, _ = efficientnet
     zoo = jt.Zoo(tmp_path)
     zoo.add(network)
     again = jt.Zoo(tmp_path)["lite"]
