@@ -1,14 +1,16 @@
 """The record of a run, `run.json`: what was asked, of what, when, with which software on which device."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 import jax
 import numpy as np
 
@@ -19,18 +21,19 @@ from jaxtransfer.files import beside, whole
 Record = dict[str, Any]
 
 _FORMAT = 1
-_RECORD = "run.json"
+_RECORD, _LOCK = "run.json", ".lock"
 
 
-def begin(
+@contextlib.contextmanager
+def running(
     out: Path,
     kind: str,
     about: Mapping[str, Any],
     differences: Callable[[Record, Record], list[str]],
     command: Sequence[str],
     **start: Any,
-) -> Record:
-    """Writes the record of a run that begins or goes on, after a look at what is there.
+) -> Iterator[dict[str, Any]]:
+    """Records a run that begins or goes on, and that it has ended; meanwhile no other can run there.
 
     Args:
         out: The run directory.
@@ -40,50 +43,63 @@ def begin(
         command: What the user typed.
         **start: What else is to be noted of this start.
 
-    Returns:
-        The record, for `finish`.
+    Yields:
+        What is to be said of the results: goes into the record when the block ends without an error.
 
     Raises:
-        JaxTransferError: `out` is not a run directory, or one of another kind or configuration.
+        JaxTransferError: `out` is not a run directory, or one of another kind or configuration, or in use.
     """
+    _earlier(out, kind, about, differences)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = filelock.FileLock(out / _LOCK, timeout=0).acquire()
+    except filelock.Timeout:
+        raise JaxTransferError(
+            f"Another run is at work in {out}; wait until it has ended, or choose another directory."
+        ) from None
+    with lock:
+        record = {"format": _FORMAT, "kind": kind, **about, "starts": [], "finished": None}
+        if (earlier := _earlier(out, kind, about, differences)) is not None:
+            record["starts"] += earlier["starts"]
+        device = jax.devices()[0]
+        record["starts"].append(
+            {
+                "time": _now(),
+                "command": list(command),
+                "working_directory": os.getcwd(),
+                **start,
+                "versions": {
+                    "jaxtransfer": __version__,
+                    "python": platform.python_version(),
+                    **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")},
+                    "numpy": np.__version__,
+                },
+                "platform": platform.platform(),
+                "device": f"{device.platform} ({device.device_kind})",
+            }
+        )
+        _write(out, record)
+        results: dict[str, Any] = {}
+        yield results
+        _write(out, record | results | {"finished": _now()})
+
+
+def _earlier(
+    out: Path, kind: str, about: Mapping[str, Any], differences: Callable[[Record, Record], list[str]]
+) -> Record | None:
+    """The record that is there, if it is one that can be gone on with."""
     if out.exists() and not out.is_dir():
         raise JaxTransferError(f"{out} is not a directory, so it cannot hold a run; choose another.")
-    earlier = read(out, kind)
-    if earlier is None and out.exists() and any(entry != beside(out / _RECORD) for entry in out.iterdir()):
+    found = read(out, kind)
+    own = (beside(out / _RECORD), out / _LOCK)
+    if found is None and out.exists() and any(entry not in own for entry in out.iterdir()):
         raise JaxTransferError(f"{out} is not empty and not a run directory; choose a new one.")
-    starts = [] if earlier is None else earlier["starts"]
-    record = json.loads(
-        json.dumps({"format": _FORMAT, "kind": kind, **about, "starts": starts, "finished": None})
-    )  # as it will be read again
-    if earlier is not None and (found := differences(earlier, record)):
+    # As it will be read again.
+    if found is not None and (others := differences(found, json.loads(json.dumps(about)))):
         raise JaxTransferError(
-            f"{out} holds a run of another configuration ({'; '.join(found)}); choose a new directory."
+            f"{out} holds a run of another configuration ({'; '.join(others)}); choose a new directory."
         )
-    device = jax.devices()[0]
-    record["starts"].append(
-        {
-            "time": _now(),
-            "command": list(command),
-            "working_directory": os.getcwd(),
-            **start,
-            "versions": {
-                "jaxtransfer": __version__,
-                "python": platform.python_version(),
-                **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")},
-                "numpy": np.__version__,
-            },
-            "platform": platform.platform(),
-            "device": f"{device.platform} ({device.device_kind})",
-        }
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    _write(out, record)
-    return record
-
-
-def finish(out: Path, record: Record, **results: Any) -> None:
-    """Writes the record of a run that has ended, with what is to be said of its results."""
-    _write(out, record | results | {"finished": _now()})
+    return found
 
 
 def read(directory: Path, kind: str | None = None) -> Record | None:

@@ -45,7 +45,7 @@ def run_affinity(
     The directory receives `affinity_<method>.csv`, `stderr_<method>.csv` and `counts_<method>.csv`, a heat map
     `affinity_<method>.png` of each method, the points, and `run.json`: what was asked, of which networks and
     images, with which software on which device, and what had to be left out. A run that was interrupted goes
-    on where it stopped, and networks added to the zoo since are added to it.
+    on where it stopped; of a zoo that has changed since, only networks that are new or have other weights are computed.
 
     Args:
         zoo: The networks.
@@ -65,8 +65,8 @@ def run_affinity(
         The affinities, and the probe images they come from.
 
     Raises:
-        JaxTransferError: The zoo is empty or damaged, the images cannot be used, or `out` is not a run
-            directory or one of a run with other settings.
+        JaxTransferError: The zoo is empty or damaged, the images cannot be used, or `out` is no run directory, one of
+            a run with other settings, or one that another run is at work in.
         OSError: Something cannot be written, because the disk is full for example.
     """
     out = Path(out)
@@ -109,26 +109,25 @@ def run_affinity(
         "points": os.path.relpath(Path(points or out) / "points", out),
         "unusable": None,
     }
-    begun = record.begin(out, _KIND, about, _differences, command, batch_size=batch_size)
-    affinity = affinity_matrix(
-        zoo,
-        probe.images,
-        methods=methods,
-        similarity=similarity,
-        epsilon=_EPSILON,
-        edge_weight=edge_weight,
-        batch_size=batch_size,
-        directory=points or out,
-        image_names=probe.names,
-        progress=progress,
-    )
-    affinity.save(out)
-    for method in methods:
-        how = f"{similarity}, " if method in METHODS or method == "depara" else ""
-        title = f"Affinity by {method} ({how}{len(probe.names)} images)"
-        heat_map(affinity[method], affinity.names, out / f"affinity_{method}.png", title)
-    unusable = {method: [list(pair) for pair in affinity.unusable[method]] for method in methods}
-    record.finish(out, begun, unusable=unusable)
+    with record.running(out, _KIND, about, _differences, command, batch_size=batch_size) as results:
+        affinity = affinity_matrix(
+            zoo,
+            probe.images,
+            methods=methods,
+            similarity=similarity,
+            epsilon=_EPSILON,
+            edge_weight=edge_weight,
+            batch_size=batch_size,
+            directory=points or out,
+            image_names=probe.names,
+            progress=progress,
+        )
+        affinity.save(out)
+        for method in methods:
+            how = f"{similarity}, " if method in METHODS or method == "depara" else ""
+            title = f"Affinity by {method} ({how}{len(probe.names)} images)"
+            heat_map(affinity[method], affinity.names, out / f"affinity_{method}.png", title)
+        results["unusable"] = {method: [list(pair) for pair in affinity.unusable[method]] for method in methods}
     return affinity, probe
 
 
@@ -254,12 +253,9 @@ def affinity_of(directory: Path, found: record.Record) -> Affinity:
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What makes two records ones of different runs; networks may come and go, but not change."""
+    """What makes two records ones of different runs; networks may come, go and change."""
     found = record.other_settings(there, here)
     if any(there["probe"][key] != here["probe"][key] for key in ("size", "sha256")):
         counts = len(there["probe"]["images"]), len(here["probe"]["images"])
         found.append(f"the probe images are others: {counts[0]} there, {counts[1]} here")
-    changed = [name for name, network in here["networks"].items() if there["networks"].get(name, network) != network]
-    if changed:
-        found.append(f"networks with other weights or preprocessing: {', '.join(changed)}")
     return found

@@ -84,5 +84,5 @@ def gap_run(directory: Path, names: Sequence[str], *, unknown: int | None = None
 
 
 def _finish(directory: Path, kind: str, about: dict[str, Any], results: dict[str, Any]) -> None:
-    begun = record.begin(directory, kind, about, lambda *_: [], ["jaxtransfer", kind, "<somewhere>"])
-    record.finish(directory, begun, **results)
+    with record.running(directory, kind, about, lambda *_: [], ["jaxtransfer", kind, "<somewhere>"]) as found:
+        found |= results

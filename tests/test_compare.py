@@ -107,9 +107,8 @@ def runs(tmp_path):
     """Two finished runs and an oracle that agrees with the first."""
     values = np.add.outer(np.arange(7.0), np.arange(7.0))
     for name, sign in (("first", 1), ("second", -1)):
-        begun = record.begin(tmp_path / name, "affinity", {"settings": {}}, lambda *_: [], ["test"])
-        Affinity.of(NAMES, {"saliency": sign * values + np.eye(7)}).save(tmp_path / name)
-        record.finish(tmp_path / name, begun)
+        with record.running(tmp_path / name, "affinity", {"settings": {}}, lambda *_: [], ["test"]):
+            Affinity.of(NAMES, {"saliency": sign * values + np.eye(7)}).save(tmp_path / name)
     rows = [f"{s},{t},{i}" for i, s in enumerate(NAMES) for t in NAMES]
     (tmp_path / "oracle.csv").write_text("\n".join(["source,target,score", *rows]))
     return tmp_path

@@ -24,9 +24,8 @@ def run(tmp_path):
     nothing = np.zeros_like(values)
     results = {name: MethodResult(sign * values, nothing, nothing.astype(int)) for name, sign in (("a", 1), ("b", -1))}
     directory = tmp_path / "run"
-    begun = record.begin(directory, "affinity", {"settings": {}}, lambda *_: [], ["test"])
-    Affinity(NAMES, "cosine", results).save(directory)
-    record.finish(directory, begun)
+    with record.running(directory, "affinity", {"settings": {}}, lambda *_: [], ["test"]):
+        Affinity(NAMES, "cosine", results).save(directory)
     rows = [f"{NAMES[i]},{NAMES[j]},{i}" for i in range(8) for j in range(8)]
     (tmp_path / "oracle.csv").write_text("\n".join(["source,target,score", *rows]))
     return directory

@@ -114,13 +114,36 @@ def test_another_configuration_is_refused(tmp_path, zoo, images, change, message
     assert (_files(out), _record(out)) == before
 
 
-def test_changed_weights_are_refused(tmp_path, zoo, images):
-    run_affinity(zoo, images, tmp_path / "run", command=[], methods=["saliency"])
+def test_changed_weights_are_computed_again(tmp_path, zoo, images):
+    """And nothing else is; the result is that of a new run."""
+    out = tmp_path / "run"
+    run_affinity(zoo, images, out, command=[], methods=["saliency"])
+    before = {name: (out / "points" / name / "saliency" / "values.npy").stat().st_mtime_ns for name in zoo.names}
     other = Zoo(tmp_path / "other")
-    for seed, name in [(0, "one"), (9, "two")]:
+    for seed, name in [(0, "one"), (9, "two"), (2, "three")]:
         other.add(network(name, seed))
-    with pytest.raises(JaxTransferError, match=r"networks with other weights or preprocessing: two\)"):
-        run_affinity(other, images, tmp_path / "run", command=[], methods=["saliency"])
+    found, _ = run_affinity(other, images, out, command=[], methods=["saliency"])
+    after = {name: (out / "points" / name / "saliency" / "values.npy").stat().st_mtime_ns for name in zoo.names}
+    assert [name for name in before if before[name] != after[name]] == ["two"]
+    anew, _ = run_affinity(other, images, tmp_path / "new", command=[], methods=["saliency"])
+    np.testing.assert_array_equal(found["saliency"], anew["saliency"])
+    assert _record(out)["networks"] == _record(tmp_path / "new")["networks"]
+
+
+def test_two_runs_exclude_each_other(tmp_path, zoo, images):
+    out = tmp_path / "run"
+    complaints = []
+
+    def second(*_):
+        if not complaints:
+            with pytest.raises(JaxTransferError, match="Another run is at work in") as caught:
+                run_affinity(zoo, images, out, command=["second"])
+            complaints.append(str(caught.value))
+
+    run_affinity(zoo, images, out, command=["first"], progress=second)
+    assert complaints
+    assert [start["command"] for start in _record(out)["starts"]] == [["first"]]
+    run_affinity(zoo, images, out, command=["third"])  # afterwards it is free
 
 
 def test_order_of_methods_does_not_matter(tmp_path, zoo, images):

@@ -180,7 +180,6 @@ def run_pge(
         "form": form if measure == "gap" else None,
         "datasets": {task.name: _described(task) for task in tasks},
     }
-    begun = record.begin(out, _KIND, about, record.other_settings, command)
 
     def run(estimation: Accumulation, callback: Progress) -> None:
         if restarts == "auto":
@@ -189,21 +188,22 @@ def run_pge(
             estimation.run(restarts, callback)
 
     key = jax.random.key(seed)
-    if measure == "gap":
-        gradients = {}
-        for number, each in enumerate(ready, 1):
-            label = each.task.name if len(ready) == 1 else f"{each.task.name} ({number} of {len(ready)})"
-            note = _note(settings, [each.task])
-            gradients[each.task.name] = _gradient(
-                out / "gradients", each, body, key, symmetry, control, note, run, _labelled(progress, label)
-            )
-        found = gaps(tasks, gradients, form, tolerance)
-    else:
-        note = _note(settings, tasks)
-        estimation = _alignment(out, ready, body, key, control, note, run, _labelled(progress, "all tasks"))
-        found = alignments(tasks, estimation, tolerance)
-    write_findings(out, found, f"{form}, {network}" if measure == "gap" else network)
-    record.finish(out, begun, remarks=list(found.remarks))
+    with record.running(out, _KIND, about, record.other_settings, command) as results:
+        if measure == "gap":
+            gradients = {}
+            for number, each in enumerate(ready, 1):
+                label = each.task.name if len(ready) == 1 else f"{each.task.name} ({number} of {len(ready)})"
+                note = _note(settings, [each.task])
+                gradients[each.task.name] = _gradient(
+                    out / "gradients", each, body, key, symmetry, control, note, run, _labelled(progress, label)
+                )
+            found = gaps(tasks, gradients, form, tolerance)
+        else:
+            note = _note(settings, tasks)
+            estimation = _alignment(out, ready, body, key, control, note, run, _labelled(progress, "all tasks"))
+            found = alignments(tasks, estimation, tolerance)
+        write_findings(out, found, f"{form}, {network}" if measure == "gap" else network)
+        results["remarks"] = list(found.remarks)
     return found
 
 
