@@ -234,10 +234,10 @@ def rank(
         gaps = each == "gap"  # stand negated in an affinity
         digits = (".4g", ".2g") if gaps else (".4f", ".4f")
         drawn = "restarts" if each in ("gap", "alignment") else "images"
-        table = Table(title=f"Sources for {target} by {each}", title_justify="left")
+        nearer = " (smaller is nearer)" if gaps else ""
+        table = Table(title=f"Sources for {target} by {each}{nearer}", title_justify="left")
         table.add_column("source", overflow="fold")
-        quantity = "gap (smaller is nearer)" if gaps else "alignment" if each == "alignment" else "affinity"
-        table.add_column(quantity, justify="right")
+        table.add_column("affinity" if drawn == "images" else each, justify="right")
         table.add_column("standard error", justify="right")
         table.add_column("above the next", justify="right")
         table.add_column(f"more {drawn}", justify="right")

@@ -136,7 +136,7 @@ def test_rank_and_evaluate_read_a_run_of_gaps(tiny, tasks, tmp_path):
     assert _run(tasks, "--out", tmp_path / "run", *SMALL).exit_code == 0
     result = CliRunner().invoke(app, ["rank", str(tmp_path / "run"), "pets"])
     assert result.exit_code == 0, result.output
-    assert "gap (smaller is nearer)" in result.stdout
+    assert "by gap (smaller is nearer)" in result.stdout
     with (tmp_path / "run" / "ranking.csv").open() as stream:
         best = [row for row in csv.DictReader(stream) if row["target"] == "pets"]
     assert result.stdout.index(best[0]["source"]) < result.stdout.index(best[1]["source"])
