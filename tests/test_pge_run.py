@@ -135,7 +135,7 @@ def test_run_directory(tmp_path, tasks):
     assert record["datasets"]["one"]["classes"] == 3
     assert record["remarks"] == list(found.remarks)
     assert sorted(file.name for file in out.iterdir()) == [
-        "control.csv", "gap.csv", "gap.png", "gap_stderr.csv", "gradients", "ranking.csv", "run.json",
+        ".lock", "control.csv", "gap.csv", "gap.png", "gap_stderr.csv", "gradients", "ranking.csv", "run.json",
     ]  # fmt: skip
     assert (out / "gap.png").read_bytes().startswith(b"\x89PNG")
     assert set(_stamps(out)) == set(found.names)
