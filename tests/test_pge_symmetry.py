@@ -86,9 +86,7 @@ def own(features, params, batch, key):
     return jnp.square(features(params, batch[0])).sum(1).std()
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"), [(Prototypical, "residual"), (RandomHead, "dense"), (own, "residual"), (own, "dense")]
-)
+@pytest.mark.parametrize(("kind", "name"), [(Prototypical, "residual"), (RandomHead, "dense"), (own, "residual")])
 def test_right_and_wrong_specifications(kind, name):
     init, features, symmetry = BACKBONES[name]
     batches = Episodes.of(*blobs(), ways=3, shots=3, queries=4)
