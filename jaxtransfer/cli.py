@@ -470,17 +470,22 @@ def _print_evaluation(found: "Mapping[str, Evaluation]", oracle: "Oracle", run: 
 
 def _print_comparison(found: "Comparison") -> None:
     """How far rankings agree, and where they do not."""
-    table = Table("", title=f"Agreement over {len(found.names)} networks", title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("", "rankings", "matrices", "p"):
-        table.add_column(column, justify="left" if not column else "right")
+    table = Table(title=f"Agreement over {len(found.names)} networks", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("one", "other"):
+        table.add_column(column, overflow="fold")
+    for column in ("rankings", "matrices", "p"):
+        table.add_column(column, justify="right")
     for pair, each in sorted(found.agreements.items(), key=lambda item: -item[1].rank_correlation):
         table.add_row(*pair, *(f"{value:z.3f}" for value in each[:2]), f"{each.p_value:.4f}")
     _print(table)
-    table = Table("target", "source", title="Where they disagree most (places)", title_justify="left")
-    for label in found.labels:
-        table.add_column(label, justify="right", overflow="fold")
+    table = Table(title="Where they disagree most", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("target", "source", "nearest", "farthest"):
+        table.add_column(column, overflow="fold")
     for each in found.disagreements[:8]:
-        table.add_row(each.target, each.source, *map(str, each.places))
+        places = [
+            f"{place} by {found.labels[each.places.index(place)]}" for place in (min(each.places), max(each.places))
+        ]
+        table.add_row(each.target, each.source, *places)
     _print(table)
 
 
