@@ -461,6 +461,8 @@ def _print_evaluation(found: "Mapping[str, Evaluation]", oracle: "Oracle", run: 
     _print(table)
     if any(each.bands.networks is not None for each in found.values()):
         print("Below each share: where it would lie for other networks and images like these, at 95 %.")
+    if curves[0].random_hits[0] == curves[0].seen[0]:
+        print("Every source counts as relevant, so any order is perfect: ask for fewer with --relevant.")
     missing = [target for target in oracle.scores if target not in map(oracle.own_name, curves[0].targets)]
     print(f"{len(curves[0].targets)} of the oracle's {len(oracle.scores)} targets were scored.")
     if missing:

@@ -43,7 +43,8 @@ class Oracle:
         """Reads a CSV file: rows `source,target,score` under that header, or a matrix.
 
         A matrix has targets in its first row and sources in its first column. Empty cells are not known; a task's
-        score for itself is not looked at. Larger scores are better.
+        score for itself is not looked at. Larger scores are better. Taskonomy's tasks may have the names of either
+        release.
 
         Raises:
             JaxTransferError: The file cannot be read, or a cell is not a number, or a pair stands there twice.
@@ -65,7 +66,9 @@ class Oracle:
                 scores.setdefault(target, {})[source] = _number(text, file)
         if not scores:
             raise JaxTransferError(f"{file} holds no score of a source for another target.")
-        return cls(file.name, scores)
+        known = {*scores, *(source for of_target in scores.values() for source in of_target)}
+        pairs = [pair for name, task in TASKS.items() for pair in ((name, task.release), (task.release, name))]
+        return cls(file.name, scores, {other: own for own, other in pairs if own in known and other not in known})
 
     def own_name(self, name: str) -> str:
         """What the oracle calls a task."""

@@ -59,6 +59,12 @@ def test_agreement_and_its_reverse(run):
         assert figure.size[0] > 1000
 
 
+def test_all_sources_relevant(run):
+    result = invoke(run, "--oracle", run.parent / "oracle.csv", "--relevant", 7)
+    assert "any order is perfect" in result.stdout
+    assert "any order" not in invoke(run, "--oracle", run.parent / "oracle.csv", "--relevant", 6).stdout
+
+
 def test_the_built_in_oracle_and_one_method(run):
     result = invoke(run, "--method", "a")
     assert result.exit_code == 0, result.output

@@ -146,6 +146,18 @@ def test_names_of_either_release_and_some_of_the_tasks():
     np.testing.assert_allclose(curve.random_precision, 5 / 6)
 
 
+def test_a_file_may_have_the_names_of_either_release(tmp_path):
+    file = tmp_path / "oracle.csv"
+    file.write_text(
+        "source,target,score\nnormal,reshading,2\ncurvature,reshading,1\nextra,reshading,9\nnormal,extra,1\n"
+    )
+    for names in (["rgb2sfnorm", "curvature", "reshade"], ["normal", "curvature", "reshading"]):
+        matrix = np.array([[9, 0, 2], [0, 9, 1], [2, 1, 9]])
+        curve = retrieval_curve(affinity_of(matrix, names), Oracle.load(file), relevant=1)
+        assert curve.targets == (names[2],)
+        assert curve.hits.tolist() == [1, 1]
+
+
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6), levels=st.sampled_from([3, 99]))
 def test_rank_correlations_by_their_definitions(seed, levels):
