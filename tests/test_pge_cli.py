@@ -177,8 +177,9 @@ def _command(*arguments) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("restarts", [["480"], ["auto", "--tolerance", "1e9", "--cap", "480"]])
-def test_killed_run_goes_on(tmp_path, restarts):
+def test_killed_run_goes_on(tmp_path):
+    """Until resolved, which it never is; runs of so many restarts are interrupted in test_pge_run."""
+    restarts = ["auto", "--tolerance", "1e9", "--cap", "480"]
     rng = np.random.default_rng(0)
     for name in "ab":
         np.savez(tmp_path / f"{name}.npz", x=rng.integers(0, 255, (12, 16, 16)), y=list("kl" * 6))
