@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.files import whole
+from jaxtransfer.files import read_table, whole
 
 Similarity = Literal["cosine", "correlation"]
 SIMILARITIES: tuple[Similarity, ...] = ("cosine", "correlation")
@@ -237,14 +237,14 @@ class Affinity:
             results = {}
             for method in description["methods"]:
                 files, parts = _files(directory, method), _parts_file(directory, method)
-                names, affinity = _read_table(files["affinity"], np.float32)
+                names, affinity = read_table(files["affinity"], np.float32)
                 pseudo_values = np.load(parts, allow_pickle=False) if parts.exists() else None
                 if pseudo_values is not None and pseudo_values.shape[1:] != (math.comb(len(names), 2),):
                     raise ValueError(f"{parts.name} is of other networks than {files['affinity'].name}")
                 results[method] = MethodResult(
                     affinity,
-                    _read_table(files["stderr"], np.float32)[1],
-                    _read_table(files["counts"], np.int64)[1],
+                    read_table(files["stderr"], np.float32)[1],
+                    read_table(files["counts"], np.int64)[1],
                     tuple((network, image) for network, image in description["unusable"][method]),
                     pseudo_values,
                 )
@@ -281,17 +281,8 @@ def _parts_file(directory: Path, method: str) -> Path:
 
 
 def _write_table(file: Path, names: Sequence[str], table: np.ndarray) -> None:
-    with file.open("w", newline="") as stream:
+    with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["", *names])
         # str() of a NumPy scalar is the shortest text that reads back as the same number.
         writer.writerows([name, *map(str, row)] for name, row in zip(names, table, strict=True))
-
-
-def _read_table(file: Path, dtype: type) -> tuple[tuple[str, ...], np.ndarray]:
-    with file.open(newline="") as stream:
-        header, *rows = csv.reader(stream)
-    names = tuple(header[1:])
-    if tuple(row[0] for row in rows) != names:
-        raise ValueError(f"rows and columns of {file.name} differ")
-    return names, np.array([row[1:] for row in rows], dtype=dtype).reshape(len(names), len(names))

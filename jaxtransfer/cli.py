@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import math
-import statistics
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from jaxtransfer.errors import JaxTransferError
 if TYPE_CHECKING:
     from jaxtransfer.affinity import Affinity
     from jaxtransfer.compare import Comparison
+    from jaxtransfer.evaluation import Quantity
     from jaxtransfer.oracle import Oracle
     from jaxtransfer.pge.findings import Findings
     from jaxtransfer.probe import Probe
@@ -439,7 +439,8 @@ def _print_evaluation(found: "Mapping[str, Evaluation]", oracle: "Oracle", run: 
     """Precision and recall beside a random order's, mean rank correlations, and what was scored."""
     curves = [each.curve for each in found.values()]
     most = len(curves[0].hits)
-    columns = [each for each in (("precision", 1), ("precision", 5), ("recall", 10)) if each[1] <= most]
+    wanted: list[tuple[Quantity, int]] = [("precision", 1), ("precision", 5), ("recall", 10)]
+    columns = [each for each in wanted if each[1] <= most]
     table = Table(title=f"Against {oracle.name}", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("", overflow="fold", min_width=min(max(map(len, found)), 20))
     for column in (*(f"{quantity[0].upper()}@{k}" for quantity, k in columns), "Spearman", "Kendall"):
@@ -447,15 +448,10 @@ def _print_evaluation(found: "Mapping[str, Evaluation]", oracle: "Oracle", run: 
     for method, each in found.items():
         shares = []
         for quantity, k in columns:
-            share = f"{getattr(each.curve, quantity)[k - 1]:.3f}"
-            if each.bands.networks is not None:
-                of = each.curve.seen[k - 1] if quantity == "precision" else each.curve.relevant
-                share += "\n{:.2f}-{:.2f}".format(*(edge[k - 1] / of for edge in each.bands.networks))
-            shares.append(share)
-        of_targets = [(one.spearman, one.kendall) for one in each.correlations.values()]
-        known = [row for row in of_targets if not math.isnan(row[0])]
-        means = [f"{statistics.fmean(column):.3f}" for column in zip(*known, strict=True)] or ["unknown"] * 2
-        table.add_row(method, *shares, *means)
+            share, band = each.shares(quantity, k)
+            shares.append(f"{share:.3f}" if band is None else f"{share:.3f}\n{band[0]:.2f}-{band[1]:.2f}")
+        means = [each.mean_correlation(name) for name in ("spearman", "kendall")]
+        table.add_row(method, *shares, *("unknown" if math.isnan(mean) else f"{mean:.3f}" for mean in means))
     chance = [f"{getattr(curves[0], f'random_{quantity}')[k - 1]:.3f}" for quantity, k in columns]
     table.add_row("random", *chance, *["0.000"] * 2)
     _print(table)

@@ -76,14 +76,11 @@ def compare(affinities: Mapping[str, Affinity]) -> Comparison:
     Raises:
         JaxTransferError: Fewer than two matrices, or fewer than three networks that are in all of them.
     """
-    matrices = {f"{label}/{method}": (each, method) for label, each in affinities.items() for method in each.methods}
-    if len(matrices) < 2:
+    if sum(len(each.methods) for each in affinities.values()) < 2:
         raise JaxTransferError("There is only one matrix; comparing needs two runs, or a run of two methods.")
     names = _common_names(affinities)
-    chosen = {}
-    for label, (each, method) in matrices.items():
-        rows = [each.names.index(name) for name in names]
-        chosen[label] = each[method][np.ix_(rows, rows)].astype(np.float64)
+    some = {label: each.only(names) for label, each in affinities.items()}
+    chosen = {f"{label}/{m}": each[m].astype(np.float64) for label, each in some.items() for m in each.methods}
     places = np.stack([_places(matrix) for matrix in chosen.values()])
     agreements = {
         (one, other): _agreement(chosen[one], chosen[other]) for one, other in itertools.combinations(chosen, 2)
@@ -114,6 +111,8 @@ def compare_runs(
         JaxTransferError: A directory without a finished run, two of one name, or what `compare` raises.
         OSError: Something cannot be written.
     """
+    from scipy.spatial.distance import squareform
+
     labels = [directory.absolute().name for directory in directories]
     if len(set(labels)) < len(labels):
         labels = [str(directory) for directory in directories]
@@ -131,10 +130,7 @@ def compare_runs(
     write_csv(out / "agreement.csv", [["one", "other", *Agreement._fields], *rows])
     places = [[each.target, each.source, each.spread, *each.places] for each in found.disagreements]
     write_csv(out / "disagreements.csv", [["target", "source", "spread", *found.labels], *places])
-    count = len(found.labels)
-    matrix = np.eye(count)
-    matrix[np.triu_indices(count, 1)] = [each.rank_correlation for each in found.agreements.values()]
-    matrix = np.triu(matrix) + np.triu(matrix, 1).T
+    matrix = squareform([each.rank_correlation for each in found.agreements.values()]) + np.eye(len(found.labels))
     title = f"Agreement of rankings, {len(found.names)} networks"
     heat_map(matrix, found.labels, out / "agreement.png", title, quantity="mean Spearman correlation over targets")
     if oracle is not None:

@@ -76,7 +76,7 @@ def certain_ranking(
     """
     if not 0.5 < confidence < 1:
         raise JaxTransferError(f"The confidence must lie between 0.5 and 1, not {confidence}.")
-    ranked = [each for each in affinity.rank(target, method=method) if not math.isnan(each[1])]
+    ranked = affinity.rank(target, method=method)
     places = [affinity.names.index(name) for name, _, _ in ranked]
     orders = _orders(affinity, affinity.names.index(target), places[:-1], places[1:], method, confidence)
     return [RankedSource(*each, *order) for each, order in zip(ranked, [*orders, (None, None)], strict=False)]
@@ -115,8 +115,8 @@ def _orders(
         by_part = one.astype(np.float64) - other
         known = ~np.isnan(by_part)
         degrees = known.sum(0) - 1.0
-        centred = np.where(known, by_part, 0) - np.where(known, by_part, 0).sum(0) / np.maximum(degrees + 1, 1)
-        squares = np.square(np.where(known, centred, 0)).sum(0)
+        mean = np.nan_to_num(by_part).sum(0) / np.maximum(degrees + 1, 1)
+        squares = np.square(np.nan_to_num(by_part - mean)).sum(0)
         stderr = np.where(degrees > 0, np.sqrt(squares / np.maximum(degrees * (degrees + 1), 1)), np.inf)
     with np.errstate(divide="ignore", invalid="ignore"):
         above = stats.t.cdf(difference / stderr, degrees)

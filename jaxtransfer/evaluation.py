@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -10,6 +11,8 @@ from jaxtyping import Bool, Float, Int
 from jaxtransfer.affinity import Affinity
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.oracle import Oracle
+
+Quantity = Literal["precision", "recall"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,22 +36,26 @@ class RetrievalCurve:
     @property
     def precision(self) -> Float[np.ndarray, " K"]:
         """P@K: the share of the K nearest that is relevant."""
-        return self.hits / self.seen
+        return self.share("precision", self.hits)
 
     @property
     def recall(self) -> Float[np.ndarray, " K"]:
         """R@K: the share of the relevant that is among the K nearest."""
-        return self.hits / self.relevant
+        return self.share("recall", self.hits)
 
     @property
     def random_precision(self) -> Float[np.ndarray, " K"]:
         """P@K expected of a random order."""
-        return self.random_hits / self.seen
+        return self.share("precision", self.random_hits)
 
     @property
     def random_recall(self) -> Float[np.ndarray, " K"]:
         """R@K expected of a random order."""
-        return self.random_hits / self.relevant
+        return self.share("recall", self.random_hits)
+
+    def share(self, quantity: Quantity, hits: Float[np.ndarray, " K"]) -> Float[np.ndarray, " K"]:
+        """Hits for K from 1 as precision or as recall."""
+        return hits / (self.seen if quantity == "precision" else self.relevant)
 
 
 @dataclasses.dataclass(frozen=True)

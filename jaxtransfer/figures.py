@@ -200,11 +200,11 @@ def retrieval_curves(
         ):
             values = getattr(curve, quantity)
             ks = np.arange(1, len(values) + 1)
-            of = curve.seen if quantity == "precision" else curve.relevant
             spread = (bands[method].networks, bands[method].images) if bands else ()
             for band, opacity in zip(spread, (0.12, 0.28), strict=False):
                 if band is not None:
-                    axes.fill_between(ks, band.low / of, band.high / of, color=colour, alpha=opacity, linewidth=0)
+                    edges = (curve.share(quantity, edge) for edge in band)
+                    axes.fill_between(ks, *edges, color=colour, alpha=opacity, linewidth=0)
             axes.plot(ks, values, color=colour, marker=marker, markersize=4, linewidth=1.5, label=method)
         random = getattr(next(iter(curves.values())), f"random_{quantity}")
         axes.plot(np.arange(1, len(random) + 1), random, color="0.45", linestyle="--", linewidth=1.2, label="random")

@@ -53,6 +53,27 @@ def write_csv(file: Path, rows: Iterable[Sequence[Any]]) -> None:
         csv.writer(stream, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
 
 
+def read_table(file: Path, dtype: type, *, missing: str = "") -> tuple[tuple[str, ...], np.ndarray]:
+    """Names and values of a square table with the names in its first row and column.
+
+    Args:
+        file: The table.
+        dtype: Of the values.
+        missing: What an empty cell stands for.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: Rows and columns differ, or a cell holds no value.
+    """
+    with file.open(newline="", encoding="utf-8") as stream:
+        header, *rows = csv.reader(stream)
+    names = tuple(header[1:])
+    if tuple(row[0] for row in rows) != names:
+        raise ValueError(f"rows and columns of {file.name} differ")
+    values = np.array([[cell or missing for cell in row[1:]] for row in rows], dtype=dtype)
+    return names, values.reshape(len(names), len(names))
+
+
 def _cell(value: Any) -> str:
     if value is None or (isinstance(value, float | np.floating) and not np.isfinite(value)):
         return ""

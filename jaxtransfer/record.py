@@ -49,7 +49,7 @@ def running(
     Raises:
         JaxTransferError: `out` is not a run directory, or one of another kind or configuration, or in use.
     """
-    _earlier(out, kind, about, differences)
+    _earlier(out, kind, about, differences)  # before anything is made in a directory that is somebody else's
     out.mkdir(parents=True, exist_ok=True)
     try:
         lock = filelock.FileLock(out / _LOCK, timeout=0).acquire()

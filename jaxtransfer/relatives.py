@@ -7,7 +7,7 @@ the host in float64. None is a mean over images, so their errors come from the j
 import itertools
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,8 +62,10 @@ def cka(representations: Representations) -> Comparison:
     count, networks = len(order), len(representations)
     means = [_mean(each, order) for each in representations.values()]
     for (name, each), mean in zip(representations.items(), means, strict=True):
-        pieces = [each[order[start:stop]].astype(np.float64) for start, stop in _pieces(each, order)]
-        spread, squares = (sum(np.square(piece - level).sum() for piece in pieces) for level in (mean, 0))
+        spread, squares = 0.0, 0.0
+        for start, stop in _pieces(each, order):
+            piece = _centred(each, order[start:stop], mean)
+            spread, squares = spread + np.square(piece).sum(), squares + np.square(piece + mean).sum()
         _check_varies(name, spread > _CONSTANT * squares)
     size = max(1, min(int((_HELD / networks) ** 0.5), _HELD // (2 * max(map(len, means)))))
     # Products of two networks' Gram matrices, summed over the rows of a group, and over its rows and columns.
@@ -141,15 +143,16 @@ def depara(
         JaxTransferError: Fewer than four images that are usable for all networks, or a network all of whose cosines are
             tied.
     """
+    from scipy.spatial.distance import squareform
+
     found = _by_pairs(representations, centred=False)
     known, count = np.nan_to_num(nodes.astype(np.float64)), (~np.isnan(nodes)).astype(np.float64)
     total, images = known.sum(0), count.sum(0)
     whole = total / images
     without = np.array([(total - known[g].sum(0)) / (images - count[g].sum(0)) for g in found.groups])
     of_nodes = len(without) * whole - (len(without) - 1) * without
-    values = found.values * edge_weight / (1 + edge_weight)
-    values[np.triu_indices(len(values), 1)] += whole / (1 + edge_weight)
-    values = np.triu(values, 1) + np.triu(values, 1).T + np.eye(len(values))
+    of_edges = squareform(found.values, checks=False)
+    values = squareform((whole + edge_weight * of_edges) / (1 + edge_weight)) + np.eye(len(found.values))
     pseudo_values = (of_nodes + edge_weight * found.pseudo_values) / (1 + edge_weight)
     return found._replace(values=values, pseudo_values=pseudo_values)
 
@@ -284,8 +287,8 @@ def _within(groups: list[slice], start: int, stop: int) -> Iterator[tuple[int, s
             yield number, slice(first - start, last - start)
 
 
-def _pieces(each: Float[np.ndarray, "images units"], images: Int[np.ndarray, " kept"]) -> Iterator[tuple[int, int]]:
-    return iter(chunks(len(images), max(1, _HELD // each.shape[1])))
+def _pieces(each: Float[np.ndarray, "images units"], images: Int[np.ndarray, " kept"]) -> Iterable[tuple[int, int]]:
+    return chunks(len(images), max(1, _HELD // each.shape[1]))
 
 
 def _centred(

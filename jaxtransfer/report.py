@@ -22,6 +22,7 @@ from jaxtransfer.affinity import Affinity
 from jaxtransfer.attribution import METHODS
 from jaxtransfer.confidence import certain_ranking
 from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.evaluation import Quantity
 from jaxtransfer.figures import OTHER
 from jaxtransfer.files import whole, whole_directory
 from jaxtransfer.oracle import Oracle
@@ -187,21 +188,16 @@ class _Scored:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows of what the curves say at some K."""
-        columns = [
-            each
-            for each in (("precision", 1), ("precision", 5), ("recall", 5), ("recall", 10))
-            if each[1] <= len(self._curve.hits)
-        ]
+        wanted: list[tuple[Quantity, int]] = [("precision", 1), ("precision", 5), ("recall", 5), ("recall", 10)]
+        columns = [each for each in wanted if each[1] <= len(self._curve.hits)]
         rows = []
         for method, each in self._found.items():
             shares = []
             for quantity, k in columns:
-                shares.append(f"{getattr(each.curve, quantity)[k - 1]:.3f}")
-                if each.bands.networks is not None:
-                    of = each.curve.seen[k - 1] if quantity == "precision" else each.curve.relevant
-                    shares[-1] += " ({:.2f} to {:.2f})".format(*(edge[k - 1] / of for edge in each.bands.networks))
-            known = [one.spearman for one in each.correlations.values() if not math.isnan(one.spearman)]
-            rows.append([method, *shares, f"{np.mean(known):.3f}" if known else "unknown"])
+                share, band = each.shares(quantity, k)
+                shares.append(f"{share:.3f}" if band is None else f"{share:.3f} ({band[0]:.2f} to {band[1]:.2f})")
+            mean = each.mean_correlation("spearman")
+            rows.append([method, *shares, "unknown" if math.isnan(mean) else f"{mean:.3f}"])
         chance = [f"{getattr(self._curve, f'random_{quantity}')[k - 1]:.3f}" for quantity, k in columns]
         header = ["method", *(f"{quantity[0].upper()}@{k}" for quantity, k in columns), "mean Spearman"]
         return header, [*rows, ["random order", *chance, "0.000"]]

@@ -1,7 +1,9 @@
 """A run: one zoo on one folder of probe images, in a directory that says how to repeat it."""
 
 import dataclasses
+import math
 import os
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from jaxtransfer.affinity import SIMILARITIES, Affinity, Similarity
 from jaxtransfer.attribution import METHODS
 from jaxtransfer.confidence import RetrievalBands, retrieval_bands
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.evaluation import RankCorrelation, RetrievalCurve, rank_correlations, retrieval_curve
+from jaxtransfer.evaluation import Quantity, RankCorrelation, RetrievalCurve, rank_correlations, retrieval_curve
 from jaxtransfer.figures import heat_map, retrieval_curves
 from jaxtransfer.files import write_csv
 from jaxtransfer.oracle import Oracle
@@ -144,6 +146,19 @@ class Evaluation:
     curve: RetrievalCurve
     bands: RetrievalBands
     correlations: dict[str, RankCorrelation]
+
+    def shares(self, quantity: Quantity, k: int) -> tuple[float, tuple[float, float] | None]:
+        """Precision or recall at K, and its band over networks."""
+        value, band = float(getattr(self.curve, quantity)[k - 1]), self.bands.networks
+        if band is None:
+            return value, None
+        low, high = (float(self.curve.share(quantity, edge)[k - 1]) for edge in band)
+        return value, (low, high)
+
+    def mean_correlation(self, name: str) -> float:
+        """The mean of a field of `RankCorrelation` over the targets where it is known; NaN where there is none."""
+        known = [value for each in self.correlations.values() if not math.isnan(value := getattr(each, name))]
+        return statistics.fmean(known) if known else math.nan
 
 
 def evaluate_run(

@@ -79,6 +79,7 @@ def affinity_matrix(
     source = networks if isinstance(networks, Zoo) else list(networks)
     names = source.names if isinstance(source, Zoo) else tuple(network.name for network in source)
     methods = tuple(methods)
+    kinds = _kinds(methods)
     _check_arguments(names, methods, similarity, edge_weight, batch_size, len(images), len(image_names))
 
     with tempfile.TemporaryDirectory(prefix="jaxtransfer-") as temporary:
@@ -88,21 +89,21 @@ def affinity_matrix(
             sweep = _Sweep(points, images, Path(scratch), epsilon, batch_size)
             done, total = 0, len(names) * len(images)
             for network in source:
-                for step in sweep.run(network, _kinds(methods)):
+                for step in sweep.run(network, kinds):
                     done += step
                     if progress is not None:
                         progress(done, total, network.name)
         maps = {
             kind: _compare_maps(points, names, image_names, kind, similarity)
-            for kind in _kinds(methods)
+            for kind in kinds
             if kind != _REPRESENTATION
         }
+        representations = {name: points.open(name, _REPRESENTATION) for name in names if _REPRESENTATION in kinds}
         results = {}
         for method in methods:
             if method in METHODS:
                 results[method] = maps[method]
             else:
-                representations = {name: points.open(name, _REPRESENTATION) for name in names}
                 nodes = maps[_NODES] if method == "depara" else None
                 results[method] = _compare_representations(method, representations, image_names, nodes, edge_weight)
     return Affinity(names, similarity, results)
@@ -305,20 +306,23 @@ def _compare_representations(
     edge_weight: float,
 ) -> MethodResult:
     """One of the relatives, with its jackknifed standard errors."""
+    from scipy.spatial.distance import squareform
+
     if nodes is not None and nodes.pseudo_values is not None:
         found = depara(representations, nodes.pseudo_values, edge_weight=edge_weight)
     else:
         found = {"rsa": rsa, "cka": cka, "svcca": svcca}[method](representations)
-    count = len(found.values)
-    of_pairs = found.pseudo_values.std(0, ddof=1) / np.sqrt(len(found.pseudo_values))
-    stderr = np.zeros((count, count), np.float32)
-    stderr[np.triu_indices(count, 1)] = of_pairs
-    counts = np.full((count, count), found.usable.all(0).sum())
+    stderr = squareform(found.pseudo_values.std(0, ddof=1) / np.sqrt(len(found.pseudo_values)))
+    counts = np.full(stderr.shape, found.usable.all(0).sum())
     unusable = _unusable(list(representations), image_names, found.usable)
     if nodes is not None:
         unusable = tuple(dict.fromkeys((*nodes.unusable, *unusable)))
     return MethodResult(
-        found.values.astype(np.float32), stderr + stderr.T, counts, unusable, found.pseudo_values.astype(np.float32)
+        found.values.astype(np.float32),
+        stderr.astype(np.float32),
+        counts,
+        unusable,
+        found.pseudo_values.astype(np.float32),
     )
 
 

@@ -1,14 +1,16 @@
 """What several test files use."""
 
+import csv
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from typer.testing import Result
 
-from jaxtransfer import Affinity
+from jaxtransfer import Affinity, record
 from jaxtransfer.affinity import MethodResult
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -30,3 +32,15 @@ def complaint(result: Result) -> str:
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("Error: ")
     return line
+
+
+def table(file: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with file.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def finished_run(directory: Path, affinity: Affinity) -> None:
+    """A run directory with these results and hardly a record."""
+    with record.running(directory, "affinity", {"settings": {}}, lambda *_: [], ["test"]):
+        affinity.save(directory)

@@ -1,6 +1,5 @@
 """`compare`, and `jaxtransfer compare` on run directories whose answer is known."""
 
-import csv
 import itertools
 
 import numpy as np
@@ -9,8 +8,8 @@ from PIL import Image
 from scipy import stats
 from typer.testing import CliRunner
 
-from helpers import affinity_of, complaint
-from jaxtransfer import Affinity, JaxTransferError, record
+from helpers import affinity_of, complaint, finished_run, table
+from jaxtransfer import Affinity, JaxTransferError
 from jaxtransfer.cli import app
 from jaxtransfer.compare import compare
 from jaxtransfer.taskonomy import TASKS
@@ -107,8 +106,7 @@ def runs(tmp_path):
     """Two finished runs and an oracle that agrees with the first."""
     values = np.add.outer(np.arange(7.0), np.arange(7.0))
     for name, sign in (("first", 1), ("second", -1)):
-        with record.running(tmp_path / name, "affinity", {"settings": {}}, lambda *_: [], ["test"]):
-            Affinity.of(NAMES, {"saliency": sign * values + np.eye(7)}).save(tmp_path / name)
+        finished_run(tmp_path / name, Affinity.of(NAMES, {"saliency": sign * values + np.eye(7)}))
     rows = [f"{s},{t},{i}" for i, s in enumerate(NAMES) for t in NAMES]
     (tmp_path / "oracle.csv").write_text("\n".join(["source,target,score", *rows]))
     return tmp_path
@@ -116,11 +114,6 @@ def runs(tmp_path):
 
 def invoke(*arguments):
     return CliRunner().invoke(app, ["compare", *map(str, arguments)])
-
-
-def table(file):
-    with file.open(newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def test_command(runs):

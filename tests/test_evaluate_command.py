@@ -1,6 +1,5 @@
 """`jaxtransfer evaluate` on run directories whose affinities are known."""
 
-import csv
 import json
 
 import numpy as np
@@ -8,7 +7,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from jaxtransfer import Affinity, record
+from helpers import finished_run, table
+from jaxtransfer import Affinity
 from jaxtransfer.affinity import MethodResult
 from jaxtransfer.cli import app
 from jaxtransfer.taskonomy import TASKS
@@ -24,8 +24,7 @@ def run(tmp_path):
     nothing = np.zeros_like(values)
     results = {name: MethodResult(sign * values, nothing, nothing.astype(int)) for name, sign in (("a", 1), ("b", -1))}
     directory = tmp_path / "run"
-    with record.running(directory, "affinity", {"settings": {}}, lambda *_: [], ["test"]):
-        Affinity(NAMES, "cosine", results).save(directory)
+    finished_run(directory, Affinity(NAMES, "cosine", results))
     rows = [f"{NAMES[i]},{NAMES[j]},{i}" for i in range(8) for j in range(8)]
     (tmp_path / "oracle.csv").write_text("\n".join(["source,target,score", *rows]))
     return directory
@@ -33,11 +32,6 @@ def run(tmp_path):
 
 def invoke(*arguments):
     return CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
-
-
-def table(file):
-    with file.open(newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def test_agreement_and_its_reverse(run):

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from jaxtransfer.affinity import Affinity, MethodResult
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.figures import heat_map
-from jaxtransfer.files import write_csv
+from jaxtransfer.files import read_table, write_csv
 from jaxtransfer.pge.alignment import AlignmentEstimation
 from jaxtransfer.pge.estimator import PrincipalGradient
 from jaxtransfer.pge.gap import Form, gap
@@ -228,8 +228,8 @@ def read_findings(directory: Path, measure: Measure) -> Affinity:
         JaxTransferError: A table is missing or damaged.
     """
     try:
-        names, values = _read_square(directory / f"{measure}.csv")
-        others, stderr = _read_square(directory / f"{measure}_stderr.csv")
+        names, values = read_table(directory / f"{measure}.csv", np.float32, missing="nan")
+        others, stderr = read_table(directory / f"{measure}_stderr.csv", np.float32, missing="nan")
         restarts = np.array([int(row["restarts"]) for row in read_control(directory)])
         if others != names or len(restarts) != len(names):
             raise ValueError("its tables are of different tasks")
@@ -243,14 +243,3 @@ def read_control(directory: Path) -> list[dict[str, str]]:
     """The rows of `control.csv`, as text."""
     with (directory / "control.csv").open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
-
-
-def _read_square(file: Path) -> tuple[tuple[str, ...], Float[np.ndarray, "tasks tasks"]]:
-    """Names and values of a square table; NaN where a cell is empty."""
-    with file.open(newline="", encoding="utf-8") as stream:
-        header, *rows = csv.reader(stream)
-    names = tuple(header[1:])
-    if tuple(row[0] for row in rows) != names:
-        raise ValueError(f"rows and columns of {file.name} differ")
-    cells = [[float(cell or "nan") for cell in row[1:]] for row in rows]
-    return names, np.array(cells, np.float32).reshape(len(names), len(names))
