@@ -5,13 +5,15 @@ principal gradients, data sets and restarts. Weights lie once for each row of th
 """
 
 import contextlib
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, Sharding
+from jaxtyping import Array, Shaped
 
 from jaxtransfer.errors import JaxTransferError
 
@@ -75,6 +77,30 @@ def connect(text: str) -> None:
             jax.distributed.initialize(address, num_processes=int(processes), process_id=int(process))
     except (RuntimeError, ValueError) as error:
         raise JaxTransferError(f"The processes did not come together: {str(error).splitlines()[0]}") from error
+
+
+def distribute(
+    shape: tuple[int, ...], sharding: Sharding, part: Callable[[tuple[slice, ...]], np.ndarray]
+) -> Shaped[Array, "..."]:
+    """An array of which each device of this process gets the part that is its own, and nothing else.
+
+    Args:
+        shape: Of the whole.
+        sharding: What lies where.
+        part: Gives what lies at an index.
+    """
+    indices = sharding.addressable_devices_indices_map(shape)
+    parts = [jax.device_put(part(index), device) for device, index in indices.items() if index is not None]
+    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+
+def memory_per_device() -> int:
+    """Bytes that a device of this process has for all that is on it."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in statistics:
+        return statistics["bytes_limit"]
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return host // jax.local_device_count()
 
 
 def is_first() -> bool:
