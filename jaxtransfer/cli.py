@@ -25,9 +25,11 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from jaxtransfer._version import __version__
-from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.errors import JaxTransferError, in_words
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from jaxtransfer.affinity import Affinity
     from jaxtransfer.compare import Comparison
     from jaxtransfer.evaluation import Quantity
@@ -50,12 +52,10 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt:
             _complain("Interrupted; start the same command again and it goes on where it stopped.")
             raise typer.Exit(130) from None
-        except JaxTransferError as error:
-            _complain(f"Error: {error}")
-        except OSError as error:
-            if error.errno == errno.EPIPE:
+        except (JaxTransferError, OSError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise
-            _complain(f"Error: {_sentence(error)}")
+            _complain(f"Error: {in_words(error)}")
         raise typer.Exit(2)
 
 
@@ -94,6 +94,27 @@ def _options(
 
 _Zoo = Annotated[Path, typer.Argument(metavar="ZOO", help="Directory of the zoo.")]
 _Weights = Annotated[Path, typer.Argument(metavar="WEIGHTS_DIR", help="Directory of the .pth files.")]
+_Mesh = Annotated[
+    str | None,
+    typer.Option(metavar="model=A,data=B", help="How devices share the work.", show_default="all of them as data"),
+]
+_Distributed = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|HOST:PORT,PROCESS/PROCESSES",
+        help="Be one of several processes, which all get the same command.",
+        show_default="be alone",
+    ),
+]
+
+
+def _connected(mesh: str | None, distributed: str | None) -> "Mesh":
+    """The devices that two options speak of, once the processes have come together."""
+    from jaxtransfer.devices import connect, device_mesh, parse_mesh
+
+    if distributed is not None:
+        connect(distributed)
+    return device_mesh() if mesh is None else parse_mesh(mesh)
 
 
 @app.command()
@@ -362,13 +383,17 @@ def pge(
     ] = None,
     seed: Annotated[int, typer.Option(help="For all that is drawn.")] = 0,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where an image cannot be used.")] = False,
+    mesh: _Mesh = None,
+    distributed: _Distributed = None,
 ) -> None:
     """Compare tasks by how they pull freshly drawn weights (principal gradients)."""
     if restarts != "auto" and not restarts.isdecimal():
         raise JaxTransferError(f"--restarts takes a number or auto, not {restarts!r}.")
+    from jaxtransfer.devices import is_first
     from jaxtransfer.pge.run import run_pge
 
-    with _progress("Restarts of") as advance:
+    devices = _connected(mesh, distributed)
+    with _progress("Restarts of", shown=is_first()) as advance:
         found = run_pge(
             tasks,
             out,
@@ -391,9 +416,11 @@ def pge(
             limit=limit,
             seed=seed,
             strict=strict,
+            mesh=devices,
             progress=advance,
         )
-    _print_findings(found, out)
+    if is_first():
+        _print_findings(found, out)
 
 
 def _oracle(name: str) -> "Oracle":
@@ -523,7 +550,7 @@ def _print(table: Table) -> None:
 
 
 @contextlib.contextmanager
-def _progress(action: str = "", amount: ProgressColumn | None = None) -> Iterator[Any]:
+def _progress(action: str = "", amount: ProgressColumn | None = None, *, shown: bool = True) -> Iterator[Any]:
     """A progress bar on stderr, as a function of work done, work to do and the name of what is at hand."""
     bar = Progress(
         TextColumn("{task.description}"),
@@ -532,6 +559,7 @@ def _progress(action: str = "", amount: ProgressColumn | None = None) -> Iterato
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
+        disable=not shown,
     )
     with bar:
         row = bar.add_task(action, total=None)
@@ -560,13 +588,6 @@ def _three(option: str, text: str | None) -> tuple[float, ...] | None:
         if len(numbers) == 3:
             return numbers
     raise JaxTransferError(f"{option} takes three numbers, like 0.485,0.456,0.406, not {text!r}.")
-
-
-def _sentence(error: OSError) -> str:
-    if error.errno == errno.ENOSPC:
-        where = f" ({error.filename})" if error.filename else ""
-        return f"The disk is full{where}; make room and start the same command again, what is finished is kept."
-    return f"{error.filename}: {error.strerror}." if error.filename and error.strerror else f"{error}."
 
 
 def _complain(sentence: str) -> None:
