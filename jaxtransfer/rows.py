@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +19,12 @@ from scipy.spatial.distance import squareform
 
 from jaxtransfer.affinity import MethodResult, Similarity, directions, pair_columns, products
 from jaxtransfer.devices import DATA, MODEL, distribute, is_first, together
-from jaxtransfer.points import Key, Point, Points, chunks
+from jaxtransfer.points import Key, Points, chunks
 
-# What is held of maps at once, and at most so many networks on either side of a block.
-_BLOCK_BYTES, _ABOVE, _ACROSS = 256 * 2**20, 64, 256
+# Maps are compared in tiles of so many networks by as many, however few there are: what is said of a pair must not
+# depend on what else there was to compare. So many tiles are above, to be compared with all that pass across.
+_TILE, _ABOVE = 32, 4
+_TILE_BYTES = 64 * 2**20
 # With more pairs x images than that, what is kept of them is of groups of images.
 _MOST_PARTS, _GROUPS = 2**26, 20
 
@@ -66,12 +69,11 @@ def compare_maps(
     order = np.argsort(~kept, kind="stable")  # those without a row come last and are compared with all others
     missing = np.tril(~pairs.known[np.ix_(order, order)], -1)
     rows = np.flatnonzero(missing.any(1) | ~kept[order])
-    for start, stop in chunks(len(rows), _ABOVE):
+    tiles = _Tiles(points, kind, [names[i] for i in order], None if sketched else similarity, mesh)
+    for start, stop in chunks(len(rows), _ABOVE * _TILE):
         above = rows[start:stop]
         across = np.union1d(above, np.flatnonzero(missing[above].any(0)))
-        opened = [points.open(names[i], kind) for i in order[across]]
-        block = _Block(points, opened, np.searchsorted(across, above), None if sketched else similarity, mesh)
-        pairs.add(order[above], order[across], block, variance or 0)
+        pairs.add(order, above, across, tiles, variance or 0)
         with together():
             for i in order[above] if is_first() else ():
                 points.write_arrays(folder, names[i], pairs.row(i, marks))
@@ -85,83 +87,84 @@ def _mark(key: Key) -> bytes:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32].encode()
 
 
-class _Block:
-    """The maps of some networks, and of others among them that stand above."""
+class _Tile(NamedTuple):
+    """Directions of the maps of some networks and images, each device's share of images on it."""
+
+    units: Float[Array, "tile images pixels"]
+    usable: Bool[Array, "tile images"]
+    networks: int
+    images: int
+
+
+class _Tiles:
+    """Reads tiles and compares them."""
 
     def __init__(
-        self,
-        points: Points,
-        across: Sequence[Point],
-        above: Int[np.ndarray, " above"],
-        similarity: Similarity | None,
-        mesh: Mesh,
+        self, points: Points, kind: str, names: Sequence[str], similarity: Similarity | None, mesh: Mesh
     ) -> None:
-        self._points, self._across, self._above = points, across, [across[i] for i in above]
-        self._similarity, self._mesh = similarity, mesh
-        at_once = len(above) + min(len(across), _ACROSS)
-        self.images = len(across[0])
-        self.size = max(1, _BLOCK_BYTES // (4 * _pixels(across[0]) * at_once))
+        self._points, self._similarity, self._mesh = points, similarity, mesh
+        self._opened = functools.cache(lambda i: points.open(names[i], kind))
+        self.pixels = int(np.prod(self._opened(0).shape[1:]))
+        self.images = len(self._opened(0))
+        self.at_once = max(1, _TILE_BYTES // (4 * _TILE * self.pixels))
 
-    def cosines(
-        self, start: int, stop: int
-    ) -> tuple[
-        Float[np.ndarray, "images above across"], Bool[np.ndarray, "above images"], Bool[np.ndarray, "across images"]
-    ]:
-        """The cosines of some images, and which maps are usable; the others' cosines are 0."""
-        above = self._maps(self._above, start, stop)
-        found = []
-        for first, last in chunks(len(self._across), _ACROSS):
-            across = self._maps(self._across[first:last], start, stop)
-            on_devices = _cosines(self._similarity, self._mesh, above, across)
-            found.append([np.asarray(each.addressable_data(0)) for each in on_devices])
-        cosines, some, others = zip(*found, strict=True)
-        count = stop - start
-        return np.concatenate(cosines, 2)[:count], some[0][:, :count], np.concatenate(others)[:, :count]
-
-    def _maps(self, points: Sequence[Point], start: int, stop: int) -> Float[Array, "networks images pixels"]:
-        """Some images' maps, each device's share of images on it; what fills the last share up is not usable."""
+    def __call__(self, networks: Int[np.ndarray, " networks"], start: int, stop: int) -> _Tile:
+        """Some networks' maps of some images; what fills the tile up is not usable."""
         count = -(-(stop - start) // self._mesh.size) * self._mesh.size
-        shape = (len(points), count, _pixels(points[0]))
+        opened = [self._opened(int(i)) for i in networks]
 
-        def read(index: tuple[slice, ...]) -> Float[np.ndarray, "networks share pixels"]:
+        def read(index: tuple[slice, ...]) -> Float[np.ndarray, "tile share pixels"]:
             first, last, _ = index[1].indices(count)
-            maps = np.full((len(points), last - first, shape[2]), np.nan, np.float32)
+            maps = np.full((_TILE, last - first, self.pixels), np.nan, np.float32)
             some = slice(start + first, max(start + first, min(start + last, stop)))
-            for own, found in zip(maps, self._points.wait([each.read(some) for each in points]), strict=True):
-                own[: len(found)] = found.reshape(len(found), shape[2])
+            for own, found in zip(maps, self._points.wait([each.read(some) for each in opened]), strict=False):
+                own[: len(found)] = found.reshape(len(found), self.pixels)
             return maps
 
         by_image = NamedSharding(self._mesh, PartitionSpec(None, (MODEL, DATA)))
-        return distribute(shape, by_image, read)
+        units, usable = _directions(self._similarity, distribute((_TILE, count, self.pixels), by_image, read))
+        return _Tile(units, usable, len(networks), stop - start)
+
+    def compare(
+        self, above: "_Tile", across: "_Tile"
+    ) -> tuple[
+        Float[np.ndarray, "images above across"], Bool[np.ndarray, "images above"], Bool[np.ndarray, "images across"]
+    ]:
+        """Cosines, 0 of what is not usable, and what is; those of sketches may leave [-1, 1]."""
+        arrays = _compared(self._mesh, above.units, above.usable, across.units, across.usable)
+        cosines, *usable = (np.asarray(each.addressable_data(0))[: above.images] for each in arrays)
+        if self._similarity is not None:
+            cosines = cosines.clip(-1, 1)
+        cosines = cosines[:, : above.networks, : across.networks]
+        return cosines, usable[0][:, : above.networks], usable[1][:, : across.networks]
 
 
-def _pixels(point: Point) -> int:
-    return int(np.prod(point.shape[1:]))
+def _tiled(networks: int) -> list[slice]:
+    return [slice(*some) for some in chunks(networks, _TILE)]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _cosines(
-    similarity: Similarity | None,
-    mesh: Mesh,
-    above: Float[Array, "above images pixels"],
-    across: Float[Array, "across images pixels"],
-) -> tuple[Float[Array, "images above across"], Bool[Array, "above images"], Bool[Array, "across images"]]:
-    """Of whole maps; or of sketches (None), whose cosines are right on average and may leave [-1, 1]."""
-    (above, usable_above), (across, usable_across) = (_directions(each, similarity) for each in (above, across))
-    cosines = products(above, across)
-    if similarity is not None:
-        cosines = jnp.clip(cosines, -1, 1)
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    return jax.lax.with_sharding_constraint((cosines, usable_above, usable_across), everywhere)
-
-
+@functools.partial(jax.jit, static_argnums=0)
 def _directions(
-    maps: Float[Array, "networks images pixels"], similarity: Similarity | None
+    similarity: Similarity | None, maps: Float[Array, "networks images pixels"]
 ) -> tuple[Float[Array, "networks images pixels"], Bool[Array, "networks images"]]:
+    """Of whole maps; sketches (None) were made of directions."""
     if similarity is not None:
         return directions(maps, similarity)
     usable = jnp.isfinite(maps).all(-1)
     return jnp.where(usable[..., None], maps, 0), usable
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _compared(
+    mesh: Mesh,
+    above: Float[Array, "tile images pixels"],
+    usable: Bool[Array, "tile images"],
+    across: Float[Array, "tile images pixels"],
+    usable_across: Bool[Array, "tile images"],
+) -> tuple[Float[Array, "images tile tile"], Bool[Array, "images tile"], Bool[Array, "images tile"]]:
+    """Whole on every device, so that every process has them."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.lax.with_sharding_constraint((products(above, across), usable.T, usable_across.T), everywhere)
 
 
 class _Pairs:
@@ -215,24 +218,35 @@ class _Pairs:
         }
 
     def add(
-        self, above: Int[np.ndarray, " above"], across: Int[np.ndarray, " across"], block: _Block, variance: float
+        self,
+        order: Int[np.ndarray, " networks"],
+        above: Int[np.ndarray, " above"],
+        across: Int[np.ndarray, " across"],
+        tiles: _Tiles,
+        variance: float,
     ) -> None:
-        """Compares the networks above with those across."""
+        """Compares the networks above with those across, both as places in an order."""
         total, squares, counts = np.zeros((3, len(above), len(across)))
         parts = np.zeros((len(self._fields["parts"]), *total.shape), np.float32)
         members = np.zeros_like(parts)
-        for start, stop in chunks(block.images, block.size):
-            cosines, some, others = block.cosines(start, stop)
-            self.usable[above, start:stop], self.usable[across, start:stop] = some, others
-            both = some.T[:, :, None] & others.T[:, None, :]
-            total += cosines.sum(0, dtype=np.float64)
-            squares += np.square(cosines, dtype=np.float64).sum(0)
-            counts += both.sum(0)
-            if self._groups is None:
-                parts[start:stop] = np.where(both, cosines, np.nan)
-            else:
-                parts += np.tensordot(self._groups[:, start:stop], cosines, 1)
-                members += np.tensordot(self._groups[:, start:stop], both.astype(np.float32), 1)
+        for start, stop in chunks(tiles.images, tiles.at_once):
+            standing = [(some, tiles(above[some], start, stop)) for some in _tiled(len(above))]
+            for others in _tiled(len(across)):
+                passing = tiles(across[others], start, stop)
+                for some, tile in standing:
+                    cosines, usable, usable_across = tiles.compare(tile, passing)
+                    self.usable[order[above[some]], start:stop] = usable.T
+                    self.usable[order[across[others]], start:stop] = usable_across.T
+                    both = usable[:, :, None] & usable_across[:, None, :]
+                    total[some, others] += cosines.sum(0, dtype=np.float64)
+                    squares[some, others] += np.square(cosines, dtype=np.float64).sum(0)
+                    counts[some, others] += both.sum(0)
+                    if self._groups is None:
+                        parts[start:stop, some, others] = np.where(both, cosines, np.nan)
+                    else:
+                        groups = self._groups[:, start:stop]
+                        parts[:, some, others] += np.tensordot(groups, cosines, 1)
+                        members[:, some, others] += np.tensordot(groups, both.astype(np.float32), 1)
         with np.errstate(invalid="ignore", divide="ignore"):
             mean = total / counts
             spread = np.maximum(squares - counts * mean**2, 0) / np.maximum(counts - 1, 1)
@@ -245,7 +259,11 @@ class _Pairs:
                 "parts": parts if self._groups is None else _pseudo_values(parts, members),
             }
         rows, columns = np.nonzero(above[:, None] != across[None, :])
-        self._set(above[rows], across[columns], {field: each[..., rows, columns] for field, each in found.items()})
+        self._set(
+            order[above[rows]],
+            order[across[columns]],
+            {field: each[..., rows, columns] for field, each in found.items()},
+        )
 
     def result(self, *, sketched: bool) -> MethodResult:
         """All pairs as matrices."""

@@ -80,19 +80,21 @@ def run_affinity(
         OSError: Something cannot be written, because the disk is full for example.
     """
     out = Path(out)
-    if not zoo.path.is_dir():
-        raise JaxTransferError(f"There is no zoo at {zoo.path}; `jaxtransfer convert` makes one.")
-    if len(zoo) < 2:
-        count = "only one network" if len(zoo) else "no networks"
-        raise JaxTransferError(f"The zoo {zoo.path} has {count}; affinities need two or more.")
-    for kind, asked, known in [
-        ("method", methods, (*METHODS, *RELATIVES)),
-        ("similarity", [similarity], SIMILARITIES),
-    ]:
-        if unknown := [name for name in asked if name not in known]:
-            raise JaxTransferError(f"There is no {kind} {unknown[0]!r}; there are: {', '.join(known)}.")
-    methods = tuple(method for method in (*METHODS, *RELATIVES) if method in methods)
-    probe = load_probe(images, limit=limit, strict=strict)
+    with together():
+        if not zoo.path.is_dir():
+            raise JaxTransferError(f"There is no zoo at {zoo.path}; `jaxtransfer convert` makes one.")
+        if len(zoo) < 2:
+            count = "only one network" if len(zoo) else "no networks"
+            raise JaxTransferError(f"The zoo {zoo.path} has {count}; affinities need two or more.")
+        for kind, asked, known in [
+            ("method", methods, (*METHODS, *RELATIVES)),
+            ("similarity", [similarity], SIMILARITIES),
+        ]:
+            if unknown := [name for name in asked if name not in known]:
+                raise JaxTransferError(f"There is no {kind} {unknown[0]!r}; there are: {', '.join(known)}.")
+        methods = tuple(method for method in (*METHODS, *RELATIVES) if method in methods)
+        probe = load_probe(images, limit=limit, strict=strict)
+        manifests = {name: zoo.manifest(name) for name in zoo.names}
     settings = {
         "methods": list(methods),
         "similarity": similarity,
@@ -102,7 +104,6 @@ def run_affinity(
     }
     if "depara" in methods:
         settings["edge_weight"] = edge_weight
-    manifests = {name: zoo.manifest(name) for name in zoo.names}
     about = {
         "settings": settings,
         "zoo": str(zoo.path),

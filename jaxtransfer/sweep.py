@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, PyTree
+from rich.filesize import decimal
 
 from jaxtransfer.affinity import SIMILARITIES, Affinity, MethodResult, Similarity
 from jaxtransfer.attribution import METHODS
@@ -262,7 +263,7 @@ class Sweep:
             most = max(1, min(layout.batch // 2, int(layout.batch * room / bytes_)))
         if self._batch_size is None and architecture not in self._most:
             self._most[architecture] = most
-            size = f"{bytes_ / 2**30:.2g} of {room / _OF_MEMORY / 2**30:.3g} GiB"
+            size = f"{decimal(bytes_)} of {decimal(memory_per_device())}"
             _LOG.info("Batches of %d images on each device for %s, which take %s.", layout.batch, network.name, size)
         return one, program
 

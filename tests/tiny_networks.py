@@ -1,0 +1,93 @@
+"""Small networks of three architectures, and runs of them in processes of their own."""
+
+import multiprocessing
+import resource
+import signal
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+
+from jaxtransfer import JaxTransferError, Network, Preprocess, Zoo
+from jaxtransfer.devices import connect, parse_mesh
+from jaxtransfer.errors import in_words
+from jaxtransfer.points import Points
+from jaxtransfer.run import run_affinity
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["jaxtransfer.run"])
+
+
+def _conv(x: jax.Array, w: jax.Array, stride: int = 1) -> jax.Array:
+    return lax.conv_general_dilated(x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def relu(params: Any, x: jax.Array) -> jax.Array:
+    return _conv(jax.nn.relu(_conv(x, params["a"], 2)), params["b"])
+
+
+def gelu(params: Any, x: jax.Array) -> jax.Array:
+    return _conv(jax.nn.gelu(_conv(x, params["a"])), params["b"]).mean((1, 2))
+
+
+def network(seed: int) -> Network:
+    """Of seeds 0, 1, 2, ... the architectures take turns: two functions, two preprocessings, two widths."""
+    rng = np.random.default_rng(seed)
+    width, apply, preprocess = [(6, relu, None), (6, gelu, Preprocess((8, 8), 0.5, 0.5)), (4, relu, None)][seed % 3]
+    params = {"a": rng.normal(size=(3, 3, 3, width)), "b": rng.normal(size=(3, 3, width, 4))}
+    return Network(f"n{seed:02}", apply, {k: v.astype(np.float32) for k, v in params.items()}, preprocess)
+
+
+def fill(zoo: Zoo, seeds: Sequence[int]) -> Zoo:
+    for seed in seeds:
+        zoo.add(network(seed))
+    return zoo
+
+
+def run(
+    place: str | None, devices: int, largest_file: int, zoo: Path, images: Path, out: Path, mesh: str, **options: Any
+) -> None:
+    """Runs `run_affinity` as one of several processes, or alone.
+
+    Says in files beside `out` which points were finished here, and what went wrong.
+    """
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
+    if place is not None:
+        connect(place)
+    finish = Points.finish
+
+    def finish_and_say(points: Points, name: str, keys: Any) -> None:
+        finish(points, name, keys)
+        with (out.parent / f"finished{jax.process_index()}").open("a") as file:
+            file.write(f"{name}\n")
+
+    Points.finish = finish_and_say
+    devices_of_mesh = parse_mesh(mesh)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    try:
+        run_affinity(Zoo(zoo), images, out, command=["test"], mesh=devices_of_mesh, **options)
+    except (JaxTransferError, OSError) as error:
+        (out.parent / f"error{jax.process_index()}").write_text(in_words(error))
+        raise SystemExit(2) from None
+
+
+def start(
+    count: int, *arguments: Any, devices: int, largest_file: int = resource.RLIM_INFINITY, **options: Any
+) -> list[Any]:
+    """Starts so many processes of one run; of an argument that is a list each gets its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    started = []
+    for i in range(count):
+        own = [each[i] if isinstance(each, list) else each for each in arguments]
+        place = None if count == 1 else f"{address},{i}/{count}"
+        started.append(PROCESSES.Process(target=run, args=(place, devices, largest_file, *own), kwargs=options))
+        started[-1].start()
+    return started
