@@ -193,6 +193,10 @@ def affinity(
     edge_weight: Annotated[float, typer.Option(min=0, help="What edges count beside nodes, for depara.")] = 0.25,
     limit: Annotated[int | None, typer.Option(help="Use the first so many images.", show_default="all")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 8,
+    precision: Annotated[
+        Literal["float32", "tf32", "bfloat16"],
+        typer.Option(help="Of the networks' matrix products; bfloat16 is for those of the backward passes alone."),
+    ] = "float32",
     strict: Annotated[bool, typer.Option("--strict", help="Fail where an image cannot be used.")] = False,
 ) -> None:
     """Compare all networks of a zoo by what they look at in the probe images."""
@@ -210,6 +214,7 @@ def affinity(
             similarity=similarity,
             edge_weight=edge_weight,
             batch_size=batch_size,
+            precision=precision,
             limit=limit,
             strict=strict,
             progress=advance,
