@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import math
 import sys
 import warnings
@@ -25,9 +26,11 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from jaxtransfer._version import __version__
-from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.errors import JaxTransferError, in_words
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from jaxtransfer.affinity import Affinity
     from jaxtransfer.compare import Comparison
     from jaxtransfer.evaluation import Quantity
@@ -43,6 +46,9 @@ class _Commands(TyperGroup):
     """All commands; what a user can cause ends in one sentence instead of a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
+        log = logging.getLogger("jaxtransfer")
+        log.handlers = [_Said()]
+        log.setLevel(logging.INFO)
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = lambda message, *_: _complain(f"Warning: {message}")
@@ -50,13 +56,18 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt:
             _complain("Interrupted; start the same command again and it goes on where it stopped.")
             raise typer.Exit(130) from None
-        except JaxTransferError as error:
-            _complain(f"Error: {error}")
-        except OSError as error:
-            if error.errno == errno.EPIPE:
+        except (JaxTransferError, OSError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise
-            _complain(f"Error: {_sentence(error)}")
+            _complain(f"Error: {in_words(error)}")
         raise typer.Exit(2)
+
+
+class _Said(logging.Handler):
+    """What the library has to say, beside the progress."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _complain(record.getMessage())
 
 
 app = typer.Typer(
@@ -94,6 +105,27 @@ def _options(
 
 _Zoo = Annotated[Path, typer.Argument(metavar="ZOO", help="Directory of the zoo.")]
 _Weights = Annotated[Path, typer.Argument(metavar="WEIGHTS_DIR", help="Directory of the .pth files.")]
+_Mesh = Annotated[
+    str | None,
+    typer.Option(metavar="model=A,data=B", help="How devices share the work.", show_default="all of them as data"),
+]
+_Distributed = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|HOST:PORT,PROCESS/PROCESSES",
+        help="Be one of several processes, which all get the same command.",
+        show_default="be alone",
+    ),
+]
+
+
+def _connected(mesh: str | None, distributed: str | None) -> "Mesh":
+    """The devices that two options speak of, once the processes have come together."""
+    from jaxtransfer.devices import connect, device_mesh, parse_mesh
+
+    if distributed is not None:
+        connect(distributed)
+    return device_mesh() if mesh is None else parse_mesh(mesh)
 
 
 @app.command()
@@ -192,19 +224,35 @@ def affinity(
     ] = "cosine",
     edge_weight: Annotated[float, typer.Option(min=0, help="What edges count beside nodes, for depara.")] = 0.25,
     limit: Annotated[int | None, typer.Option(help="Use the first so many images.", show_default="all")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 8,
+    sketch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Keep so many numbers of each map, a random projection.", show_default="whole maps"),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images at a time on each device.", show_default="as many as fit")
+    ] = None,
     precision: Annotated[
         Literal["float32", "tf32", "bfloat16"],
         typer.Option(help="Of the networks' matrix products; bfloat16 is for those of the backward passes alone."),
     ] = "float32",
+    points: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIRECTORY|URL", help="Where points are kept: a directory, gs:// or s3://.", show_default="OUT"
+        ),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where an image cannot be used.")] = False,
+    mesh: _Mesh = None,
+    distributed: _Distributed = None,
 ) -> None:
     """Compare all networks of a zoo by what they look at in the probe images."""
     from jaxtransfer.attribution import METHODS
+    from jaxtransfer.devices import is_first
     from jaxtransfer.run import run_affinity
     from jaxtransfer.zoo import Zoo
 
-    with _progress("Attributing") as advance:
+    devices = _connected(mesh, distributed)
+    with _progress("Working on", shown=is_first()) as advance:
         found, probe = run_affinity(
             Zoo(zoo),
             images,
@@ -213,13 +261,17 @@ def affinity(
             methods=method or METHODS,
             similarity=similarity,
             edge_weight=edge_weight,
+            sketch=sketch,
             batch_size=batch_size,
             precision=precision,
+            mesh=devices,
             limit=limit,
             strict=strict,
+            points=points,
             progress=advance,
         )
-    _print_affinity(found, probe, out)
+    if is_first():
+        _print_affinity(found, probe, out)
 
 
 @app.command()
@@ -367,13 +419,17 @@ def pge(
     ] = None,
     seed: Annotated[int, typer.Option(help="For all that is drawn.")] = 0,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where an image cannot be used.")] = False,
+    mesh: _Mesh = None,
+    distributed: _Distributed = None,
 ) -> None:
     """Compare tasks by how they pull freshly drawn weights (principal gradients)."""
     if restarts != "auto" and not restarts.isdecimal():
         raise JaxTransferError(f"--restarts takes a number or auto, not {restarts!r}.")
+    from jaxtransfer.devices import is_first
     from jaxtransfer.pge.run import run_pge
 
-    with _progress("Restarts of") as advance:
+    devices = _connected(mesh, distributed)
+    with _progress("Restarts of", shown=is_first()) as advance:
         found = run_pge(
             tasks,
             out,
@@ -396,9 +452,11 @@ def pge(
             limit=limit,
             seed=seed,
             strict=strict,
+            mesh=devices,
             progress=advance,
         )
-    _print_findings(found, out)
+    if is_first():
+        _print_findings(found, out)
 
 
 def _oracle(name: str) -> "Oracle":
@@ -528,7 +586,7 @@ def _print(table: Table) -> None:
 
 
 @contextlib.contextmanager
-def _progress(action: str = "", amount: ProgressColumn | None = None) -> Iterator[Any]:
+def _progress(action: str = "", amount: ProgressColumn | None = None, *, shown: bool = True) -> Iterator[Any]:
     """A progress bar on stderr, as a function of work done, work to do and the name of what is at hand."""
     bar = Progress(
         TextColumn("{task.description}"),
@@ -537,6 +595,7 @@ def _progress(action: str = "", amount: ProgressColumn | None = None) -> Iterato
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
+        disable=not shown,
     )
     with bar:
         row = bar.add_task(action, total=None)
@@ -565,13 +624,6 @@ def _three(option: str, text: str | None) -> tuple[float, ...] | None:
         if len(numbers) == 3:
             return numbers
     raise JaxTransferError(f"{option} takes three numbers, like 0.485,0.456,0.406, not {text!r}.")
-
-
-def _sentence(error: OSError) -> str:
-    if error.errno == errno.ENOSPC:
-        where = f" ({error.filename})" if error.filename else ""
-        return f"The disk is full{where}; make room and start the same command again, what is finished is kept."
-    return f"{error.filename}: {error.strerror}." if error.filename and error.strerror else f"{error}."
 
 
 def _complain(sentence: str) -> None:

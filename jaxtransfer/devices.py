@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, Sharding
-from jaxtyping import Array, Shaped
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+from jaxtyping import Array, PyTree, Shaped
 
-from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.errors import JaxTransferError, in_words
 
 MODEL, DATA = "model", "data"
 
@@ -80,7 +79,7 @@ def connect(text: str) -> None:
 
 
 def distribute(
-    shape: tuple[int, ...], sharding: Sharding, part: Callable[[tuple[slice, ...]], np.ndarray]
+    shape: tuple[int, ...], sharding: Sharding, part: Callable[[tuple[slice, ...]], Shaped[Array | np.ndarray, "..."]]
 ) -> Shaped[Array, "..."]:
     """An array of which each device of this process gets the part that is its own, and nothing else.
 
@@ -108,25 +107,76 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def owns(mesh: Mesh, row: int = 0) -> bool:
+    """Whether this process is the one that writes for a mesh, or for a row of it: it holds the first device."""
+    return mesh.devices[row, 0].process_index == jax.process_index()
+
+
+def own_rows(mesh: Mesh) -> list[int]:
+    """The rows of a mesh in which this process has devices."""
+    process = jax.process_index()
+    return [row for row, some in enumerate(mesh.devices) if process in {device.process_index for device in some}]
+
+
+def everywhere(tree: PyTree, mesh: Mesh | None) -> PyTree:
+    """A tree's arrays, which all processes of a mesh hold alike, on each of its devices; None: on one."""
+    if mesh is None:
+        return jax.device_put(tree)
+    everyone = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda leaf: distribute(np.shape(leaf), everyone, lambda _: leaf), tree)
+
+
+def on_host(array: Array) -> Shaped[np.ndarray, "..."]:
+    """All of an array, also where other processes hold parts of it; they have to ask for it too."""
+    if not (array.is_fully_addressable or array.is_fully_replicated):
+        assert isinstance(array.sharding, NamedSharding)
+        everyone = NamedSharding(array.sharding.mesh, PartitionSpec())
+        array = jax.jit(_same, out_shardings=everyone)(array)
+    return np.asarray(array)
+
+
+def _same(array: Array) -> Array:
+    return array
+
+
+def exchanged(value: Shaped[np.ndarray, "..."], mesh: Mesh | None = None) -> Shaped[np.ndarray, "devices ..."]:
+    """What the processes of a mesh each have to say, in every one of them.
+
+    Args:
+        value: Of the same shape and type in all.
+        mesh: None: all devices.
+
+    Returns:
+        For each device, in the order of the mesh, what its process says; once where there is only one process.
+    """
+    devices = np.array(jax.devices()) if mesh is None else mesh.devices.reshape(-1)
+    if {device.process_index for device in devices} == {jax.process_index()}:
+        return value[None]
+    said = np.frombuffer(value.tobytes(), np.uint8)[None]
+    each = NamedSharding(Mesh(devices, (DATA,)), PartitionSpec(DATA))
+    everyone = on_host(distribute((len(devices), said.size), each, lambda _: said))
+    return everyone.copy().view(value.dtype).reshape(-1, *value.shape)
+
+
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """A step that ends for all processes at once, and in the same error if it fails in one; it may hold no collectives.
+def together(mesh: Mesh | None = None) -> Iterator[None]:
+    """A step that ends for all processes of a mesh at once, and in the same error if it fails in one.
+
+    What the step itself does in common with other processes must end in the same way in all of them.
+
+    Args:
+        mesh: None: all devices.
 
     Raises:
         JaxTransferError: The step failed in another process.
     """
-    if jax.process_count() == 1:
-        yield
-        return
     problem = None
     try:
         yield
     except (JaxTransferError, OSError) as error:
         problem = error
-    said = np.zeros(_LONGEST, np.uint8)
-    text = f"Process {jax.process_index()}: {problem}".encode()[:_LONGEST] if problem else b""
-    said[: len(text)] = np.frombuffer(text, np.uint8)
-    everyone = np.asarray(multihost_utils.process_allgather(said))
+    text = f"Process {jax.process_index()}: {in_words(problem)}".encode()[:_LONGEST] if problem else b""
+    everyone = exchanged(np.frombuffer(text.ljust(_LONGEST, b"\0"), np.uint8), mesh)
     if problem is not None:
         raise problem
     for each in everyone:

@@ -99,7 +99,7 @@ class Pass:
     similarity: Similarity
     epsilon: float
     precision: Precision
-    shape: tuple[int, ...]
+    shape: tuple[int, int, int]
     layout: Layout
 
     def compiled(self, params: PyTree, projection: Projection | None) -> jax.stages.Compiled:
@@ -151,6 +151,12 @@ def _run(
         out_specs=_BY_BOTH,
         check_vma=False,
     )(params, inputs, numbers, projection)
+
+
+def bytes_needed(program: jax.stages.Compiled) -> int:
+    """What a program takes of a device's memory, its arguments included; 0 where the compiler does not say."""
+    said = program.memory_analysis()
+    return said.temp_size_in_bytes + said.argument_size_in_bytes + said.output_size_in_bytes if said else 0
 
 
 def make_points(
@@ -263,17 +269,3 @@ def place_weights(networks: Mapping[int, PyTree], mesh: Mesh) -> PyTree:
         return distribute(shape, by_row, lambda index: own[index[0].start or 0])
 
     return jax.tree.map(on_rows, *networks.values())
-
-
-def own_rows(mesh: Mesh) -> list[int]:
-    """The rows of a mesh in which this process has devices."""
-    return [row for row, devices in enumerate(mesh.devices) if any(_is_own(device) for device in devices)]
-
-
-def owns_row(mesh: Mesh, row: int) -> bool:
-    """Whether this process is the one that answers for a row: of its first device."""
-    return _is_own(mesh.devices[row][0])
-
-
-def _is_own(device: jax.Device) -> bool:
-    return device.process_index == jax.process_index()

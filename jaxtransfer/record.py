@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -14,6 +15,7 @@ import filelock
 import jax
 import numpy as np
 
+from jaxtransfer import devices
 from jaxtransfer._version import __version__
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.files import beside, whole
@@ -35,6 +37,8 @@ def running(
 ) -> Iterator[dict[str, Any]]:
     """Records a run that begins or goes on, and that it has ended; meanwhile no other can run there.
 
+    Of several processes the first locks and writes for all, and an error in one, before or in the block, ends all.
+
     Args:
         out: The run directory.
         kind: Name of the command that makes such runs.
@@ -47,41 +51,59 @@ def running(
         What is to be said of the results: goes into the record when the block ends without an error.
 
     Raises:
-        JaxTransferError: `out` is not a run directory, or one of another kind or configuration, or in use.
+        JaxTransferError: `out` is not a run directory, or one of another kind or configuration, or in use; processes
+            were given different things to do; or another process failed.
+        OSError: Something cannot be written.
     """
-    _earlier(out, kind, about, differences)  # before anything is made in a directory that is somebody else's
+    asked = np.frombuffer(hashlib.sha256(json.dumps(about).encode()).digest(), np.uint8)
+    if (devices.exchanged(asked) != asked[None]).any():
+        raise JaxTransferError("The processes were given different data or settings; give all of them the same.")
+    with contextlib.ExitStack() as held:
+        record: Record = {"format": _FORMAT, "kind": kind, **about, "starts": [], "finished": None}
+        with devices.together():
+            if devices.is_first():
+                _earlier(out, kind, about, differences)  # before anything is made in somebody else's directory
+                held.enter_context(_locked(out))
+                if (earlier := _earlier(out, kind, about, differences)) is not None:
+                    record["starts"] += earlier["starts"]
+                record["starts"].append(_start(command) | start)
+                _write(out, record)
+        results: dict[str, Any] = {}
+        with devices.together():
+            yield results
+            if devices.is_first():
+                _write(out, record | results | {"finished": _now()})
+
+
+def _locked(out: Path) -> contextlib.AbstractContextManager[Any]:
+    """A lock on a run directory, which is made where it is missing."""
     out.mkdir(parents=True, exist_ok=True)
     try:
-        lock = filelock.FileLock(out / _LOCK, timeout=0).acquire()
+        return filelock.FileLock(out / _LOCK, timeout=0).acquire()
     except filelock.Timeout:
         raise JaxTransferError(
             f"Another run is at work in {out}; wait until it has ended, or choose another directory."
         ) from None
-    with lock:
-        record = {"format": _FORMAT, "kind": kind, **about, "starts": [], "finished": None}
-        if (earlier := _earlier(out, kind, about, differences)) is not None:
-            record["starts"] += earlier["starts"]
-        device = jax.devices()[0]
-        record["starts"].append(
-            {
-                "time": _now(),
-                "command": list(command),
-                "working_directory": os.getcwd(),
-                **start,
-                "versions": {
-                    "jaxtransfer": __version__,
-                    "python": platform.python_version(),
-                    **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")},
-                    "numpy": np.__version__,
-                },
-                "platform": platform.platform(),
-                "device": f"{device.platform} ({device.device_kind})",
-            }
-        )
-        _write(out, record)
-        results: dict[str, Any] = {}
-        yield results
-        _write(out, record | results | {"finished": _now()})
+
+
+def _start(command: Sequence[str]) -> Record:
+    """What is to be known of a start."""
+    device = jax.devices()[0]
+    return {
+        "time": _now(),
+        "command": list(command),
+        "working_directory": os.getcwd(),
+        "versions": {
+            "jaxtransfer": __version__,
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")},
+            "numpy": np.__version__,
+        },
+        "platform": platform.platform(),
+        "device": f"{device.platform} ({device.device_kind})",
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+    }
 
 
 def _earlier(

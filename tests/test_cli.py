@@ -140,7 +140,7 @@ def test_interrupt(here, tmp_path, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jaxtransfer.run.affinity_matrix", interrupt)
+    monkeypatch.setattr("jaxtransfer.sweep.Sweep.run", interrupt)
     result = _run("affinity", here / "zoo", here / "images", "--out", tmp_path / "run")
     assert result.exit_code == 130
     assert "Interrupted" in result.stderr
@@ -151,7 +151,7 @@ def test_a_bug_keeps_its_traceback(here, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("jaxtransfer.run.affinity_matrix", fail)
+    monkeypatch.setattr("jaxtransfer.sweep.Sweep.run", fail)
     result = _run("affinity", here / "zoo", here / "images", "--out", tmp_path / "run")
     assert isinstance(result.exception, ZeroDivisionError)
 
