@@ -20,8 +20,7 @@ import jaxtransfer as jt
 from benchmarks import harness, torch_peer
 from jaxtransfer import taskonomy
 from jaxtransfer.converters.taskonomy import convert
-
-PRECISIONS = {"float32": "highest", "tf32": "tensorfloat32"}
+from jaxtransfer.precision import Precision
 
 
 def converted(encoder: torch.nn.Module) -> PyTree:
@@ -37,12 +36,12 @@ def converted(encoder: torch.nn.Module) -> PyTree:
         return zoo["rgb2sfnorm"].params
 
 
-def over_networks(params: list[PyTree], images: jax.Array) -> dict[str, Callable[[], Any]]:
+def over_networks(params: list[PyTree], images: jax.Array, precision: Precision) -> dict[str, Callable[[], Any]]:
     """Ours over several networks: a loop over one compiled function, `lax.map`, and `vmap`."""
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
 
     def maps(p: PyTree) -> Any:
-        return jt.attribute(taskonomy.encode, p, images)
+        return jt.attribute(taskonomy.encode, p, images, precision=precision)
 
     mapped = jax.jit(lambda stacked: jax.lax.map(maps, stacked))
     vmapped = jax.jit(jax.vmap(maps))
@@ -59,10 +58,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--networks", type=int, default=3, help="for loop, lax.map and vmap")
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of matrix products, on a GPU")
+    parser.add_argument("--precision", choices=("float32", "tf32"), default="float32", help="of matrix products")
     parser.add_argument("--out", type=Path, help="folder for the JSON files")
     options = parser.parse_args()
-    jax.config.update("jax_default_matmul_precision", PRECISIONS[options.precision])
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.precision == "tf32"
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
     settings = {key: value for key, value in vars(options).items() if key != "out"} | {"torch_device": device}
@@ -75,7 +73,9 @@ def main() -> None:
     encoder = encoders[0].to(device)
 
     def ours() -> Any:
-        return jax.block_until_ready(jt.attribute(taskonomy.encode, params[0], ours_images))
+        return jax.block_until_ready(
+            jt.attribute(taskonomy.encode, params[0], ours_images, precision=options.precision)
+        )
 
     def peer(maps: Callable[[torch.Tensor], torch_peer.Maps]) -> Callable[[], torch_peer.Maps]:
         def run() -> torch_peer.Maps:
@@ -106,7 +106,7 @@ def main() -> None:
 
     few = ours_images[: max(1, options.batch_size // 4)]
     units = len(few) * options.networks
-    runs = {name: (run, units) for name, run in over_networks(params, few).items()}
+    runs = {name: (run, units) for name, run in over_networks(params, few, options.precision).items()}
     seconds = harness.take_turns(runs, options.rounds)
     title = f"Over {options.networks} encoders, {len(few)} images each; images x networks per second"
     file = options.out and options.out / f"attribution_networks_{device}_{options.precision}.json"

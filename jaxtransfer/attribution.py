@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.network import ApplyFn
+from jaxtransfer.precision import Precision, matmul_precision, products_in_bfloat16
 from jaxtransfer.relevance import rule_vjp
 
 METHODS = ("saliency", "input_x_gradient", "epsilon_lrp")
@@ -30,6 +31,7 @@ def attribute(
     methods: Sequence[str] = METHODS,
     target: TargetFn | None = None,
     epsilon: float = 1e-4,
+    precision: Precision = "float32",
     with_outputs: Literal[False] = False,
 ) -> Maps: ...
 
@@ -43,6 +45,7 @@ def attribute(
     methods: Sequence[str] = METHODS,
     target: TargetFn | None = None,
     epsilon: float = 1e-4,
+    precision: Precision = "float32",
     with_outputs: Literal[True],
 ) -> tuple[Maps, PyTree]: ...
 
@@ -55,6 +58,7 @@ def attribute(
     methods: Sequence[str] = METHODS,
     target: TargetFn | None = None,
     epsilon: float = 1e-4,
+    precision: Precision = "float32",
     with_outputs: bool = False,
 ) -> Maps | tuple[Maps, PyTree]:
     """Computes attribution maps of a scalar of the network's output, all in one compiled pass.
@@ -69,8 +73,8 @@ def attribute(
       needs no change. What happens at products, softmax and normalisation is in `docs/attribution.md`.
 
     The forward pass runs once whatever methods are asked for, and what it gave can be had as well. The function is
-    compiled once per `apply`, `target`, `methods`, `epsilon` and shape, so hand over the same function objects again
-    and pass weights in `params`; it may itself be called under `jit`, `vmap` and with sharded arrays.
+    compiled once per `apply`, `target`, `methods`, `epsilon`, `precision` and shape, so hand over the same function
+    objects again and pass weights in `params`; it may itself be called under `jit`, `vmap` and with sharded arrays.
 
     Args:
         apply: Pure function `apply(params, images) -> [images, ...]` that treats its images independently.
@@ -79,14 +83,16 @@ def attribute(
         methods: Any of `METHODS`.
         target: Maps the network's output to one scalar per image, [images]; default: the sum over all units.
         epsilon: Stabiliser of epsilon-LRP, in units of the pre-activations; > 0.
+        precision: Of matrix products that say nothing of it themselves: "float32", "tf32" (on an NVIDIA GPU), or
+            "bfloat16" for those of the backward passes; see `docs/precision.md`.
         with_outputs: Return the network's output too: a pair of the maps and what `apply` returned.
 
     Returns:
         One map per method, of the shape of `images`; float32, or float64 for float64 images.
 
     Raises:
-        JaxTransferError: Unknown method, images that are not floating point or not four-dimensional, epsilon <= 0, a
-            target without one scalar per image, or (for `epsilon_lrp`) a primitive without a rule.
+        JaxTransferError: Unknown method or precision, images that are not floating point or not four-dimensional,
+            epsilon <= 0, a target without one scalar per image, or (for `epsilon_lrp`) a primitive without a rule.
     """
     unknown = [method for method in methods if method not in METHODS]
     if unknown or not methods:
@@ -101,12 +107,14 @@ def attribute(
             "images must be floating point, [images, height, width, channels], "
             f"not {images.dtype} of shape {images.shape}."
         )
-    maps, outputs = _attribute(apply, params, jnp.asarray(images), tuple(methods), target, float(epsilon), with_outputs)
+    static = tuple(methods), target, float(epsilon), precision, with_outputs
+    with jax.default_matmul_precision(matmul_precision(precision)):
+        maps, outputs = _attribute(apply, params, jnp.asarray(images), *static)
     maps = {method: maps[method] for method in methods}
     return (maps, outputs) if with_outputs else maps
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5, 6))
+@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5, 6, 7))
 def _attribute(
     apply: ApplyFn,
     params: PyTree,
@@ -114,6 +122,7 @@ def _attribute(
     methods: tuple[str, ...],
     target: TargetFn | None,
     epsilon: float,
+    precision: Precision,
     with_outputs: bool,
 ) -> tuple[Maps, PyTree]:
     def scalar(params: PyTree, images: Array) -> tuple[Array, PyTree]:
@@ -133,6 +142,8 @@ def _attribute(
         output, pull, outputs = jax.vjp(lambda images: scalar(params, images), images, has_aux=True)
         one = jnp.ones_like(output)
         gradient, modified = (lambda cotangent: pull(cotangent)[0]), None
+    if precision == "bfloat16":
+        gradient, modified = products_in_bfloat16(gradient), modified and products_in_bfloat16(modified)
 
     dtype = jnp.float64 if images.dtype == jnp.float64 else jnp.float32
     maps = {}

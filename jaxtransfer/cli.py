@@ -231,6 +231,10 @@ def affinity(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images at a time on each device.", show_default="as many as fit")
     ] = None,
+    precision: Annotated[
+        Literal["float32", "tf32", "bfloat16"],
+        typer.Option(help="Of the networks' matrix products; bfloat16 is for those of the backward passes alone."),
+    ] = "float32",
     points: Annotated[
         str | None,
         typer.Option(
@@ -259,6 +263,7 @@ def affinity(
             edge_weight=edge_weight,
             sketch=sketch,
             batch_size=batch_size,
+            precision=precision,
             mesh=devices,
             limit=limit,
             strict=strict,

@@ -22,6 +22,7 @@ from jaxtransfer.affinity import Similarity, directions
 from jaxtransfer.attribution import attribute
 from jaxtransfer.devices import DATA, MODEL, distribute, memory_per_device
 from jaxtransfer.network import ApplyFn
+from jaxtransfer.precision import Precision, matmul_precision
 from jaxtransfer.preprocess import PreprocessFn, restore_maps
 from jaxtransfer.sketch import Projection
 
@@ -87,6 +88,7 @@ class Pass:
         kinds: Of points to make.
         similarity: For which sketches are made.
         epsilon: Stabiliser of epsilon-LRP.
+        precision: Of the passes; sketches and what brings maps to probe size are float32.
         shape: Height, width and channels of the probe images.
         layout: Where images are.
     """
@@ -96,6 +98,7 @@ class Pass:
     kinds: tuple[str, ...]
     similarity: Similarity
     epsilon: float
+    precision: Precision
     shape: tuple[int, int, int]
     layout: Layout
 
@@ -171,10 +174,12 @@ def make_points(
     with jax.default_matmul_precision("highest"):
         if methods:
             maps, outputs = attribute(
-                one.apply, params, inputs, methods=[*methods.values()], epsilon=one.epsilon, with_outputs=True
-            )
+                one.apply, params, inputs,
+                methods=[*methods.values()], epsilon=one.epsilon, precision=one.precision, with_outputs=True,
+            )  # fmt: skip
         else:
-            maps, outputs = {}, one.apply(params, inputs)
+            with jax.default_matmul_precision(matmul_precision(one.precision)):
+                maps, outputs = {}, one.apply(params, inputs)
         found = {}
         for kind, method in methods.items():
             found[kind] = restore_maps(one.preprocess, maps[method].mean(-1), one.shape[:2])

@@ -21,6 +21,7 @@ from jaxtransfer.figures import heat_map, retrieval_curves
 from jaxtransfer.files import write_csv
 from jaxtransfer.oracle import Oracle
 from jaxtransfer.pge.findings import read_findings
+from jaxtransfer.precision import Precision
 from jaxtransfer.probe import Probe, load_probe
 from jaxtransfer.relatives import RELATIVES
 from jaxtransfer.sweep import Sweep
@@ -40,6 +41,7 @@ def run_affinity(
     similarity: Similarity = "cosine",
     edge_weight: float = 0.25,
     sketch: int | None = None,
+    precision: Precision = "float32",
     batch_size: int | None = None,
     mesh: Mesh | None = None,
     limit: int | None = None,
@@ -63,6 +65,7 @@ def run_affinity(
         similarity: "cosine", or "correlation" for cosines of maps whose mean over pixels was removed.
         edge_weight: How much the edges of DEPARA count beside its nodes.
         sketch: Keep so many numbers of each map, see `affinity_matrix`; None: whole maps.
+        precision: Of the networks' passes, see `affinity_matrix`.
         batch_size: Images at a time on each device; None: as many as are useful and fit.
         mesh: Devices to share the work, see `affinity_matrix`.
         limit: Use the first so many images; None: all.
@@ -100,7 +103,7 @@ def run_affinity(
         "similarity": similarity,
         "epsilon": _EPSILON,
         "sketch": sketch,
-        "precision": "float32, matrix products at the highest precision",
+        "precision": precision,
     }
     if "depara" in methods:
         settings["edge_weight"] = edge_weight
@@ -123,7 +126,7 @@ def run_affinity(
     }
     sweep = Sweep(
         zoo, probe.images, methods=methods, similarity=similarity, epsilon=_EPSILON, edge_weight=edge_weight,
-        sketch=sketch, batch_size=batch_size, mesh=mesh, image_names=probe.names,
+        sketch=sketch, precision=precision, batch_size=batch_size, mesh=mesh, image_names=probe.names,
     )  # fmt: skip
     with record.running(out, _KIND, about, _differences, command, mesh=dict(sweep.mesh.shape)) as results:
         affinity = sweep.run(points or out, progress)

@@ -34,6 +34,7 @@ from jaxtransfer.passes import (
     place_weights,
 )
 from jaxtransfer.points import Key, Points, chunks
+from jaxtransfer.precision import Precision, matmul_precision
 from jaxtransfer.preprocess import PreprocessFn
 from jaxtransfer.relatives import RELATIVES, Representations, cka, depara, rsa, svcca
 from jaxtransfer.rows import compare_maps
@@ -64,6 +65,7 @@ def affinity_matrix(
     epsilon: float = 1e-4,
     edge_weight: float = 0.25,
     sketch: int | None = None,
+    precision: Precision = "float32",
     batch_size: int | None = None,
     mesh: Mesh | None = None,
     directory: str | Path | None = None,
@@ -77,8 +79,8 @@ def affinity_matrix(
     methods of `RELATIVES` compare representations instead (see `jaxtransfer.relatives`), from the same forward pass.
     Points go to disk as they are made, and rows of the matrix as they are compared: memory holds the networks at work
     and the next ones, a batch and a few maps, however many networks there are. Networks of equal `apply` and shapes are
-    compiled once; each distinct preprocessing runs once per image. Everything is computed in float32 at the highest
-    matrix product precision.
+    compiled once; each distinct preprocessing runs once per image. Networks run in `precision`; all else is computed in
+    float32 at the highest matrix product precision.
 
     Args:
         networks: A zoo, or networks with different names.
@@ -89,6 +91,7 @@ def affinity_matrix(
         edge_weight: How much the edges of DEPARA count beside its nodes; >= 0.
         sketch: Keep so many numbers of each map, a random projection (see `Projection`), instead of all: affinities are
             right on average, and the error this adds is in `Affinity.sketch_stderr`. None: whole maps.
+        precision: Of the networks' passes: "float32", "tf32" or "bfloat16" (see `attribute`).
         batch_size: Images at a time on each device; the result does not depend on it beyond rounding. None: as many as
             are useful and fit into its memory.
         mesh: Devices with the axes "model" and "data" (`jaxtransfer.device_mesh`): networks are spread over the one,
@@ -103,14 +106,14 @@ def affinity_matrix(
         The affinities, their standard errors over images, and what was left out.
 
     Raises:
-        JaxTransferError: No networks or images, two networks of one name, images of the wrong kind, an unknown method
-            or similarity, a network without any usable map or fewer than four usable representations, a batch that
-            does not fit into memory, several processes without a directory, or what `attribute` raises.
+        JaxTransferError: No networks or images, two networks of one name, images of the wrong kind, an unknown method,
+            similarity or precision, a network without any usable map or fewer than four usable representations, a batch
+            that does not fit into memory, several processes without a directory, or what `attribute` raises.
         OSError: Something cannot be written, because the disk is full for example.
     """
     sweep = Sweep(
         networks, images, methods=methods, similarity=similarity, epsilon=epsilon, edge_weight=edge_weight,
-        sketch=sketch, batch_size=batch_size, mesh=mesh, image_names=image_names,
+        sketch=sketch, precision=precision, batch_size=batch_size, mesh=mesh, image_names=image_names,
     )  # fmt: skip
     if directory is not None:
         return sweep.run(directory, progress)
@@ -157,6 +160,7 @@ class Sweep:
         epsilon: float,
         edge_weight: float,
         sketch: int | None,
+        precision: Precision,
         batch_size: int | None,
         mesh: Mesh | None,
         image_names: Sequence[str] | None,
@@ -168,6 +172,8 @@ class Sweep:
         self._methods = tuple(methods)
         names = [source.name for source in self._sources]
         _check_arguments(names, methods, similarity, edge_weight, batch_size, sketch, self._images, self._image_names)
+        matmul_precision(precision)  # there is such a one
+        self._precision: Precision = precision
         self._kinds = _kinds(methods, similarity, sketch)
         self._similarity: Similarity = similarity
         self._epsilon, self._edge_weight, self._batch_size = epsilon, edge_weight, batch_size
@@ -254,7 +260,7 @@ class Sweep:
         room = _OF_MEMORY * memory_per_device()
         while True:
             layout = Layout.of(self.mesh, len(self._images), most)
-            static = (network.apply, network.preprocess, kinds, self._similarity, self._epsilon)
+            static = (network.apply, network.preprocess, kinds, self._similarity, self._epsilon, self._precision)
             one = Pass(*static, self._images.shape[1:], layout)
             program = one.compiled(params, self._projection)
             bytes_ = bytes_needed(program)
@@ -331,7 +337,7 @@ class Sweep:
             "probe_sha256": self._probe_hash,
             "kind": kind,
             "epsilon": self._epsilon if kind.startswith("epsilon_lrp") else None,
-            "precision": "float32",
+            "precision": self._precision,
             "sketch": self._projection.size if self._projection is not None and kind != REPRESENTATION else None,
         }
 

