@@ -258,17 +258,3 @@ def place_weights(networks: Mapping[int, PyTree], mesh: Mesh) -> PyTree:
         return distribute(shape, by_row, lambda index: own[index[0].start or 0])
 
     return jax.tree.map(on_rows, *networks.values())
-
-
-def own_rows(mesh: Mesh) -> list[int]:
-    """The rows of a mesh in which this process has devices."""
-    return [row for row, devices in enumerate(mesh.devices) if any(_is_own(device) for device in devices)]
-
-
-def owns_row(mesh: Mesh, row: int) -> bool:
-    """Whether this process is the one that answers for a row: of its first device."""
-    return _is_own(mesh.devices[row][0])
-
-
-def _is_own(device: jax.Device) -> bool:
-    return device.process_index == jax.process_index()

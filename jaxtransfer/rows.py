@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy.spatial.distance import squareform
 
 from jaxtransfer.affinity import MethodResult, Similarity, directions, pair_columns, products
-from jaxtransfer.devices import DATA, MODEL, distribute, is_first, together
+from jaxtransfer.devices import DATA, MODEL, distribute, is_first, on_host, together
 from jaxtransfer.points import Key, Point, Points, chunks
 
 # What is held of maps at once, and at most so many networks on either side of a block.
@@ -104,7 +104,7 @@ class _Block:
         for first, last in chunks(len(self._across), _ACROSS):
             across = self._maps(self._across[first:last], start, stop)
             on_devices = _cosines(self._similarity, self._mesh, above, across)
-            found.append([np.asarray(each.addressable_data(0)) for each in on_devices])
+            found.append([on_host(each) for each in on_devices])
         cosines, some, others = zip(*found, strict=True)
         count = stop - start
         return np.concatenate(cosines, 2)[:count], some[0][:, :count], np.concatenate(others)[:, :count]

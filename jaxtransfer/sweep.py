@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxtransfer.affinity import SIMILARITIES, Affinity, MethodResult, Similarity
 from jaxtransfer.attribution import METHODS
-from jaxtransfer.devices import MODEL, device_mesh, memory_per_device, together
+from jaxtransfer.devices import MODEL, memory_per_device, own_rows, owns, together, usual_mesh
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.network import Network, Storable, weights_hash
 from jaxtransfer.passes import (
@@ -29,8 +29,6 @@ from jaxtransfer.passes import (
     Layout,
     Pass,
     input_shape,
-    own_rows,
-    owns_row,
     place_weights,
 )
 from jaxtransfer.points import Key, Points, chunks
@@ -168,7 +166,7 @@ class Sweep:
         self._kinds = _kinds(methods, similarity, sketch)
         self._similarity: Similarity = similarity
         self._epsilon, self._edge_weight, self._batch_size = epsilon, edge_weight, batch_size
-        self.mesh = device_mesh(1, 1 if jax.process_count() == 1 else None) if mesh is None else mesh
+        self.mesh = usual_mesh() if mesh is None else mesh
         self._projection = None if sketch is None else _projection(self._images, sketch, self.mesh)
         self._probe_hash = hashlib.sha256(np.ascontiguousarray(self._images).data).hexdigest()
         self.batch_sizes: dict[str, int] = {}
@@ -293,7 +291,7 @@ class Sweep:
             writer.close()
         with together():
             for row, (name, of_kinds) in enumerate(keys.items()):
-                if owns_row(self.mesh, row):
+                if owns(self.mesh, row):
                     points.finish(name, of_kinds)
 
     def _compare(self, points: Points, keys: Mapping[str, Mapping[str, Key]]) -> Affinity:
@@ -353,7 +351,7 @@ class _Writer:
     def create(self) -> None:
         """Makes room for the points of the rows this process answers for."""
         for row, name in enumerate(self._names):
-            if owns_row(self._layout.mesh, row):
+            if owns(self._layout.mesh, row):
                 for kind, shape in self._shapes.items():
                     self._points.create(name, kind, (self._layout.images, *shape), self._chunks[kind])
 
