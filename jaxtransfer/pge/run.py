@@ -388,6 +388,7 @@ def _gradient(work: _Work, ready: _Ready, label: str, row: Mesh) -> PrincipalGra
 
 def _alignment(work: _Work, ready: Sequence[_Ready], mesh: Mesh) -> AlignmentEstimation:
     """All tasks at the same restarts, each also with permuted labels; what was computed stays in `alignment.npz`."""
+    mesh = Mesh(mesh.devices.reshape(1, -1), mesh.axis_names)  # one program, and the same bits, whatever its shape
     losses = {each.task.name: each.loss for each in ready}
     batches: dict[str, Sampler] = {each.task.name: each.batches for each in ready}
     if work.control:
@@ -413,10 +414,10 @@ def _go_on(work: _Work, estimation: Accumulation, file: Path, note: str, label: 
         nonlocal took, ended
         now = time.monotonic()
         due = owns(mesh) and now - ended > max(_SECONDS, took / _SHARE)
-        stop, write = exchanged(np.array([work.stop.is_set(), due]), mesh).any(0)
-        if stop:
+        everyone = exchanged(np.array([work.stop.is_set(), due]), mesh)
+        if everyone[:, 0].any():
             raise _Stopped
-        if write:
+        if everyone[:, 1].any():
             _write(estimation, file, note, mesh)
             ended = time.monotonic()
             took = ended - now
