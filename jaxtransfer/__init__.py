@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jaxtransfer.confidence import certain_ranking as certain_ranking
     from jaxtransfer.confidence import probability_above as probability_above
     from jaxtransfer.confidence import retrieval_bands as retrieval_bands
+    from jaxtransfer.devices import device_mesh as device_mesh
     from jaxtransfer.evaluation import RankCorrelation as RankCorrelation
     from jaxtransfer.evaluation import RetrievalCurve as RetrievalCurve
     from jaxtransfer.evaluation import hits_at_k as hits_at_k
@@ -60,6 +61,7 @@ _HOME = {
         "probability_above",
         "retrieval_bands",
     ),
+    "devices": ("device_mesh",),
     "evaluation": (
         "RankCorrelation",
         "RetrievalCurve",

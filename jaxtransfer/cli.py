@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import math
 import sys
 import warnings
@@ -45,6 +46,9 @@ class _Commands(TyperGroup):
     """All commands; what a user can cause ends in one sentence instead of a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
+        log = logging.getLogger("jaxtransfer")
+        log.handlers = [_Said()]
+        log.setLevel(logging.INFO)
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = lambda message, *_: _complain(f"Warning: {message}")
@@ -57,6 +61,13 @@ class _Commands(TyperGroup):
                 raise
             _complain(f"Error: {in_words(error)}")
         raise typer.Exit(2)
+
+
+class _Said(logging.Handler):
+    """What the library has to say, beside the progress."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _complain(record.getMessage())
 
 
 app = typer.Typer(
@@ -213,15 +224,31 @@ def affinity(
     ] = "cosine",
     edge_weight: Annotated[float, typer.Option(min=0, help="What edges count beside nodes, for depara.")] = 0.25,
     limit: Annotated[int | None, typer.Option(help="Use the first so many images.", show_default="all")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 8,
+    sketch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Keep so many numbers of each map, a random projection.", show_default="whole maps"),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images at a time on each device.", show_default="as many as fit")
+    ] = None,
+    points: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIRECTORY|URL", help="Where points are kept: a directory, gs:// or s3://.", show_default="OUT"
+        ),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where an image cannot be used.")] = False,
+    mesh: _Mesh = None,
+    distributed: _Distributed = None,
 ) -> None:
     """Compare all networks of a zoo by what they look at in the probe images."""
     from jaxtransfer.attribution import METHODS
+    from jaxtransfer.devices import is_first
     from jaxtransfer.run import run_affinity
     from jaxtransfer.zoo import Zoo
 
-    with _progress("Attributing") as advance:
+    devices = _connected(mesh, distributed)
+    with _progress("Working on", shown=is_first()) as advance:
         found, probe = run_affinity(
             Zoo(zoo),
             images,
@@ -230,12 +257,16 @@ def affinity(
             methods=method or METHODS,
             similarity=similarity,
             edge_weight=edge_weight,
+            sketch=sketch,
             batch_size=batch_size,
+            mesh=devices,
             limit=limit,
             strict=strict,
+            points=points,
             progress=advance,
         )
-    _print_affinity(found, probe, out)
+    if is_first():
+        _print_affinity(found, probe, out)
 
 
 @app.command()

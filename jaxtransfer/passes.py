@@ -96,7 +96,7 @@ class Pass:
     kinds: tuple[str, ...]
     similarity: Similarity
     epsilon: float
-    shape: tuple[int, ...]
+    shape: tuple[int, int, int]
     layout: Layout
 
     def compiled(self, params: PyTree, projection: Projection | None) -> jax.stages.Compiled:
@@ -148,6 +148,12 @@ def _run(
         out_specs=_BY_BOTH,
         check_vma=False,
     )(params, inputs, numbers, projection)
+
+
+def bytes_needed(program: jax.stages.Compiled) -> int:
+    """What a program takes of a device's memory, its arguments included; 0 where the compiler does not say."""
+    said = program.memory_analysis()
+    return said.temp_size_in_bytes + said.argument_size_in_bytes + said.output_size_in_bytes if said else 0
 
 
 def make_points(

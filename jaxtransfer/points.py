@@ -64,7 +64,7 @@ class Points:
             contents = {kind: json.dumps(key, indent=1).encode() for kind, key in keys.items()}
             self.wait([self._folder(network, kind).write("key.json", each) for kind, each in contents.items()])
 
-    def wait(self, begun: Iterable[ts.Future]) -> list[Any]:
+    def wait(self, begun: Iterable[ts.Future | ts.WriteFutures]) -> list[Any]:
         """The results of what was begun to be read or written.
 
         Raises:
@@ -73,7 +73,7 @@ class Points:
         with self._said():
             return [each.result() for each in begun]
 
-    def write_arrays(self, folder: str, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+    def write_arrays(self, folder: str, name: str, arrays: Mapping[str, Any]) -> None:
         """Writes an `.npz` file, whole or not at all."""
         content = io.BytesIO()
         np.savez(content, **arrays)
@@ -100,7 +100,7 @@ class Points:
     def _folder(self, *names: str) -> ts.KvStore:
         return ts.KvStore.open(f"{self._url}{'/'.join(names)}/", context=_CONTEXT).result()
 
-    def _array(self, network: str, kind: str, spec: dict[str, Any], **how: bool) -> ts.TensorStore:
+    def _array(self, network: str, kind: str, spec: dict[str, Any], **how: Any) -> ts.TensorStore:
         spec = {"driver": "zarr3", "kvstore": f"{self._url}{network}/{kind}/", **spec}
         return ts.open(spec, context=_CONTEXT, **how).result()
 
@@ -137,7 +137,7 @@ class Point:
         """The same later: to be given to `Points.wait`."""
         return self._array[images].read()
 
-    def write(self, first: int, rows: Float[np.ndarray, "rows ..."]) -> ts.Future:
+    def write(self, first: int, rows: Float[np.ndarray, "rows ..."]) -> ts.WriteFutures:
         """Begins to write the rows of images from `first` on: to be given to `Points.wait`."""
         return self._array[first : first + len(rows)].write(rows)
 

@@ -19,7 +19,8 @@ from jaxtransfer.points import Point, chunks
 
 RELATIVES = ("rsa", "depara", "cka", "svcca")
 
-Representations = Mapping[str, Float[np.ndarray, "images units"] | Point]
+Units = Float[np.ndarray, "images units"] | Point
+Representations = Mapping[str, Units]
 
 # Numbers of 8 bytes that are held at once.
 _HELD = 32 * 2**20
@@ -287,23 +288,23 @@ def _within(groups: list[slice], start: int, stop: int) -> Iterator[tuple[int, s
             yield number, slice(first - start, last - start)
 
 
-def _pieces(each: Float[np.ndarray, "images units"], images: Int[np.ndarray, " kept"]) -> Iterable[tuple[int, int]]:
+def _pieces(each: Units, images: Int[np.ndarray, " kept"]) -> Iterable[tuple[int, int]]:
     return chunks(len(images), max(1, _HELD // each.shape[1]))
 
 
 def _centred(
-    each: Float[np.ndarray, "images units"], images: Int[np.ndarray, " kept"], mean: Float[np.ndarray, " units"]
+    each: Units, images: Int[np.ndarray, " kept"], mean: Float[np.ndarray, " units"]
 ) -> Float[np.ndarray, "kept units"]:
     return each[images].astype(np.float64) - mean
 
 
-def _mean(each: Float[np.ndarray, "images units"], images: Int[np.ndarray, " kept"]) -> Float[np.ndarray, " units"]:
+def _mean(each: Units, images: Int[np.ndarray, " kept"]) -> Float[np.ndarray, " units"]:
     pieces = (each[images[start:stop]].sum(0, dtype=np.float64) for start, stop in _pieces(each, images))
     return np.asarray(sum(pieces)) / len(images)
 
 
 def _products(
-    each: Float[np.ndarray, "images units"], images: Int[np.ndarray, " kept"], mean: Float[np.ndarray, " units"]
+    each: Units, images: Int[np.ndarray, " kept"], mean: Float[np.ndarray, " units"]
 ) -> tuple[Float[np.ndarray, "kept kept"], Float[np.ndarray, " kept"], Float[np.ndarray, " kept"]]:
     """Inner products of centred images, their means over units, and their squared norms before they were centred."""
     product = np.empty((len(images), len(images)))
@@ -319,9 +320,7 @@ def _products(
     return product, level, squares
 
 
-def _principal(
-    each: Float[np.ndarray, "images units"], images: Int[np.ndarray, " kept"], variance: float
-) -> Float[np.ndarray, "kept directions"]:
+def _principal(each: Units, images: Int[np.ndarray, " kept"], variance: float) -> Float[np.ndarray, "kept directions"]:
     """Orthonormal coordinates of images along the principal directions; none where nothing varies."""
     mean = _mean(each, images)
     units = each.shape[1]

@@ -7,7 +7,7 @@ by block, a few networks and images at a time, with the images spread over the d
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,7 @@ def compare_maps(
     *,
     variance: float | None = None,
     every_image: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[MethodResult, Bool[np.ndarray, "networks images"]]:
     """Means and standard errors over images of the similarity of every pair (methods A.4).
 
@@ -50,12 +51,13 @@ def compare_maps(
         mesh: Devices that share the images.
         variance: Of sketches, see `Projection`; None: the points are whole maps.
         every_image: Keep what every image says of every pair, however much that is.
+        progress: Called with rows done and rows to do.
 
     Returns:
         What is known of all pairs, NaN where no image is usable for both; and which maps are usable.
     """
     names = list(keys)
-    marks = {name: hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest() for name, key in keys.items()}
+    marks = {name: _mark(key) for name, key in keys.items()}
     few = len(names) * (len(names) - 1) // 2 * images <= _MOST_PARTS
     pairs = _Pairs(len(names), images, None if few or every_image else _groups(images))
     folder, sketched = f"_rows/{kind}-{similarity}", variance is not None
@@ -73,7 +75,14 @@ def compare_maps(
         with together():
             for i in order[above] if is_first() else ():
                 points.write_arrays(folder, names[i], pairs.row(i, marks))
+        if progress is not None:
+            progress(stop, len(rows))
     return pairs.result(sketched=sketched), pairs.usable
+
+
+def _mark(key: Key) -> bytes:
+    """What tells points apart; short, since a row has one for each other network."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32].encode()
 
 
 class _Block:
@@ -174,10 +183,10 @@ class _Pairs:
         self.usable = np.zeros((networks, images), bool)
         self.known = np.eye(networks, dtype=bool)
 
-    def take(self, i: int, row: Mapping[str, np.ndarray] | None, marks: Mapping[str, str]) -> bool:
+    def take(self, i: int, row: Mapping[str, np.ndarray] | None, marks: Mapping[str, bytes]) -> bool:
         """Takes from a row what it says of points that are still the same; False where it is of another one itself."""
         names = list(marks)
-        if row is None or str(row["mark"]) != marks[names[i]]:
+        if row is None or row["mark"] != marks[names[i]]:
             return False
         values = {field: row[field] for field in self._fields}
         if self._groups is None and len(values["parts"]) != self.usable.shape[1]:
@@ -192,7 +201,7 @@ class _Pairs:
         self._set(np.full(len(others), i), others, {field: each[..., same] for field, each in values.items()})
         return True
 
-    def row(self, i: int, marks: Mapping[str, str]) -> dict[str, np.ndarray]:
+    def row(self, i: int, marks: Mapping[str, bytes]) -> dict[str, np.ndarray]:
         """All that is known of a network, to be kept."""
         names = list(marks)
         others = np.flatnonzero(self.known[i] & (np.arange(len(names)) != i))
@@ -200,7 +209,7 @@ class _Pairs:
         return {
             "mark": np.array(marks[names[i]]),
             "names": np.array([names[j] for j in others], str),
-            "marks": np.array([marks[names[j]] for j in others], str),
+            "marks": np.array([marks[names[j]] for j in others], bytes),
             "usable": self.usable[i],
             **{field: each[..., columns] for field, each in self._fields.items()},
         }

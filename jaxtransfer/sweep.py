@@ -28,6 +28,7 @@ from jaxtransfer.passes import (
     Inputs,
     Layout,
     Pass,
+    bytes_needed,
     input_shape,
     place_weights,
 )
@@ -94,7 +95,8 @@ def affinity_matrix(
         directory: Where points and rows are kept, a directory or the URL of an object store's folder (`gs://`,
             `s3://`); finished ones found there are not computed again. Default: a temporary directory.
         image_names: Names for messages and for `Affinity.unusable`; default: "0", "1", ...
-        progress: Called as `progress(done, total, network)`, counted in images times networks.
+        progress: Called as `progress(done, total, name)`: for points counted in images times networks, with the name of
+            a network; then for rows of the matrix that were not kept, with "rows of" and a method.
 
     Returns:
         The affinities, their standard errors over images, and what was left out.
@@ -102,7 +104,7 @@ def affinity_matrix(
     Raises:
         JaxTransferError: No networks or images, two networks of one name, images of the wrong kind, an unknown method
             or similarity, a network without any usable map or fewer than four usable representations, a batch that
-            does not fit into memory, or what `attribute` raises.
+            does not fit into memory, several processes without a directory, or what `attribute` raises.
         OSError: Something cannot be written, because the disk is full for example.
     """
     sweep = Sweep(
@@ -111,6 +113,8 @@ def affinity_matrix(
     )  # fmt: skip
     if directory is not None:
         return sweep.run(directory, progress)
+    if jax.process_count() > 1:
+        raise JaxTransferError("Several processes need a directory that all of them see, for the points.")
     with tempfile.TemporaryDirectory(prefix="jaxtransfer-") as temporary:
         return sweep.run(temporary, progress)
 
@@ -180,7 +184,7 @@ class Sweep:
             source.name: {kind: self._key(source, kind) for kind in self._kinds.values()} for source in self._sources
         }
         self._make_points(points, keys, progress)
-        return self._compare(points, keys)
+        return self._compare(points, keys, progress)
 
     def _make_points(self, points: Points, keys: Mapping[str, Mapping[str, Key]], progress: ProgressFn | None) -> None:
         """Makes what is missing; networks of one architecture go over the rows of the mesh together."""
@@ -198,29 +202,28 @@ class Sweep:
         everyone = [sources for of_preprocess in alike.values() for sources in of_preprocess.values()]
         rows = self.mesh.shape[MODEL]
         teams = [some[start:stop] for some in everyone for start, stop in chunks(len(some), rows)]
-        for team, loading in _loaded_ahead(teams, own_rows(self.mesh)):
+        for team, loading in _loaded_ahead(teams, self.mesh):
             with together():
-                networks = loading.result()
+                network, params = loading.result()
 
             def tell(count: int, before: int = done, name: str = team[-1].name) -> None:
                 if progress is not None:
                     progress(before + count, total, name)
 
             wanted = {source.name: {kind: keys[source.name][kind] for kind in missing[source.name]} for source in team}
-            self._make(points, wanted, networks, team[0].architecture, tell)
+            self._make(points, wanted, network, params, team[0].architecture, tell)
             done += images * len(team)
 
     def _make(
         self,
         points: Points,
         keys: Mapping[str, Mapping[str, Key]],
-        networks: Mapping[int, Network],
+        network: Network,
+        params: PyTree,
         architecture: Hashable,
         tell: Callable[[int], None],
     ) -> None:
         """Makes the points of one network on each row of the mesh, in smaller batches if memory runs out."""
-        network = next(iter(networks.values()))
-        params = place_weights({row: each.params for row, each in networks.items()}, self.mesh)
         kinds = tuple(next(iter(keys.values())))
         while True:
             one, program = self._program(network, kinds, params, architecture)
@@ -253,8 +256,7 @@ class Sweep:
             static = (network.apply, network.preprocess, kinds, self._similarity, self._epsilon)
             one = Pass(*static, self._images.shape[1:], layout)
             program = one.compiled(params, self._projection)
-            needed = program.memory_analysis()
-            bytes_ = needed.temp_size_in_bytes + needed.argument_size_in_bytes + needed.output_size_in_bytes
+            bytes_ = bytes_needed(program)
             if self._batch_size is not None or bytes_ <= room or layout.batch == 1:
                 break
             most = max(1, min(layout.batch // 2, int(layout.batch * room / bytes_)))
@@ -294,24 +296,22 @@ class Sweep:
                 if owns(self.mesh, row):
                     points.finish(name, of_kinds)
 
-    def _compare(self, points: Points, keys: Mapping[str, Mapping[str, Key]]) -> Affinity:
+    def _compare(self, points: Points, keys: Mapping[str, Mapping[str, Key]], progress: ProgressFn | None) -> Affinity:
         names = tuple(keys)
         results, images = {}, len(self._images)
         for method, kind in self._kinds.items():
             if kind != REPRESENTATION:
                 of_kind = {name: of_kinds[kind] for name, of_kinds in keys.items()}
                 variance = None if self._projection is None else self._projection.variance
-                every_image = "depara" in self._methods
+
+                def tell(done: int, total: int, name: str = f"rows of {method}") -> None:
+                    if progress is not None:
+                        progress(done, total, name)
+
                 result, usable = compare_maps(
-                    points,
-                    kind,
-                    of_kind,
-                    images,
-                    self._similarity,
-                    self.mesh,
-                    variance=variance,
-                    every_image=every_image,
-                )
+                    points, kind, of_kind, images, self._similarity, self.mesh, variance=variance,
+                    every_image="depara" in self._methods, progress=tell,
+                )  # fmt: skip
                 _check_usable(names, method, usable, result.counts)
                 results[method] = dataclasses.replace(result, unusable=_unusable(names, self._image_names, usable))
         representations = {name: points.open(name, REPRESENTATION) for name in names if REPRESENTATION in self._kinds}
@@ -391,14 +391,18 @@ class _Writer:
 
 
 def _loaded_ahead(
-    teams: Sequence[Sequence[_Source]], rows: Sequence[int]
-) -> Iterator[tuple[Sequence[_Source], Future[dict[int, Network]]]]:
-    """Teams with their networks, which are loaded while those before are at work; the last one fills rows up."""
+    teams: Sequence[Sequence[_Source]], mesh: Mesh
+) -> Iterator[tuple[Sequence[_Source], Future[tuple[Network, PyTree]]]]:
+    """Teams with one of their networks and the weights of all, on the devices before those ahead have done their work.
 
-    def load(team: Sequence[_Source]) -> dict[int, Network]:
-        members = {row: team[min(row, len(team) - 1)] for row in rows}
+    The last network of a team fills rows up.
+    """
+
+    def load(team: Sequence[_Source]) -> tuple[Network, PyTree]:
+        members = {row: team[min(row, len(team) - 1)] for row in own_rows(mesh)}
         loaded = {source.name: source.load() for source in members.values()}
-        return {row: loaded[source.name] for row, source in members.items()}
+        weights = {row: loaded[source.name].params for row, source in members.items()}
+        return next(iter(loaded.values())), place_weights(weights, mesh)
 
     with ThreadPoolExecutor(1) as pool:
         futures = (pool.submit(load, team) for team in teams)

@@ -94,7 +94,8 @@ class Zoo:
         """Loads one network.
 
         Raises:
-            JaxTransferError: There is no such network, it is damaged, or its function is not at hand.
+            JaxTransferError: There is no such network, it is damaged or not what was added, or its function is not at
+                hand.
         """
         manifest = self.manifest(name)
         try:
@@ -107,6 +108,11 @@ class Zoo:
             raise JaxTransferError(
                 f"Network {name!r} of the zoo {self.path} is damaged; remove its folder and convert it again."
             ) from error
+        if weights_hash(params) != manifest["weights_sha256"]:
+            raise JaxTransferError(
+                f"The weights of network {name!r} of the zoo {self.path} are not those it was added with; remove its "
+                "folder and convert it again."
+            )
         return Network(name, apply, params, preprocess)
 
     def add(self, network: Network, *, source: Mapping[str, Any] | None = None) -> None:
