@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import json
 import random
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -156,7 +158,8 @@ def test_two_runs_exclude_each_other(tasks):
         run(tasks, "run", "gap", mesh=device_mesh(2, 4), progress=another)
 
 
-def _processes(count: int, *arguments: object) -> list[subprocess.Popen[str]]:
+@contextlib.contextmanager
+def _processes(count: int, *arguments: object) -> Iterator[list[subprocess.Popen[str]]]:
     """Real processes that do the runs of `pge_mesh`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -165,22 +168,27 @@ def _processes(count: int, *arguments: object) -> list[subprocess.Popen[str]]:
         [sys.executable, pge_mesh.__file__, str(port), f"{number}/{count}", *map(str, arguments)]
         for number in range(count)
     ]
-    return [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    started = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_processes_that_are_killed_and_go_on(tasks):
     """Two processes, each with a row of two devices; then four, of which two share a row."""
-    first, killed = _processes(2, tasks, "whole", "full", "killed")
-    _, complaints = killed.communicate(timeout=300)
-    first.kill()
-    first.communicate()
+    with _processes(2, tasks, "whole", "full", "killed") as (_, killed):
+        _, complaints = killed.communicate(timeout=300)
     assert killed.returncode == -signal.SIGKILL, complaints
     assert not (tasks / "other").exists()
-    for process in _processes(4, tasks, "killed"):
-        _, complaints = process.communicate(timeout=300)
-        assert process.returncode == 0, complaints
+    with _processes(4, tasks, "killed") as started:
+        for process in started:
+            _, complaints = process.communicate(timeout=300)
+            assert process.returncode == 0, complaints
     assert _bytes(tasks / "killed" / "gap") == _bytes(tasks / "whole" / "gap")
     assert json.loads((tasks / "killed" / "gap" / "run.json").read_text())["starts"][-1]["processes"] == 4
     run(tasks, "full", "gap", mesh=device_mesh(2, 4))
