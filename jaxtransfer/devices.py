@@ -18,8 +18,8 @@ from jaxtransfer.errors import JaxTransferError, in_words
 
 MODEL, DATA = "model", "data"
 
-# The longest complaint that processes tell each other, in bytes.
-_LONGEST = 2048
+# The longest complaint that processes tell each other, in bytes, and the mark of an error that all have heard of.
+_LONGEST, _HEARD = 2048, "_heard"
 
 
 def device_mesh(model: int = 1, data: int | None = None) -> Mesh:
@@ -41,6 +41,11 @@ def device_mesh(model: int = 1, data: int | None = None) -> Mesh:
             f"({devices[0].device_kind}); several processes have to use all of them."
         )
     return jax.make_mesh((model, data), (MODEL, DATA), axis_types=(AxisType.Auto,) * 2, devices=devices[:wanted])
+
+
+def usual_mesh() -> Mesh:
+    """What is used where no mesh is asked for: one device, or all where there are several processes."""
+    return device_mesh(1, 1 if jax.process_count() == 1 else None)
 
 
 def parse_mesh(text: str) -> Mesh:
@@ -162,7 +167,7 @@ def exchanged(value: Shaped[np.ndarray, "..."], mesh: Mesh | None = None) -> Sha
 def together(mesh: Mesh | None = None) -> Iterator[None]:
     """A step that ends for all processes of a mesh at once, and in the same error if it fails in one.
 
-    What the step itself does in common with other processes must end in the same way in all of them.
+    Within a step for all devices there may be others: whichever they are in, all processes hear of an error and leave.
 
     Args:
         mesh: None: all devices.
@@ -174,11 +179,14 @@ def together(mesh: Mesh | None = None) -> Iterator[None]:
     try:
         yield
     except (JaxTransferError, OSError) as error:
+        if hasattr(error, _HEARD):
+            raise
         problem = error
     text = f"Process {jax.process_index()}: {in_words(problem)}".encode()[:_LONGEST] if problem else b""
     everyone = exchanged(np.frombuffer(text.ljust(_LONGEST, b"\0"), np.uint8), mesh)
-    if problem is not None:
-        raise problem
-    for each in everyone:
-        if each.any():
-            raise JaxTransferError(bytes(each[each > 0]).decode(errors="ignore"))
+    heard = [JaxTransferError(bytes(each[each > 0]).decode(errors="ignore")) for each in everyone if each.any()]
+    if heard:
+        error = problem or heard[0]
+        if mesh is None:
+            setattr(error, _HEARD, True)
+        raise error

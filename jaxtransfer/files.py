@@ -22,6 +22,9 @@ def whole(file: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.replace(file)
+    except OSError as error:
+        error.filename = error.filename or str(file)  # a full disk says not where
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

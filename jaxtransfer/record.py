@@ -55,7 +55,7 @@ def running(
             were given different things to do; or another process failed.
         OSError: Something cannot be written.
     """
-    asked = np.frombuffer(hashlib.sha256(json.dumps(about).encode()).digest(), np.uint8)
+    asked = np.frombuffer(hashlib.sha256(json.dumps([about, start]).encode()).digest(), np.uint8)
     if (devices.exchanged(asked) != asked[None]).any():
         raise JaxTransferError("The processes were given different data or settings; give all of them the same.")
     with contextlib.ExitStack() as held:

@@ -18,8 +18,8 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy.spatial.distance import squareform
 
 from jaxtransfer.affinity import MethodResult, Similarity, directions, pair_columns, products
-from jaxtransfer.devices import DATA, MODEL, distribute, is_first, together
-from jaxtransfer.points import Key, Points, chunks
+from jaxtransfer.devices import DATA, MODEL, distribute, is_first, on_host, together
+from jaxtransfer.points import Key, Point, Points, chunks
 
 # Maps are compared in tiles of so many networks by as many, however few there are: what is said of a pair must not
 # depend on what else there was to compare. So many tiles are above, to be compared with all that pass across.
@@ -103,7 +103,7 @@ class _Tiles:
         self, points: Points, kind: str, names: Sequence[str], similarity: Similarity | None, mesh: Mesh
     ) -> None:
         self._points, self._similarity, self._mesh = points, similarity, mesh
-        self._opened = functools.cache(lambda i: points.open(names[i], kind))
+        self._opened: Callable[[int], Point] = functools.cache(lambda i: points.open(names[i], kind))
         self.pixels = int(np.prod(self._opened(0).shape[1:]))
         self.images = len(self._opened(0))
         self.at_once = max(1, _TILE_BYTES // (4 * _TILE * self.pixels))
@@ -131,12 +131,11 @@ class _Tiles:
         Float[np.ndarray, "images above across"], Bool[np.ndarray, "images above"], Bool[np.ndarray, "images across"]
     ]:
         """Cosines, 0 of what is not usable, and what is; those of sketches may leave [-1, 1]."""
-        arrays = _compared(self._mesh, above.units, above.usable, across.units, across.usable)
-        cosines, *usable = (np.asarray(each.addressable_data(0))[: above.images] for each in arrays)
+        cosines = on_host(_products(above.units, across.units))[: above.images, : above.networks, : across.networks]
         if self._similarity is not None:
             cosines = cosines.clip(-1, 1)
-        cosines = cosines[:, : above.networks, : across.networks]
-        return cosines, usable[0][:, : above.networks], usable[1][:, : across.networks]
+        usable = (on_host(each.usable)[: each.networks, : each.images].T for each in (above, across))
+        return cosines, *usable
 
 
 def _tiled(networks: int) -> list[slice]:
@@ -154,17 +153,7 @@ def _directions(
     return jnp.where(usable[..., None], maps, 0), usable
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _compared(
-    mesh: Mesh,
-    above: Float[Array, "tile images pixels"],
-    usable: Bool[Array, "tile images"],
-    across: Float[Array, "tile images pixels"],
-    usable_across: Bool[Array, "tile images"],
-) -> tuple[Float[Array, "images tile tile"], Bool[Array, "images tile"], Bool[Array, "images tile"]]:
-    """Whole on every device, so that every process has them."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    return jax.lax.with_sharding_constraint((products(above, across), usable.T, usable_across.T), everywhere)
+_products = jax.jit(products)
 
 
 class _Pairs:

@@ -14,7 +14,7 @@ from jaxtransfer import record
 from jaxtransfer.affinity import SIMILARITIES, Affinity, Similarity
 from jaxtransfer.attribution import METHODS
 from jaxtransfer.confidence import RetrievalBands, retrieval_bands
-from jaxtransfer.devices import is_first, together
+from jaxtransfer.devices import is_first
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.evaluation import Quantity, RankCorrelation, RetrievalCurve, rank_correlations, retrieval_curve
 from jaxtransfer.figures import heat_map, retrieval_curves
@@ -130,9 +130,8 @@ def run_affinity(
     )  # fmt: skip
     with record.running(out, _KIND, about, _differences, command, mesh=dict(sweep.mesh.shape)) as results:
         affinity = sweep.run(points or out, progress)
-        with together():
-            if is_first():
-                _write(out, affinity, len(probe.names))
+        if is_first():
+            _write(out, affinity, len(probe.names))
         results["batch_sizes"] = sweep.batch_sizes
         results["unusable"] = {method: [list(pair) for pair in affinity.unusable[method]] for method in methods}
     return affinity, probe

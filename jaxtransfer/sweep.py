@@ -19,7 +19,7 @@ from rich.filesize import decimal
 
 from jaxtransfer.affinity import SIMILARITIES, Affinity, MethodResult, Similarity
 from jaxtransfer.attribution import METHODS
-from jaxtransfer.devices import MODEL, device_mesh, memory_per_device, own_rows, owns, together
+from jaxtransfer.devices import MODEL, memory_per_device, own_rows, owns, together, usual_mesh
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.network import Network, Storable, weights_hash
 from jaxtransfer.passes import (
@@ -177,7 +177,7 @@ class Sweep:
         self._kinds = _kinds(methods, similarity, sketch)
         self._similarity: Similarity = similarity
         self._epsilon, self._edge_weight, self._batch_size = epsilon, edge_weight, batch_size
-        self.mesh = device_mesh(1, 1 if jax.process_count() == 1 else None) if mesh is None else mesh
+        self.mesh = usual_mesh() if mesh is None else mesh
         self._projection = None if sketch is None else _projection(self._images, sketch, self.mesh)
         self._probe_hash = hashlib.sha256(np.ascontiguousarray(self._images).data).hexdigest()
         self.batch_sizes: dict[str, int] = {}

@@ -1,8 +1,4 @@
 import dataclasses
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -149,26 +145,6 @@ def test_same_key_same_bits_on_any_number_of_devices():
     np.testing.assert_allclose(spread.groups, first.groups, atol=1e-5 * scale)
     other = principal_gradient(init, loss, batches, jax.random.key(4), restarts=50)
     assert np.abs(other.groups - first.groups).max() > 0.01 * scale
-
-
-@pytest.mark.usefixtures("quick")
-def test_two_processes_give_what_one_gives(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    script = Path(__file__).with_name("one_of_two_processes.py")
-    files = [tmp_path / f"{number}.npy" for number in range(2)]
-    commands = [[sys.executable, str(script), port, str(number), str(file)] for number, file in enumerate(files)]
-    started = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
-    for process in started:
-        _, complaints = process.communicate(timeout=300)
-        assert process.returncode == 0, complaints
-    init, features, _ = BACKBONES["dense"]
-    loss, batches = task("prototypical", features)
-    alone = principal_gradient(init, loss, batches, _KEY, restarts=50).groups
-    first, second = (np.load(file) for file in files)
-    np.testing.assert_array_equal(first, second)
-    np.testing.assert_allclose(first, alone, atol=1e-5 * np.abs(alone).max())
 
 
 @pytest.mark.usefixtures("quick")

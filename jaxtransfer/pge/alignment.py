@@ -5,14 +5,16 @@ import functools
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float, Key
 
 from jaxtransfer.affinity import Affinity, MethodResult
+from jaxtransfer.devices import everywhere
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.pge.batches import Batches, as_sampler, draw
 from jaxtransfer.pge.estimator import Init
@@ -97,11 +99,10 @@ class AlignmentEstimation(Accumulation):
         if missing := [name for name in self.names if name not in by_name]:
             raise JaxTransferError(f"There is no loss for {', '.join(missing)}.")
         of_tasks = tuple(with_heads(by_name[name], heads) for name in self.names)
-        self._static = _Static(init, of_tasks, mesh)
+        self._static = _Static(init, of_tasks, mesh and mesh.abstract_mesh)
         if few := [name for name, each in batches.items() if isinstance(each, tuple) and len(each[0]) < 2]:
             raise JaxTransferError(f"An alignment needs two batches or more of each task; {', '.join(few)} has one.")
-        self._batches = tuple(as_sampler(batches[name]) for name in self.names)
-        self._key = key
+        self._batches, self._key = everywhere((tuple(as_sampler(batches[name]) for name in self.names), key), mesh)
         dtype = jax.tree.leaves(jax.eval_shape(init, key))[0].dtype
         sums = Sums.zeros(mesh, groups, (len(of_tasks),) * 2, dtype)
         super().__init__(sums, f"{self.names} {[describe(loss) for loss in of_tasks]} heads={heads}")
@@ -169,17 +170,20 @@ class _Static:
 
     init: Init
     losses: tuple[Loss, ...]
-    mesh: Mesh | None
+    mesh: AbstractMesh | None
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnames="sums")
 def _advance(
     static: _Static, batches: tuple[Batches, ...], key: Key[Array, ""], sums: Sums, first: Array, last: Array
 ) -> Sums:
-    for_init, for_batch, for_loss = (jax.random.fold_in(key, i) for i in range(3))
+    keys = tuple(jax.random.fold_in(key, i) for i in range(3))
     tasks = len(batches)
 
-    def gradients(restart: Array) -> Float[Array, "tasks 2 dimension"]:
+    def gradients(
+        restart: Array, batches: tuple[Batches, ...], keys: tuple[Array, ...]
+    ) -> Float[Array, "tasks 2 dimension"]:
+        for_init, for_batch, for_loss = keys
         params = static.init(jax.random.fold_in(for_init, restart))
         pairs, rows = [], [jnp.zeros(())] * tasks
         for task, each in enumerate(batches):
@@ -209,8 +213,8 @@ def _advance(
                 rows[task] = row
         return jnp.stack(rows)
 
-    def one(restart: Array) -> Float[Array, "tasks tasks"]:
-        found = gradients(restart).reshape(2 * tasks, -1)
+    def one(restart: Array, *drawn_from: Any) -> Float[Array, "tasks tasks"]:
+        found = gradients(restart, *drawn_from).reshape(2 * tasks, -1)
         products = (found @ found.T).reshape(tasks, 2, tasks, 2)
         crossed = products.sum((1, 3))
         # A batch's product with itself has its noise in it.
@@ -219,4 +223,4 @@ def _advance(
         return jnp.where(diagonal, (crossed - jnp.diag(itself)) / 2, crossed / 4)
 
     with jax.default_matmul_precision("highest"):
-        return add_restarts(one, sums, first, last, mesh=static.mesh)
+        return add_restarts(one, sums, first, last, batches, keys, mesh=static.mesh)

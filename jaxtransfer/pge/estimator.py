@@ -10,9 +10,10 @@ from typing import Any, Literal, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float, Key, PyTree
 
+from jaxtransfer.devices import everywhere
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.files import write_arrays
 from jaxtransfer.pge.batches import Batches, as_sampler, draw, shuffled
@@ -272,12 +273,11 @@ class Estimation(Accumulation):
     ) -> None:
         """Takes `principal_gradient`'s arguments and, with `check`, checks the symmetry."""
         loss = with_heads(loss, heads)
-        self._batches = as_sampler(batches)
-        self._key = key
+        self._batches, self._key = everywhere((as_sampler(batches), key), mesh)
         orbits = _orbits(init, symmetry)
         if symmetry is not None and check:
-            check_symmetry(init, loss, self._batches, symmetry, jax.random.fold_in(key, 4))
-        self._static = _Static(init, loss, orbits, control, restarts_per_batch, together, mesh)
+            check_symmetry(init, loss, as_sampler(batches), symmetry, jax.random.fold_in(key, 4))
+        self._static = _Static(init, loss, orbits, control, restarts_per_batch, together, mesh and mesh.abstract_mesh)
         self._recipe = Recipe(
             _shapes(init), _initialiser(init), describe(loss), _symmetry(orbits), f"{restarts_per_batch} per batch"
         )
@@ -311,14 +311,15 @@ class _Static:
     control: bool
     restarts_per_batch: int
     together: int
-    mesh: Mesh | None
+    mesh: AbstractMesh | None
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnames="sums")
 def _advance(static: _Static, batches: Batches, key: Key[Array, ""], sums: Sums, first: Array, last: Array) -> Sums:
-    for_init, for_batch, for_loss, for_control = (jax.random.fold_in(key, i) for i in range(4))
+    keys = tuple(jax.random.fold_in(key, i) for i in range(4))
 
-    def one(restart: Array) -> Float[Array, "1+control dimension"]:
+    def one(restart: Array, batches: Batches, keys: tuple[Array, ...]) -> Float[Array, "1+control dimension"]:
+        for_init, for_batch, for_loss, for_control = keys
         params = static.init(jax.random.fold_in(for_init, restart))
         index = restart // static.restarts_per_batch
         images, labels = draw(batches, for_batch, index)
@@ -335,8 +336,9 @@ def _advance(static: _Static, batches: Batches, key: Key[Array, ""], sums: Sums,
 
     with jax.default_matmul_precision("highest"):
         return add_restarts(
-            one, sums, first, last, per_block=static.restarts_per_batch, together=static.together, mesh=static.mesh
-        )
+            one, sums, first, last, batches, keys,
+            per_block=static.restarts_per_batch, together=static.together, mesh=static.mesh,
+        )  # fmt: skip
 
 
 def _orbits(init: Init, symmetry: PyTree | None) -> Orbits:

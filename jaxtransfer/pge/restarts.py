@@ -3,15 +3,15 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Self
+from typing import Self, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, PyTree
 
+from jaxtransfer.devices import everywhere, exchanged, on_host
 from jaxtransfer.errors import JaxTransferError
 
 Progress = Callable[[int, int], None]
@@ -40,29 +40,45 @@ class Sums:
         over_devices = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         return cls(*(jnp.zeros((mesh.size, groups, *shape), dtype, device=over_devices) for _ in range(2)))
 
+    @property
+    def mesh(self) -> Mesh | None:
+        """The devices; None: one."""
+        sharding = self.high.sharding
+        return cast(Mesh, sharding.mesh) if isinstance(sharding, NamedSharding) else None
+
+    def on_host(self) -> tuple[Float[np.ndarray, "devices groups ..."], Float[np.ndarray, "devices groups ..."]]:
+        """High and low of all devices; all processes that hold some have to ask for it."""
+        if self.high.is_fully_addressable:
+            return np.asarray(self.high), np.asarray(self.low)
+        # Group by group: what is gathered lies on every device for a moment.
+        groups = range(self.high.shape[1])
+        high, low = (np.stack([on_host(each[:, i]) for i in groups], axis=1) for each in (self.high, self.low))
+        return high, low
+
     def total(self) -> Float[np.ndarray, "groups ..."]:
-        """The sums over all devices, also those of other processes, float64."""
-        total = np.zeros(self.high.shape[1:])
-        for part in (self.high, self.low):
-            for shard in part.addressable_shards:
-                total += np.asarray(shard.data, np.float64).sum(0)
-        if jax.process_count() == 1:
-            return total
-        bits = multihost_utils.process_allgather(total.view(np.uint32))
-        return np.asarray(bits).view(np.float64).sum(0)
+        """The sums over all devices, float64; all processes that hold some have to ask for it."""
+        return _total(*self.on_host())
+
+
+def _total(*parts: Float[np.ndarray, "devices groups ..."]) -> Float[np.ndarray, "groups ..."]:
+    total = np.zeros(parts[0].shape[1:])
+    for part in parts:
+        for of_device in part:
+            total += of_device
+    return total
 
 
 def add_restarts(
-    one: Callable[[Int[Array, ""]], Float[Array, "..."]],
+    one: Callable[..., Float[Array, "..."]],
     sums: Sums,
     first: Int[Array, ""],
     last: Int[Array, ""],
-    *,
+    *shared: PyTree,
     per_block: int = 1,
     together: int = 1,
-    mesh: Mesh | None = None,
+    mesh: Mesh | AbstractMesh | None = None,
 ) -> Sums:
-    """Adds `one(restart)` for the restarts from `first` to before `last`; to be called under `jit`.
+    """Adds `one(restart, *shared)` for the restarts from `first` to before `last`; to be called under `jit`.
 
     Restarts come in blocks of `per_block`. Block b belongs to group b % groups, and is computed by device
     (b // groups) % devices, so that every group, and every device, has its share from the start.
@@ -72,25 +88,29 @@ def add_restarts(
         sums: To add to.
         first: A multiple of `per_block`.
         last: A multiple of `per_block`.
+        *shared: What `one` needs; what it closes over must not lie on the mesh.
         per_block: Restarts per block.
         together: Blocks computed at once, by `vmap`; 1 is a plain loop.
-        mesh: Devices to spread blocks over, all its axes taken as one; None: no sharding.
+        mesh: Devices to spread blocks over, all its axes taken as one; abstract, where one trace is to serve several
+            meshes of one shape. None: no sharding.
     """
     groups = sums.high.shape[1]
 
-    def block(number: Int[Array, ""]) -> Array:
-        total = one(number * per_block)
-        return functools.reduce(jnp.add, (one(number * per_block + i) for i in range(1, per_block)), total)
+    def on_device(
+        sums: Sums, first: Array, last: Array, device: Array | int, devices: int, shared: tuple[PyTree, ...]
+    ) -> Sums:
+        def block(number: Int[Array, ""]) -> Array:
+            restarts = (number * per_block + i for i in range(per_block))
+            return functools.reduce(jnp.add, (one(restart, *shared) for restart in restarts))
 
-    def blocks(start: Int[Array, ""], stop: Int[Array, ""], stride: int) -> Array:
-        if together == 1:
-            return block(start)
-        numbers = start + stride * jnp.arange(together)
-        values = jax.vmap(block)(jnp.minimum(numbers, stop - 1))
-        inside = (numbers < stop).reshape(-1, *[1] * (values.ndim - 1))
-        return jnp.where(inside, values, 0).sum(0)
+        def blocks(start: Int[Array, ""], stop: Int[Array, ""], stride: int) -> Array:
+            if together == 1:
+                return block(start)
+            numbers = start + stride * jnp.arange(together)
+            values = jax.vmap(block)(jnp.minimum(numbers, stop - 1))
+            inside = (numbers < stop).reshape(-1, *[1] * (values.ndim - 1))
+            return jnp.where(inside, values, 0).sum(0)
 
-    def on_device(sums: Sums, first: Array, last: Array, device: Array | int, devices: int) -> Sums:
         def of_group(group: Array, sums: Sums) -> Sums:
             # The blocks of a group are group + groups * round; those of a device have round % devices == device.
             start, stop = (-((group - each // per_block) // groups) for each in (first, last))
@@ -109,22 +129,22 @@ def add_restarts(
         return jax.lax.fori_loop(0, groups, of_group, sums)
 
     if mesh is None:
-        added = on_device(jax.tree.map(lambda each: each[0], sums), first, last, 0, 1)
+        added = on_device(jax.tree.map(lambda each: each[0], sums), first, last, 0, 1, shared)
         return jax.tree.map(lambda each: each[None], added)
 
     axes = mesh.axis_names
     devices = mesh.size
 
-    def shard(sums: Sums, first: Array, last: Array) -> Sums:
+    def shard(sums: Sums, first: Array, last: Array, *shared: PyTree) -> Sums:
         mine = jax.tree.map(lambda each: each[0], sums)
-        added = on_device(mine, first, last, jax.lax.axis_index(axes), devices)
+        added = on_device(mine, first, last, jax.lax.axis_index(axes), devices, shared)
         return jax.tree.map(lambda each: each[None], added)
 
     over = PartitionSpec(axes)
-    # What `one` closes over is the same on all devices, and nothing is summed over them here: unchecked.
-    return jax.shard_map(
-        shard, mesh=mesh, in_specs=(over, PartitionSpec(), PartitionSpec()), out_specs=over, check_vma=False
-    )(sums, first, last)
+    alike = [PartitionSpec()] * (2 + len(shared))
+    # What is shared is the same on all devices, and nothing is summed over them here: unchecked.
+    spread = jax.shard_map(shard, mesh=mesh, in_specs=(over, *alike), out_specs=over, check_vma=False)
+    return spread(sums, first, last, *shared)
 
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
@@ -140,6 +160,7 @@ class Accumulation:
     def __init__(self, sums: Sums, settings: str, per_block: int = 1) -> None:
         """Begins with nothing done; `settings` says in words what another run must share to go on with a state."""
         self.done = 0
+        self.mesh = sums.mesh
         self._sums = sums
         self._settings = settings
         self._per_block = per_block
@@ -156,7 +177,8 @@ class Accumulation:
         chunk = -(-restarts // (1 if progress is None else 100) // per_round) * per_round
         while self.done < restarts:
             last = min(self.done + chunk, restarts)
-            self._sums = self._advance(self._sums, jnp.int32(self.done), jnp.int32(last))
+            counts = everywhere((np.int32(self.done), np.int32(last)), self.mesh)
+            self._sums = self._advance(self._sums, *counts)
             self.done = last
             if progress is not None:
                 jax.block_until_ready(self._sums)
@@ -171,7 +193,8 @@ class Accumulation:
         while True:
             target = min(self._look, cap)
             self.run(target, progress)
-            reached = self.signal_to_noise()
+            # Processors of other kinds may differ in the last digit, but all processes have to go on alike.
+            reached = float(exchanged(np.asarray(self.signal_to_noise()), self.mesh)[0])
             if target >= cap or reached >= tolerance:
                 return
             needed = self.done * tolerance / reached if reached > 0 else np.inf
@@ -195,22 +218,30 @@ class Accumulation:
         return total / np.reshape(counts, (-1, *[1] * (total.ndim - 1)))
 
     def state(self) -> dict[str, np.ndarray]:
-        """All that was computed, as arrays."""
-        # Copies: what goes on from here reuses the sums' memory.
-        sums = {"high": np.array(self._sums.high), "low": np.array(self._sums.low)}
+        """All that was computed, as arrays; all processes that share the restarts have to ask for it."""
+        high, low = self._sums.on_host()
+        sums = {"high": high.copy(), "low": low.copy()}  # what goes on from here reuses the sums' memory
         counts = {"done": np.asarray(self.done), "look": np.asarray(self._look)}
         return {"settings": np.asarray(self._settings), **counts, **sums}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Goes on from a `state`.
+        """Goes on from a `state`, with the same bits if it comes from as many devices.
 
         Raises:
             JaxTransferError: It comes from other settings.
         """
-        if str(state["settings"]) != self._settings or state["high"].shape != self._sums.high.shape:
+        high, low = state["high"], state["low"]
+        if str(state["settings"]) != self._settings or high.shape[1:] != self._sums.high.shape[1:]:
             raise JaxTransferError("What was begun here comes from other settings and cannot be gone on with.")
-        high, low = (jax.device_put(state[each], self._sums.high.sharding) for each in ("high", "low"))
-        self._sums = Sums(high, low)
+        if high.shape != self._sums.high.shape:  # of other devices: the first one takes it all
+            total = _total(high, low)
+            high, low = (np.zeros(self._sums.high.shape, high.dtype) for _ in range(2))
+            high[0] = total
+            low[0] = total - high[0]
+        sharding = self._sums.high.sharding
+        self._sums = Sums(
+            *(jax.make_array_from_callback(each.shape, sharding, each.__getitem__) for each in (high, low))
+        )
         self.done, self._look = int(state["done"]), int(state["look"])
 
     @property

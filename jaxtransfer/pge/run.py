@@ -4,16 +4,21 @@ import contextlib
 import dataclasses
 import json
 import math
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from jaxtransfer import record
+from jaxtransfer.devices import exchanged, is_first, own_rows, owns, together, usual_mesh
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.files import write_arrays
 from jaxtransfer.pge.alignment import AlignmentEstimation
@@ -53,6 +58,26 @@ class _Ready:
     batches: Sampler
 
 
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What the tasks of a run have in common."""
+
+    out: Path
+    body: Backbone
+    key: jax.Array
+    symmetry: PyTree | None
+    control: bool
+    settings: Mapping[str, Any]
+    run: Callable[[Accumulation, Progress], None]
+    progress: ProgressFn
+    stop: threading.Event = dataclasses.field(default_factory=threading.Event)
+    """Set where a row of devices has failed, for the others."""
+
+
+class _Stopped(Exception):
+    """What ends a row where another has failed."""
+
+
 def run_pge(
     paths: Sequence[str | Path],
     out: str | Path,
@@ -76,6 +101,7 @@ def run_pge(
     limit: int | None = None,
     seed: int = 0,
     strict: bool = False,
+    mesh: Mesh | None = None,
     progress: ProgressFn | None = None,
 ) -> Findings:
     """Compares tasks by how they pull fresh weights and writes a run directory, or takes an unfinished one up.
@@ -87,7 +113,14 @@ def run_pge(
     Principal gradients are kept in `gradients/`, each as soon as it is finished, for its data and settings: a task that
     is added costs its own, one whose data have changed is computed again. An alignment is made of all tasks at once and
     is computed again when one is added or changed. What is under way is written down every ten seconds or so. A run
-    that was interrupted goes on from there and ends with the same bits on the same machine.
+    that was interrupted goes on from there and ends with the same bits on the same machine and mesh; it may go on with
+    any other mesh, and then ends with the same numbers up to rounding.
+
+    The rows of a mesh take tasks in turn and work at the same time, and the devices of a row share the restarts. An
+    alignment needs the gradients of all tasks at the same weights in one place, so there all devices share the
+    restarts. Several processes all call this with the same arguments and see the same files. What comes of a row is
+    written by the process that holds its first device, the rest by process 0. An error in one process ends all, those
+    that work on other rows when they have finished their tasks.
 
     A directory is for one measure and one choice of settings; only `form` may change, since gaps of another form
     follow from the same gradients.
@@ -115,45 +148,52 @@ def run_pge(
         limit: Use at most so many images of a data set, of its classes in turn.
         seed: For everything that is drawn.
         strict: Whether a file that is no usable image is an error rather than skipped.
-        progress: Called with restarts done, restarts to do as far as is known, and what is at hand.
+        mesh: Devices with the axes "model" and "data" (`jaxtransfer.device_mesh`). None: one device, or all where there
+            are several processes.
+        progress: Called with restarts done, restarts to do as far as is known, and what is at hand, added up over what
+            is at hand at once; by one thread at a time and in process 0 only.
 
     Returns:
         The values with their errors, and what is to be said of the tasks.
 
     Raises:
         JaxTransferError: The tasks cannot be used or do not fit the loss or backbone, an option is out of range, or
-            `out` is not a run directory or one of a run with other settings.
+            `out` is not a run directory or one of a run with other settings, or something failed in another process.
         OSError: Something cannot be written, because the disk is full for example.
     """
     out = Path(out)
-    _check_options(measure, loss, form, restarts, tolerance, cap, seed)
-    episodes = loss in (None, "prototypical")
-    if episodes and min(ways - 1, shots, queries) < 1:
-        raise JaxTransferError("An episode needs two or more ways, and one or more shots and queries.")
-    if not episodes and batch_size < 1:
-        raise JaxTransferError(f"A batch needs one image or more, not {batch_size}.")
-    smallest = shots + queries if episodes else 1
-    tasks = read_tasks(paths, size=size, limit=limit, ways=ways if episodes else 2, smallest=smallest, strict=strict)
-    if measure == "alignment" and len(tasks) < 2:
-        raise JaxTransferError(f"An alignment needs two tasks or more; {paths[0]} holds only one.")
-    losses: list[LossName] = [_loss_for(task, loss) for task in tasks]
-    kinds = dict.fromkeys(task.kind for task in tasks)
-    if measure == "gap" and len(kinds) > 1:
-        raise JaxTransferError(
-            f"Gaps compare tasks of one kind, not {' and '.join(kinds)}; name one kind, or use the measure alignment."
+    with together():
+        _check_options(measure, loss, form, restarts, tolerance, cap, seed)
+        episodes = loss in (None, "prototypical")
+        if episodes and min(ways - 1, shots, queries) < 1:
+            raise JaxTransferError("An episode needs two or more ways, and one or more shots and queries.")
+        if not episodes and batch_size < 1:
+            raise JaxTransferError(f"A batch needs one image or more, not {batch_size}.")
+        smallest = shots + queries if episodes else 1
+        tasks = read_tasks(
+            paths, size=size, limit=limit, ways=ways if episodes else 2, smallest=smallest, strict=strict
         )
-    headed = [each for each in losses if each != "prototypical"]
-    if heads is not None and heads < 1:
-        raise JaxTransferError(f"There must be one pair of heads or more, not {heads}.")
-    if heads is not None and not headed:
-        raise JaxTransferError("The loss prototypical has no head; leave heads out.")
-    body = backbone(network, tasks[0].images.shape[-1])
-    ready = [
-        _ready(task, each, body, (ways, shots, queries), batch_size, heads or _HEADS)
-        for task, each in zip(tasks, losses, strict=True)
-    ]
-    images = jax.ShapeDtypeStruct((2, *tasks[0].images.shape[1:]), np.float32)
-    jax.eval_shape(body.features, jax.eval_shape(body.init, jax.random.key(seed)), images)  # refuses small images
+        if measure == "alignment" and len(tasks) < 2:
+            raise JaxTransferError(f"An alignment needs two tasks or more; {paths[0]} holds only one.")
+        losses: list[LossName] = [_loss_for(task, loss) for task in tasks]
+        kinds = dict.fromkeys(task.kind for task in tasks)
+        if measure == "gap" and len(kinds) > 1:
+            raise JaxTransferError(
+                f"Gaps compare tasks of one kind, not {' and '.join(kinds)}; name one kind, or use the measure "
+                "alignment."
+            )
+        headed = [each for each in losses if each != "prototypical"]
+        if heads is not None and heads < 1:
+            raise JaxTransferError(f"There must be one pair of heads or more, not {heads}.")
+        if heads is not None and not headed:
+            raise JaxTransferError("The loss prototypical has no head; leave heads out.")
+        body = backbone(network, tasks[0].images.shape[-1])
+        ready = [
+            _ready(task, each, body, (ways, shots, queries), batch_size, heads or _HEADS)
+            for task, each in zip(tasks, losses, strict=True)
+        ]
+        images = jax.ShapeDtypeStruct((2, *tasks[0].images.shape[1:]), np.float32)
+        jax.eval_shape(body.features, jax.eval_shape(body.init, jax.random.key(seed)), images)  # refuses small images
 
     settings = {
         "measure": measure,
@@ -187,22 +227,16 @@ def run_pge(
         else:
             estimation.run(restarts, callback)
 
-    key = jax.random.key(seed)
-    with record.running(out, _KIND, about, record.other_settings, command) as results:
+    spec = body.symmetry if symmetry else None
+    work = _Work(out, body, jax.random.key(seed), spec, control, settings, run, _gathered(progress))
+    mesh = usual_mesh() if mesh is None else mesh
+    with record.running(out, _KIND, about, record.other_settings, command, mesh=dict(mesh.shape)) as results:
         if measure == "gap":
-            gradients = {}
-            for number, each in enumerate(ready, 1):
-                label = each.task.name if len(ready) == 1 else f"{each.task.name} ({number} of {len(ready)})"
-                note = _note(settings, [each.task])
-                gradients[each.task.name] = _gradient(
-                    out / "gradients", each, body, key, symmetry, control, note, run, _labelled(progress, label)
-                )
-            found = gaps(tasks, gradients, form, tolerance)
+            found = gaps(tasks, _gradients(work, ready, mesh), form, tolerance)
         else:
-            note = _note(settings, tasks)
-            estimation = _alignment(out, ready, body, key, control, note, run, _labelled(progress, "all tasks"))
-            found = alignments(tasks, estimation, tolerance)
-        write_findings(out, found, f"{form}, {network}" if measure == "gap" else network)
+            found = alignments(tasks, _alignment(work, ready, mesh), tolerance)
+        if is_first():
+            write_findings(out, found, f"{form}, {network}" if measure == "gap" else network)
         results["remarks"] = list(found.remarks)
     return found
 
@@ -271,90 +305,136 @@ def _note(settings: Mapping[str, Any], tasks: Sequence[Task]) -> str:
     return json.dumps({"settings": settings, "data": [[task.name, task.sha256] for task in tasks]}, sort_keys=True)
 
 
-def _labelled(progress: ProgressFn | None, label: str) -> Progress:
-    return lambda done, total: None if progress is None else progress(done, total, label)
+def _gathered(progress: ProgressFn | None) -> ProgressFn:
+    """Several threads' progress as that of one: added up over what is at hand, one call at a time, in process 0."""
+    lock = threading.Lock()
+    at_hand: dict[str, tuple[int, int]] = {}
+
+    def report(done: int, total: int, label: str) -> None:
+        if progress is not None and is_first():
+            with lock:
+                at_hand[label] = (done, total)
+                all_done, all_told = (sum(each) for each in zip(*at_hand.values(), strict=True))
+                progress(all_done, all_told, ", ".join(at_hand))
+                if done == total:
+                    del at_hand[label]
+
+    return report
 
 
-def _gradient(
-    directory: Path,
-    ready: _Ready,
-    body: Backbone,
-    key: jax.Array,
-    symmetry: bool,
-    control: bool,
-    note: str,
-    run: Callable[[Accumulation, Progress], None],
-    progress: Progress,
-) -> PrincipalGradient:
+def _gradients(work: _Work, ready: Sequence[_Ready], mesh: Mesh) -> dict[str, PrincipalGradient]:
+    """The tasks' principal gradients: the rows of the mesh take them in turn and work at the same time."""
+    rows = len(mesh.devices)
+    found: dict[str, PrincipalGradient] = {}
+
+    def of_row(number: int) -> None:
+        row = Mesh(mesh.devices[[number]], mesh.axis_names)
+        try:
+            for place in range(number, len(ready), rows):
+                name = ready[place].task.name
+                label = name if len(ready) == 1 else f"{name} ({place + 1} of {len(ready)})"
+                found[name] = _gradient(work, ready[place], label, row)
+        except BaseException:
+            work.stop.set()
+            raise
+
+    with together():
+        if is_first():
+            (work.out / "gradients").mkdir(exist_ok=True)
+    with together(), ThreadPoolExecutor(rows) as pool:
+        of_rows = [pool.submit(of_row, number) for number in own_rows(mesh)]
+        try:
+            problems = [each.exception() for each in of_rows]
+        finally:
+            work.stop.set()  # the user may have lost patience
+        for problem in problems:
+            if problem is not None and not isinstance(problem, _Stopped):
+                raise problem
+    return {name: found.get(name) or _load(work, name) for name in (each.task.name for each in ready)}
+
+
+def _file(work: _Work, name: str) -> Path:
+    return work.out / "gradients" / f"{name}.npz"
+
+
+def _load(work: _Work, name: str) -> PrincipalGradient:
+    return PrincipalGradient.load(_file(work, name), work.body.init, work.symmetry)
+
+
+def _gradient(work: _Work, ready: _Ready, label: str, row: Mesh) -> PrincipalGradient:
     """A task's principal gradient: read, gone on with, or made."""
-    directory.mkdir(exist_ok=True)
-    file, partial = (directory / f"{ready.task.name}{ending}" for ending in (".npz", ".partial.npz"))
-    spec = body.symmetry if symmetry else None
+    name = ready.task.name
+    file, partial = _file(work, name), _file(work, f"{name}.partial")
+    note = _note(work.settings, [ready.task])
+    found = None
     if _stored(file, note, ["note"]) is not None:
         with contextlib.suppress(JaxTransferError):  # damaged: made again
-            return PrincipalGradient.load(file, body.init, spec)
-    file.unlink(missing_ok=True)
-    estimation = Estimation(
-        body.init, ready.loss, ready.batches, key, symmetry=spec, control=control, groups=_GROUPS["gap"], check=False
-    )
-    _go_on(estimation, partial, note, run, progress, ready.task.source)
-    found = estimation.result()
-    found.save(file, note)
-    partial.unlink(missing_ok=True)
+            found = _load(work, name)
+    known = exchanged(np.array(found is not None), row).all()  # processes may see files at different times
+    if found is None or not known:
+        estimation = Estimation(
+            work.body.init, ready.loss, ready.batches, work.key, symmetry=work.symmetry, control=work.control,
+            groups=_GROUPS["gap"], mesh=row, check=False,
+        )  # fmt: skip
+        _go_on(work, estimation, partial, note, label, ready.task.source, row)
+        found = estimation.result()
+    with together(row):
+        if owns(row):
+            if not known:
+                found.save(file, note)
+            partial.unlink(missing_ok=True)
     return found
 
 
-def _alignment(
-    out: Path,
-    ready: Sequence[_Ready],
-    body: Backbone,
-    key: jax.Array,
-    control: bool,
-    note: str,
-    run: Callable[[Accumulation, Progress], None],
-    progress: Progress,
-) -> AlignmentEstimation:
+def _alignment(work: _Work, ready: Sequence[_Ready], mesh: Mesh) -> AlignmentEstimation:
     """All tasks at the same restarts, each also with permuted labels; what was computed stays in `alignment.npz`."""
+    mesh = Mesh(mesh.devices.reshape(1, -1), mesh.axis_names)  # one program, and the same bits, whatever its shape
     losses = {each.task.name: each.loss for each in ready}
     batches: dict[str, Sampler] = {each.task.name: each.batches for each in ready}
-    if control:
+    if work.control:
         losses |= {shuffled_copy(name): loss for name, loss in losses.items()}
         batches |= {shuffled_copy(name): Shuffled(sampler) for name, sampler in batches.items()}
-    estimation = AlignmentEstimation(body.init, losses, batches, key, groups=_GROUPS["alignment"])
-    file = out / "alignment.npz"
-    _go_on(estimation, file, note, run, progress, "The alignment")
-    write_arrays(file, estimation.state() | {"note": np.asarray(note)})
+    estimation = AlignmentEstimation(work.body.init, losses, batches, work.key, groups=_GROUPS["alignment"], mesh=mesh)
+    file, note = work.out / "alignment.npz", _note(work.settings, [each.task for each in ready])
+    _go_on(work, estimation, file, note, "all tasks", "The alignment", mesh)
+    _write(estimation, file, note, mesh)
     return estimation
 
 
-def _go_on(
-    estimation: Accumulation,
-    file: Path,
-    note: str,
-    run: Callable[[Accumulation, Progress], None],
-    progress: Progress,
-    what: str,
-) -> None:
+def _go_on(work: _Work, estimation: Accumulation, file: Path, note: str, label: str, what: str, mesh: Mesh) -> None:
     """Runs an estimation from what `file` holds of it, and keeps `file` up to date."""
-    if (state := _stored(file, note)) is not None:
+    state = _stored(file, note)
+    begun = exchanged(np.array(0 if state is None else int(state["done"])), mesh)
+    if state is not None and (begun == begun[0]).all():  # all processes see the same file
         with contextlib.suppress(JaxTransferError):
             estimation.restore(state)
-    started = ended = -math.inf
+    took, ended = 0.0, -math.inf
 
     def keep(done: int, total: int) -> None:
-        nonlocal started, ended
+        nonlocal took, ended
         now = time.monotonic()
-        if now - ended > max(_SECONDS, (ended - started) / _SHARE) or math.isinf(ended):
-            started = now
-            write_arrays(file, estimation.state() | {"note": np.asarray(note)})
+        due = owns(mesh) and now - ended > max(_SECONDS, took / _SHARE)
+        everyone = exchanged(np.array([work.stop.is_set(), due]), mesh)
+        if everyone[:, 0].any():
+            raise _Stopped
+        if everyone[:, 1].any():
+            _write(estimation, file, note, mesh)
             ended = time.monotonic()
-        progress(done, total)
+            took = ended - now
+        work.progress(done, total, label)
 
     try:
-        run(estimation, keep)
+        work.run(estimation, keep)
         estimation.means()  # refuses what is not finite
     except JaxTransferError as error:
         raise JaxTransferError(f"{what}: {error}") from error
+
+
+def _write(estimation: Accumulation, file: Path, note: str, mesh: Mesh) -> None:
+    state = estimation.state() | {"note": np.asarray(note)}
+    with together(mesh):
+        if owns(mesh):
+            write_arrays(file, state)
 
 
 def _stored(file: Path, note: str, names: Sequence[str] | None = None) -> dict[str, np.ndarray] | None:
