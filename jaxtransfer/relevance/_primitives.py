@@ -45,8 +45,8 @@ CUSTOM = frozenset("custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr".split
 CHECKPOINTS = frozenset("checkpoint remat remat2".split())
 STOPS_GRADIENT = frozenset({"stop_gradient"})
 
-# Moves entries about without changing them; `REDUCING` summarises many entries in one.
-SPREADING = frozenset("broadcast_in_dim convert_element_type copy expand_dims reshape squeeze transpose".split())
+# Moves entries about, or marks them as varying over devices, and changes none; `REDUCING` summarises many in one.
+SPREADING = frozenset("broadcast_in_dim convert_element_type copy expand_dims pvary reshape squeeze transpose".split())
 REDUCING = frozenset("reduce_max reduce_min reduce_sum reduce_window_sum".split())
 ROOTS = frozenset("pow rsqrt sqrt".split())
 
