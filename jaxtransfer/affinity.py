@@ -37,8 +37,21 @@ def similarities(
         similarity: "cosine" or "correlation".
 
     Returns:
-        The cosines, in [-1, 1] and symmetric, 0 where one of the maps has no direction; and which maps have one. A map
-        has none if it holds a value that is not finite, if it is zero, or, for the correlation, if it is constant.
+        The cosines, in [-1, 1] and symmetric, 0 where one of the maps has no direction; and which maps have one, see
+        `directions`.
+    """
+    units, usable = directions(maps, similarity)
+    cosines = products(units, units)
+    return jnp.clip((cosines + cosines.swapaxes(1, 2)) / 2, -1, 1), usable
+
+
+def directions(
+    maps: Float[Array, "*maps pixels"], similarity: Similarity
+) -> tuple[Float[Array, "*maps pixels"], Bool[Array, "*maps"]]:
+    """Maps scaled to length 1, for "correlation" without their mean over pixels, and which of them have a direction.
+
+    A map has none, and becomes zero, if it holds a value that is not finite, if it is zero, or, for the correlation, if
+    it is constant.
     """
     finite = jnp.isfinite(maps).all(-1, keepdims=True)
     maps = jnp.where(finite, maps, 0)
@@ -49,9 +62,14 @@ def similarities(
         maps = maps - maps.mean(-1, keepdims=True)
     norm = jnp.sqrt(jnp.square(maps).sum(-1, keepdims=True))
     usable = finite & (norm > _FLAT * math.sqrt(maps.shape[-1]))
-    units = jnp.where(usable, maps / jnp.where(usable, norm, 1), 0)
-    cosines = jnp.einsum("inp,jnp->nij", units, units, precision="highest")
-    return jnp.clip((cosines + cosines.swapaxes(1, 2)) / 2, -1, 1), usable[..., 0]
+    return jnp.where(usable, maps / jnp.where(usable, norm, 1), 0), usable[..., 0]
+
+
+def products(
+    some: Float[Array, "some images pixels"], others: Float[Array, "others images pixels"]
+) -> Float[Array, "images some others"]:
+    """Inner products, image by image, of the maps of some networks with those of others."""
+    return jnp.einsum("inp,jnp->nij", some, others, precision="highest")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,6 +93,7 @@ class MethodResult:
     counts: Int[np.ndarray, "networks networks"]
     unusable: tuple[tuple[str, str], ...] = ()
     pseudo_values: Float[np.ndarray, "parts pairs"] | None = None
+    sketch_stderr: Float[np.ndarray, "networks networks"] | None = None
 
 
 class Affinity:
@@ -144,6 +163,14 @@ class Affinity:
         """
         return self._result(method).pseudo_values
 
+    def sketch_stderr(self, method: str | None) -> Float[np.ndarray, "networks networks"] | None:
+        """What sketching the maps adds to the error of every affinity, float32 [M, M]; None: they were not sketched.
+
+        Raises:
+            JaxTransferError: There is no result for `method`.
+        """
+        return self._result(method).sketch_stderr
+
     @property
     def unusable(self) -> dict[str, tuple[tuple[str, str], ...]]:
         """For each method the (network, image) pairs whose map has no direction and was left out."""
@@ -189,7 +216,8 @@ class Affinity:
             parts = None if each.pseudo_values is None else each.pseudo_values[:, columns]
             unusable = tuple(pair for pair in each.unusable if pair[0] in names)
             matrices = (each.affinity[square], each.stderr[square], each.counts[square])
-            results[method] = MethodResult(*matrices, unusable, parts)
+            sketch_stderr = None if each.sketch_stderr is None else each.sketch_stderr[square]
+            results[method] = MethodResult(*matrices, unusable, parts, sketch_stderr)
         return Affinity(names, self.similarity, results)
 
     def complete(self, method: str | None) -> "Affinity":
@@ -207,21 +235,25 @@ class Affinity:
     def save(self, directory: str | Path) -> None:
         """Writes `affinity_`, `stderr_` and `counts_<method>.csv`, `pseudo_values_<method>.npy`, and `affinity.json`.
 
-        The tables are square, with the names in the first row and column; numbers are written so that reading them
-        gives the same bits.
+        Where maps were sketched there is `sketch_stderr_<method>.csv` too. The tables are square, with the names in the
+        first row and column; numbers are written so that reading them gives the same bits.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         for method, result in self._results.items():
             for kind, file in _files(directory, method).items():
-                _write_table(file, self.names, getattr(result, kind))
+                if (table := getattr(result, kind)) is None:
+                    file.unlink(missing_ok=True)
+                else:
+                    _write_table(file, self.names, table)
             parts = _parts_file(directory, method)
             parts.unlink(missing_ok=True)
             if result.pseudo_values is not None:
                 with whole(parts) as partial, partial.open("wb") as stream:
                     np.save(stream, result.pseudo_values)
         description = {"similarity": self.similarity, "methods": list(self.methods), "unusable": self.unusable}
-        (directory / "affinity.json").write_text(json.dumps(description, indent=1) + "\n")
+        with whole(directory / "affinity.json") as partial:
+            partial.write_text(json.dumps(description, indent=1) + "\n")
 
     @classmethod
     def load(cls, directory: str | Path) -> "Affinity":
@@ -247,6 +279,7 @@ class Affinity:
                     read_table(files["counts"], np.int64)[1],
                     tuple((network, image) for network, image in description["unusable"][method]),
                     pseudo_values,
+                    read_table(sketched, np.float32)[1] if (sketched := files["sketch_stderr"]).exists() else None,
                 )
             return cls(names, description["similarity"], results)
         except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
@@ -273,7 +306,7 @@ def pair_columns(count: int, rows: Int[np.ndarray, "..."], columns: Int[np.ndarr
 
 
 def _files(directory: Path, method: str) -> dict[str, Path]:
-    return {kind: directory / f"{kind}_{method}.csv" for kind in ("affinity", "stderr", "counts")}
+    return {kind: directory / f"{kind}_{method}.csv" for kind in ("affinity", "stderr", "counts", "sketch_stderr")}
 
 
 def _parts_file(directory: Path, method: str) -> Path:
@@ -281,7 +314,7 @@ def _parts_file(directory: Path, method: str) -> Path:
 
 
 def _write_table(file: Path, names: Sequence[str], table: np.ndarray) -> None:
-    with file.open("w", newline="", encoding="utf-8") as stream:
+    with whole(file) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["", *names])
         # str() of a NumPy scalar is the shortest text that reads back as the same number.

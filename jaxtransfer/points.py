@@ -1,97 +1,145 @@
-"""Points on disk: what one network makes of all probe images, one file for each kind of map and one of representations.
+"""Points where they are kept: what one network makes of all probe images, one array for each kind.
 
-A file appears whole or not at all, and beside it stands the key it was computed for; a point with another key (other
-weights, other images) is not found.
+Arrays are Zarr (version 3) and go through TensorStore, so that a directory and an object store look the same. Beside a
+finished array stands the key it was computed for, written last: a point without one, or with another (other weights,
+other images), is not there.
 """
 
+import contextlib
+import io
 import json
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import os
+import re
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
+import tensorstore as ts
 from jaxtyping import Float
+
+from jaxtransfer.errors import JaxTransferError
 
 Key = dict[str, Any]
 
+# Chunks that were read and may be wanted again.
+_CACHE_BYTES = 128 * 2**20
+_CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
+
 
 class Points:
-    """The points below one directory: `<network>/<kind>/values.npy`, float32.
+    """The points below one place: `<network>/<kind>/`, float32.
 
-    A kind is an attribution method, [images, height, width], or "representation", [images, units].
+    A kind is an attribution method, [images, height, width], a sketch of its maps, [images, size], or "representation",
+    [images, units].
     """
 
-    def __init__(self, directory: Path) -> None:
-        """Opens (and makes) a directory; remains of interrupted writing are removed."""
-        self.directory = directory
-        directory.mkdir(parents=True, exist_ok=True)
-        for remains in directory.glob(".writing-*"):
-            shutil.rmtree(remains, ignore_errors=True)
+    def __init__(self, place: str | Path) -> None:
+        """Opens a directory, or a folder of an object store by its URL (`gs://`, `s3://`); nothing is made yet."""
+        self.place = str(place)
+        url = self.place if "://" in self.place else Path(place).absolute().as_uri()
+        self._url = f"{url.rstrip('/')}/"
 
-    def missing(self, network: str, keys: dict[str, Key]) -> tuple[str, ...]:
+    def missing(self, network: str, keys: Mapping[str, Key]) -> tuple[str, ...]:
         """Those kinds whose point is not there, or there for another key."""
         return tuple(kind for kind, key in keys.items() if self._key(network, kind) != key)
 
-    @contextmanager
-    def writing(self, network: str, keys: dict[str, Key], images: int) -> Iterator[dict[str, "ArrayWriter"]]:
-        """Gives one writer for each kind; the points appear when the block ends without an error."""
-        beside = Path(tempfile.mkdtemp(prefix=".writing-", dir=self.directory))
-        try:
-            writers = {}
-            for kind, key in keys.items():
-                (beside / kind).mkdir()
-                (beside / kind / "key.json").write_text(json.dumps(key, indent=1))
-                writers[kind] = ArrayWriter(beside / kind / "values.npy", images)
-            try:
-                yield writers
-            finally:
-                for writer in writers.values():
-                    writer.close()
-            (self.directory / network).mkdir(exist_ok=True)
-            for kind in keys:
-                target = self.directory / network / kind
-                shutil.rmtree(target, ignore_errors=True)
-                (beside / kind).rename(target)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+    def create(self, network: str, kind: str, shape: Sequence[int], chunk: int) -> None:
+        """Makes room for an array that is written `chunk` images at a time; what was there is gone."""
+        grid = {"name": "regular", "configuration": {"chunk_shape": [chunk, *shape[1:]]}}
+        metadata = {"shape": list(shape), "data_type": "float32", "chunk_grid": grid}
+        with self._said():
+            self._folder(network, kind).delete_range(ts.KvStore.KeyRange()).result()
+            self._array(network, kind, {"metadata": metadata}, create=True)
 
-    def open(self, network: str, kind: str) -> Float[np.ndarray, "images ..."]:
-        """A point, left on disk until it is looked at."""
-        return np.load(self.directory / network / kind / "values.npy", mmap_mode="r")
+    def open(self, network: str, kind: str) -> "Point":
+        """A point, left where it is until it is looked at."""
+        with self._said():
+            return Point(self, self._array(network, kind, {}, open=True))
 
-    def _key(self, network: str, kind: str) -> Key | None:
+    def finish(self, network: str, keys: Mapping[str, Key]) -> None:
+        """Says that points are whole, and what they were computed for."""
+        with self._said():
+            contents = {kind: json.dumps(key, indent=1).encode() for kind, key in keys.items()}
+            self.wait([self._folder(network, kind).write("key.json", each) for kind, each in contents.items()])
+
+    def wait(self, begun: Iterable[ts.Future]) -> list[Any]:
+        """The results of what was begun to be read or written.
+
+        Raises:
+            OSError: The disk is full, for example.
+        """
+        with self._said():
+            return [each.result() for each in begun]
+
+    def write_arrays(self, folder: str, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Writes an `.npz` file, whole or not at all."""
+        content = io.BytesIO()
+        np.savez(content, **arrays)
+        with self._said():
+            self._folder(folder).write(f"{name}.npz", content.getvalue()).result()
+
+    def read_arrays(self, folder: str, name: str) -> dict[str, np.ndarray] | None:
+        """Reads an `.npz` file; None where there is none that can be read."""
+        with self._said():
+            content = self._folder(folder).read(f"{name}.npz").result().value
         try:
-            return json.loads((self.directory / network / kind / "key.json").read_text())
-        except (OSError, ValueError):
+            return dict(np.load(io.BytesIO(content), allow_pickle=False)) if content else None
+        except (ValueError, EOFError, zipfile.BadZipFile):
             return None
 
+    def _key(self, network: str, kind: str) -> Key | None:
+        with self._said():
+            content = self._folder(network, kind).read("key.json").result().value
+        try:
+            return json.loads(content or b"null")
+        except ValueError:
+            return None
 
-class ArrayWriter:
-    """Writes a float32 array to a `.npy` file a few rows at a time, so that memory holds only those."""
+    def _folder(self, *names: str) -> ts.KvStore:
+        return ts.KvStore.open(f"{self._url}{'/'.join(names)}/", context=_CONTEXT).result()
 
-    def __init__(self, file: Path, count: int) -> None:
-        """Opens the file for an array of `count` rows."""
-        self._file: BinaryIO = file.open("wb")
-        self._count = count
+    def _array(self, network: str, kind: str, spec: dict[str, Any], **how: bool) -> ts.TensorStore:
+        spec = {"driver": "zarr3", "kvstore": f"{self._url}{network}/{kind}/", **spec}
+        return ts.open(spec, context=_CONTEXT, **how).result()
 
-    def write(self, rows: Float[np.ndarray, "rows ..."]) -> None:
-        """Appends rows."""
-        if not self._file.tell():
-            header = {"descr": "<f4", "fortran_order": False, "shape": (self._count, *rows.shape[1:])}
-            np.lib.format.write_array_header_1_0(self._file, header)
-        self._file.write(np.ascontiguousarray(rows, dtype="<f4").data)
+    @contextlib.contextmanager
+    def _said(self) -> Iterator[None]:
+        """TensorStore's errors as those of the operating system, or as one sentence."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            text = str(error)
+            if code := re.search(r"os_error_code='(\d+)'", text):
+                number = int(code[1])
+                raise OSError(number, os.strerror(number), self.place) from error
+            raise JaxTransferError(f"The points in {self.place} cannot be used: {text.split(' [')[0]}") from error
 
-    def close(self) -> None:
-        """Ends the file."""
-        self._file.close()
 
+class Point:
+    """One array of points, [images, ...]; what is looked at comes as a NumPy array."""
 
-def read_rows(file: Path, start: int, stop: int) -> Float[np.ndarray, "rows ..."]:
-    """Reads some rows of a `.npy` file into memory."""
-    return np.array(np.load(file, mmap_mode="r")[start:stop])
+    def __init__(self, points: Points, array: ts.TensorStore) -> None:
+        """Made by `Points.open`."""
+        self._points, self._array = points, array
+        self.shape = tuple(array.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, images: Any) -> Float[np.ndarray, "..."]:
+        return self._points.wait([self.read(images)])[0]
+
+    def read(self, images: Any) -> ts.Future:
+        """The same later: to be given to `Points.wait`."""
+        return self._array[images].read()
+
+    def write(self, first: int, rows: Float[np.ndarray, "rows ..."]) -> ts.Future:
+        """Begins to write the rows of images from `first` on: to be given to `Points.wait`."""
+        return self._array[first : first + len(rows)].write(rows)
 
 
 def chunks(total: int, size: int) -> Iterable[tuple[int, int]]:

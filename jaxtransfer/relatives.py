@@ -15,11 +15,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.points import chunks
+from jaxtransfer.points import Point, chunks
 
 RELATIVES = ("rsa", "depara", "cka", "svcca")
 
-Representations = Mapping[str, Float[np.ndarray, "images units"]]
+Representations = Mapping[str, Float[np.ndarray, "images units"] | Point]
 
 # Numbers of 8 bytes that are held at once.
 _HELD = 32 * 2**20

@@ -27,7 +27,7 @@ from jaxtransfer.figures import OTHER
 from jaxtransfer.files import whole, whole_directory
 from jaxtransfer.oracle import Oracle
 from jaxtransfer.pge.findings import read_control
-from jaxtransfer.points import read_rows
+from jaxtransfer.points import Point, Points
 from jaxtransfer.probe import read_images
 from jaxtransfer.record import Record
 from jaxtransfer.run import affinity_of, evaluate, finished_record
@@ -216,14 +216,18 @@ class _Gallery:
         if not methods or probe is None:
             self.remarks.append("The methods of this run make no attribution maps.")
             return
+        if record["settings"].get("sketch") is not None:
+            self.remarks.append("Of attribution maps only sketches were kept, so none are shown.")
+            return
         chosen = np.unique(np.linspace(0, len(probe["images"]) - 1, photos).round().astype(int))
         self.names = [probe["images"][i] for i in chosen]
         size = _LARGE if len(methods) * len(affinity.names) <= _LARGE_STRIPS else _SMALL
-        points = directory / record.get("points", "points")
+        place = record.get("points", "points")
+        points = Points(place if "://" in place else directory / place)
         try:
             for method in methods:
                 self.maps[method] = {
-                    name: np.stack([_shown(points / name / method / "values.npy", i, size) for i in chosen])
+                    name: np.stack([_shown(points.open(name, method), i, size) for i in chosen])
                     for name in affinity.names
                 }
         except (OSError, ValueError, IndexError):
@@ -262,9 +266,9 @@ class _Gallery:
         }
 
 
-def _shown(file: Path, image: int, size: int) -> Float[np.ndarray, "size size"]:
+def _shown(point: Point, image: int, size: int) -> Float[np.ndarray, "size size"]:
     """One map as it is shown: averaged to the size of the gallery, then scaled."""
-    values = read_rows(file, image, image + 1)[0]
+    values = point[image]
     small = Image.fromarray(np.where(np.isfinite(values), values, 0)).resize((size, size), Image.Resampling.BOX)
     return figures.scaled_map(np.asarray(small)).astype(np.float32)
 

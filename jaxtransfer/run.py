@@ -8,10 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from jaxtransfer import record
 from jaxtransfer.affinity import SIMILARITIES, Affinity, Similarity
 from jaxtransfer.attribution import METHODS
 from jaxtransfer.confidence import RetrievalBands, retrieval_bands
+from jaxtransfer.devices import is_first, together
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.evaluation import Quantity, RankCorrelation, RetrievalCurve, rank_correlations, retrieval_curve
 from jaxtransfer.figures import heat_map, retrieval_curves
@@ -20,7 +23,7 @@ from jaxtransfer.oracle import Oracle
 from jaxtransfer.pge.findings import read_findings
 from jaxtransfer.probe import Probe, load_probe
 from jaxtransfer.relatives import RELATIVES
-from jaxtransfer.sweep import affinity_matrix
+from jaxtransfer.sweep import Sweep
 from jaxtransfer.zoo import Zoo
 
 _KIND = "affinity"
@@ -36,10 +39,12 @@ def run_affinity(
     methods: Sequence[str] = METHODS,
     similarity: Similarity = "cosine",
     edge_weight: float = 0.25,
-    batch_size: int = 8,
+    sketch: int | None = None,
+    batch_size: int | None = None,
+    mesh: Mesh | None = None,
     limit: int | None = None,
     strict: bool = False,
-    points: Path | None = None,
+    points: str | Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[Affinity, Probe]:
     """Computes the affinities of a zoo's networks and writes a run directory, or takes an unfinished one up.
@@ -57,10 +62,13 @@ def run_affinity(
         methods: Any of `METHODS` and `RELATIVES`.
         similarity: "cosine", or "correlation" for cosines of maps whose mean over pixels was removed.
         edge_weight: How much the edges of DEPARA count beside its nodes.
-        batch_size: Images per step on the device.
+        sketch: Keep so many numbers of each map, see `affinity_matrix`; None: whole maps.
+        batch_size: Images at a time on each device; None: as many as are useful and fit.
+        mesh: Devices to share the work, see `affinity_matrix`.
         limit: Use the first so many images; None: all.
         strict: Whether a file that is no usable image is an error rather than skipped.
-        points: Directory whose `points/` receives the points; None: the run directory.
+        points: Directory, or URL of an object store's folder, whose `points/` receives the points; None: the run
+            directory.
         progress: Called with images done, images to do (over all networks) and the network's name.
 
     Returns:
@@ -89,6 +97,7 @@ def run_affinity(
         "methods": list(methods),
         "similarity": similarity,
         "epsilon": _EPSILON,
+        "sketch": sketch,
         "precision": "float32, matrix products at the highest precision",
     }
     if "depara" in methods:
@@ -108,29 +117,30 @@ def run_affinity(
             "images": list(probe.names),
             "skipped": [list(pair) for pair in probe.skipped],
         },
-        "points": os.path.relpath(Path(points or out) / "points", out),
+        "points": f"{points}/points" if "://" in str(points) else os.path.relpath(Path(points or out) / "points", out),
         "unusable": None,
     }
-    with record.running(out, _KIND, about, _differences, command, batch_size=batch_size) as results:
-        affinity = affinity_matrix(
-            zoo,
-            probe.images,
-            methods=methods,
-            similarity=similarity,
-            epsilon=_EPSILON,
-            edge_weight=edge_weight,
-            batch_size=batch_size,
-            directory=points or out,
-            image_names=probe.names,
-            progress=progress,
-        )
-        affinity.save(out)
-        for method in methods:
-            how = f"{similarity}, " if method in METHODS or method == "depara" else ""
-            title = f"Affinity by {method} ({how}{len(probe.names)} images)"
-            heat_map(affinity[method], affinity.names, out / f"affinity_{method}.png", title)
+    sweep = Sweep(
+        zoo, probe.images, methods=methods, similarity=similarity, epsilon=_EPSILON, edge_weight=edge_weight,
+        sketch=sketch, batch_size=batch_size, mesh=mesh, image_names=probe.names,
+    )  # fmt: skip
+    with record.running(out, _KIND, about, _differences, command, mesh=dict(sweep.mesh.shape)) as results:
+        affinity = sweep.run(points or out, progress)
+        with together():
+            if is_first():
+                _write(out, affinity, len(probe.names))
+        results["batch_sizes"] = sweep.batch_sizes
         results["unusable"] = {method: [list(pair) for pair in affinity.unusable[method]] for method in methods}
     return affinity, probe
+
+
+def _write(out: Path, affinity: Affinity, images: int) -> None:
+    """The tables and heat maps of a run."""
+    affinity.save(out)
+    for method in affinity.methods:
+        how = f"{affinity.similarity}, " if method in METHODS or method == "depara" else ""
+        title = f"Affinity by {method} ({how}{images} images)"
+        heat_map(affinity[method], affinity.names, out / f"affinity_{method}.png", title)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,34 +1,58 @@
-"""The sweep: many networks over one set of probe images, their points on disk, and the affinities between them."""
+"""The sweep: many networks over one set of probe images, their points, and the affinities between them."""
 
-import functools
+import dataclasses
 import hashlib
 import json
+import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree, UInt8
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxtransfer.affinity import SIMILARITIES, Affinity, MethodResult, Similarity, similarities
-from jaxtransfer.attribution import METHODS, attribute
+from jaxtransfer.affinity import SIMILARITIES, Affinity, MethodResult, Similarity
+from jaxtransfer.attribution import METHODS
+from jaxtransfer.devices import MODEL, device_mesh, memory_per_device, together
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.network import ApplyFn, Network, Storable, weights_hash
-from jaxtransfer.points import ArrayWriter, Key, Points, chunks, read_rows
-from jaxtransfer.preprocess import PreprocessFn, restore_maps
-from jaxtransfer.relatives import RELATIVES, cka, depara, rsa, svcca
+from jaxtransfer.network import Network, Storable, weights_hash
+from jaxtransfer.passes import (
+    REPRESENTATION,
+    SKETCH,
+    Images,
+    Inputs,
+    Layout,
+    Pass,
+    input_shape,
+    own_rows,
+    owns_row,
+    place_weights,
+)
+from jaxtransfer.points import Key, Points, chunks
+from jaxtransfer.preprocess import PreprocessFn
+from jaxtransfer.relatives import RELATIVES, Representations, cka, depara, rsa, svcca
+from jaxtransfer.rows import compare_maps
+from jaxtransfer.sketch import Projection
 from jaxtransfer.zoo import Zoo
 
-Images = Float[np.ndarray, "images height width channels"] | UInt8[np.ndarray, "images height width channels"]
 ProgressFn = Callable[[int, int, str], None]
 
-_REPRESENTATION = "representation"
 _NODES = "input_x_gradient"
 
-# Maps held at once while networks are compared.
-_COMPARISON_BYTES = 256 * 2**20
+# Pixels of a batch that picks itself, on each device; more gained nothing on CPUs.
+_PIXELS = {"cpu": 2**19}
+_PIXELS_OF_OTHERS = 2**22
+# Of a device's memory, what a batch that picks itself may take.
+_OF_MEMORY = 0.8
+# What a device makes of all its images is one chunk of a point unless it is larger.
+_CHUNK_BYTES = 16 * 2**20
+
+_LOG = logging.getLogger("jaxtransfer")
 
 
 def affinity_matrix(
@@ -39,7 +63,9 @@ def affinity_matrix(
     similarity: Similarity = "cosine",
     epsilon: float = 1e-4,
     edge_weight: float = 0.25,
-    batch_size: int = 8,
+    sketch: int | None = None,
+    batch_size: int | None = None,
+    mesh: Mesh | None = None,
     directory: str | Path | None = None,
     image_names: Sequence[str] | None = None,
     progress: ProgressFn | None = None,
@@ -49,9 +75,10 @@ def affinity_matrix(
     Every network makes one map per method of every image. Maps are brought back to the size of the images and averaged
     over colour channels; the affinity of two networks is the mean over images of the cosine between their maps. The
     methods of `RELATIVES` compare representations instead (see `jaxtransfer.relatives`), from the same forward pass.
-    Points go to disk as they are made, so memory holds one network, a batch and a few maps, however many networks there
-    are. Networks of equal `apply` and shapes are compiled once; each distinct preprocessing runs once per image.
-    Everything is computed in float32 at the highest matrix product precision.
+    Points go to disk as they are made, and rows of the matrix as they are compared: memory holds the networks at work
+    and the next ones, a batch and a few maps, however many networks there are. Networks of equal `apply` and shapes are
+    compiled once; each distinct preprocessing runs once per image. Everything is computed in float32 at the highest
+    matrix product precision.
 
     Args:
         networks: A zoo, or networks with different names.
@@ -60,9 +87,14 @@ def affinity_matrix(
         similarity: Of maps: "cosine" (the paper's) or "correlation" (each map's mean over pixels removed first).
         epsilon: Stabiliser of epsilon-LRP; > 0.
         edge_weight: How much the edges of DEPARA count beside its nodes; >= 0.
-        batch_size: Images at a time; the result does not depend on it beyond rounding.
-        directory: Where the points are kept; finished ones found there are not computed again, even for another
-            `similarity`. Default: a temporary directory.
+        sketch: Keep so many numbers of each map, a random projection (see `Projection`), instead of all: affinities are
+            right on average, and the error this adds is in `Affinity.sketch_stderr`. None: whole maps.
+        batch_size: Images at a time on each device; the result does not depend on it beyond rounding. None: as many as
+            are useful and fit into its memory.
+        mesh: Devices with the axes "model" and "data" (`jaxtransfer.device_mesh`): networks are spread over the one,
+            images over the other. None: one device, or all where there are several processes.
+        directory: Where points and rows are kept, a directory or the URL of an object store's folder (`gs://`,
+            `s3://`); finished ones found there are not computed again. Default: a temporary directory.
         image_names: Names for messages and for `Affinity.unusable`; default: "0", "1", ...
         progress: Called as `progress(done, total, network)`, counted in images times networks.
 
@@ -71,126 +103,363 @@ def affinity_matrix(
 
     Raises:
         JaxTransferError: No networks or images, two networks of one name, images of the wrong kind, an unknown method
-            or similarity, a network without any usable map or fewer than four usable representations, or what
-            `attribute` raises.
+            or similarity, a network without any usable map or fewer than four usable representations, a batch that
+            does not fit into memory, or what `attribute` raises.
+        OSError: Something cannot be written, because the disk is full for example.
     """
-    images = _checked_images(images)
-    image_names = [str(n) for n in range(len(images))] if image_names is None else list(image_names)
-    source = networks if isinstance(networks, Zoo) else list(networks)
-    names = source.names if isinstance(source, Zoo) else tuple(network.name for network in source)
-    methods = tuple(methods)
-    kinds = _kinds(methods)
-    _check_arguments(names, methods, similarity, edge_weight, batch_size, len(images), len(image_names))
-
+    sweep = Sweep(
+        networks, images, methods=methods, similarity=similarity, epsilon=epsilon, edge_weight=edge_weight,
+        sketch=sketch, batch_size=batch_size, mesh=mesh, image_names=image_names,
+    )  # fmt: skip
+    if directory is not None:
+        return sweep.run(directory, progress)
     with tempfile.TemporaryDirectory(prefix="jaxtransfer-") as temporary:
-        points = Points(Path(directory or temporary) / "points")
-        # Long preprocessed arrays belong on the disk that also holds the points.
-        with tempfile.TemporaryDirectory(prefix=".writing-", dir=points.directory) as scratch:
-            sweep = _Sweep(points, images, Path(scratch), epsilon, batch_size)
-            done, total = 0, len(names) * len(images)
-            for network in source:
-                for step in sweep.run(network, kinds):
-                    done += step
-                    if progress is not None:
-                        progress(done, total, network.name)
-        maps = {
-            kind: _compare_maps(points, names, image_names, kind, similarity)
-            for kind in kinds
-            if kind != _REPRESENTATION
+        return sweep.run(temporary, progress)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """A network whose weights need not be at hand.
+
+    Attributes:
+        name: Of the network.
+        preprocess: How it wants its images.
+        architecture: Networks with equal ones share a compiled program.
+        identity: What its points depend on besides the images.
+        load: Gives the network.
+    """
+
+    name: str
+    preprocess: PreprocessFn | None
+    architecture: Hashable
+    identity: Key
+    load: Callable[[], Network]
+
+
+class Sweep:
+    """What `affinity_matrix` does, in steps.
+
+    Attributes:
+        mesh: The devices.
+        batch_sizes: Of the networks that were computed, by name, how many images at a time on each device.
+    """
+
+    def __init__(
+        self,
+        networks: Zoo | Iterable[Network],
+        images: Images | Float[Array, "images height width channels"],
+        *,
+        methods: Sequence[str],
+        similarity: Similarity,
+        epsilon: float,
+        edge_weight: float,
+        sketch: int | None,
+        batch_size: int | None,
+        mesh: Mesh | None,
+        image_names: Sequence[str] | None,
+    ) -> None:
+        """Takes `affinity_matrix`'s arguments."""
+        self._images = _checked_images(images)
+        self._image_names = [str(n) for n in range(len(self._images))] if image_names is None else list(image_names)
+        self._sources = _sources(networks)
+        self._methods = tuple(methods)
+        names = [source.name for source in self._sources]
+        _check_arguments(names, methods, similarity, edge_weight, batch_size, sketch, self._images, self._image_names)
+        self._kinds = _kinds(methods, similarity, sketch)
+        self._similarity: Similarity = similarity
+        self._epsilon, self._edge_weight, self._batch_size = epsilon, edge_weight, batch_size
+        self.mesh = device_mesh(1, 1 if jax.process_count() == 1 else None) if mesh is None else mesh
+        self._projection = None if sketch is None else _projection(self._images, sketch, self.mesh)
+        self._probe_hash = hashlib.sha256(np.ascontiguousarray(self._images).data).hexdigest()
+        self.batch_sizes: dict[str, int] = {}
+        self._inputs: Inputs | None = None
+        self._most: dict[Hashable, int] = {}
+
+    def run(self, directory: str | Path, progress: ProgressFn | None = None) -> Affinity:
+        """Makes the points that are missing in a directory and compares all."""
+        points = Points(f"{str(directory).rstrip('/')}/points")
+        keys = {
+            source.name: {kind: self._key(source, kind) for kind in self._kinds.values()} for source in self._sources
         }
-        representations = {name: points.open(name, _REPRESENTATION) for name in names if _REPRESENTATION in kinds}
-        results = {}
-        for method in methods:
-            if method in METHODS:
-                results[method] = maps[method]
-            else:
-                nodes = maps[_NODES] if method == "depara" else None
-                results[method] = _compare_representations(method, representations, image_names, nodes, edge_weight)
-    return Affinity(names, similarity, results)
+        self._make_points(points, keys, progress)
+        return self._compare(points, keys)
 
+    def _make_points(self, points: Points, keys: Mapping[str, Mapping[str, Key]], progress: ProgressFn | None) -> None:
+        """Makes what is missing; networks of one architecture go over the rows of the mesh together."""
+        with together():
+            missing = {name: points.missing(name, of_kinds) for name, of_kinds in keys.items()}
+        images, total, done = len(self._images), len(self._images) * len(keys), 0
+        # One preprocessing after the other, so that the inputs of only one are held.
+        alike: dict[Hashable, dict[Hashable, list[_Source]]] = {}
+        for source in self._sources:
+            if missing[source.name]:
+                of_preprocess = alike.setdefault(source.preprocess, {})
+                of_preprocess.setdefault((source.architecture, missing[source.name]), []).append(source)
+            elif progress is not None:
+                progress(done := done + images, total, source.name)
+        everyone = [sources for of_preprocess in alike.values() for sources in of_preprocess.values()]
+        rows = self.mesh.shape[MODEL]
+        teams = [some[start:stop] for some in everyone for start, stop in chunks(len(some), rows)]
+        for team, loading in _loaded_ahead(teams, own_rows(self.mesh)):
+            with together():
+                networks = loading.result()
 
-def _kinds(methods: Sequence[str]) -> tuple[str, ...]:
-    """The points that methods are computed from."""
-    maps = [method for method in METHODS if method in methods or (method == _NODES and "depara" in methods)]
-    return (*maps, _REPRESENTATION) if any(method in RELATIVES for method in methods) else tuple(maps)
+            def tell(count: int, before: int = done, name: str = team[-1].name) -> None:
+                if progress is not None:
+                    progress(before + count, total, name)
 
+            wanted = {source.name: {kind: keys[source.name][kind] for kind in missing[source.name]} for source in team}
+            self._make(points, wanted, networks, team[0].architecture, tell)
+            done += images * len(team)
 
-class _Sweep:
-    """Makes the points that are missing, one network at a time."""
+    def _make(
+        self,
+        points: Points,
+        keys: Mapping[str, Mapping[str, Key]],
+        networks: Mapping[int, Network],
+        architecture: Hashable,
+        tell: Callable[[int], None],
+    ) -> None:
+        """Makes the points of one network on each row of the mesh, in smaller batches if memory runs out."""
+        network = next(iter(networks.values()))
+        params = place_weights({row: each.params for row, each in networks.items()}, self.mesh)
+        kinds = tuple(next(iter(keys.values())))
+        while True:
+            one, program = self._program(network, kinds, params, architecture)
+            batch = one.layout.batch
+            try:
+                self._attribute(points, keys, one, program, params, tell)
+                break
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                if self._batch_size is not None or batch == 1 or jax.process_count() > 1:
+                    raise JaxTransferError(
+                        f"The memory of a device does not hold {batch} images of network {network.name!r}; ask for a "
+                        "smaller batch size, or more devices for the images."
+                    ) from error
+                _LOG.warning("Memory ran out at batches of %d images; half as many are tried.", batch)
+                self._most[architecture] = batch // 2
+        self.batch_sizes |= dict.fromkeys(keys, batch)
 
-    def __init__(self, points: Points, images: Images, scratch: Path, epsilon: float, batch_size: int) -> None:
-        self._points = points
-        self._images = images
-        self._scratch = scratch
-        self._epsilon = epsilon
-        self._batch_size = batch_size
-        self._probe_hash = hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
-        self._preprocessed: dict[PreprocessFn | None, Path] = {}
+    def _program(
+        self, network: Network, kinds: tuple[str, ...], params: PyTree, architecture: Hashable
+    ) -> tuple[Pass, jax.stages.Compiled]:
+        """A compiled pass over batches as large as is useful and fits, or as was asked for."""
+        height, width = input_shape(network.preprocess, 1, self._images.shape[1:])[1:3]
+        useful = max(1, _PIXELS.get(jax.default_backend(), _PIXELS_OF_OTHERS) // (height * width))
+        most = self._most.get(architecture, self._batch_size or useful)
+        room = _OF_MEMORY * memory_per_device()
+        while True:
+            layout = Layout.of(self.mesh, len(self._images), most)
+            static = (network.apply, network.preprocess, kinds, self._similarity, self._epsilon)
+            one = Pass(*static, self._images.shape[1:], layout)
+            program = one.compiled(params, self._projection)
+            needed = program.memory_analysis()
+            bytes_ = needed.temp_size_in_bytes + needed.argument_size_in_bytes + needed.output_size_in_bytes
+            if self._batch_size is not None or bytes_ <= room or layout.batch == 1:
+                break
+            most = max(1, min(layout.batch // 2, int(layout.batch * room / bytes_)))
+        if self._batch_size is None and architecture not in self._most:
+            self._most[architecture] = most
+            size = f"{bytes_ / 2**30:.2g} of {room / _OF_MEMORY / 2**30:.3g} GiB"
+            _LOG.info("Batches of %d images on each device for %s, which take %s.", layout.batch, network.name, size)
+        return one, program
 
-    def run(self, network: Network, kinds: tuple[str, ...]) -> Iterator[int]:
-        """Computes what is missing of a network's points; yields how many images were finished at a time."""
-        weights = weights_hash(network.params)
-        keys = {kind: self._key(network, weights, kind) for kind in kinds}
-        missing = self._points.missing(network.name, keys)
-        total = len(self._images)
-        if not missing:
-            yield total
-            return
-        inputs = self._inputs(network.preprocess)
-        params = jax.device_put(network.params)
-        static = network.apply, network.preprocess, missing, self._epsilon, self._images.shape[1:3]
-        with (
-            jax.default_matmul_precision("highest"),
-            self._points.writing(network.name, {kind: keys[kind] for kind in missing}, total) as writers,
-        ):
-            # One batch is computed while the one before it is written.
-            waiting: tuple[int, dict[str, Array]] | None = None
-            for start, stop in [*chunks(total, self._batch_size), (total, total)]:
-                ahead = None
-                if start < stop:
-                    batch = _padded(read_rows(inputs, start, stop), self._batch_size)
-                    ahead = (stop - start, _point(*static, params, batch))
-                if waiting is not None:
-                    count, found = waiting
-                    for kind, writer in writers.items():
-                        writer.write(np.asarray(found[kind])[:count])
-                    yield count
-                waiting = ahead
-
-    def _inputs(self, preprocess: PreprocessFn | None) -> Path:
-        """The file with the preprocessed probe, made when it is first asked for."""
-        if preprocess not in self._preprocessed:
-            file = self._scratch / f"{len(self._preprocessed)}.npy"
-            writer = ArrayWriter(file, len(self._images))
-            for start, stop in chunks(len(self._images), self._batch_size):
-                images = jnp.asarray(_padded(_as_float(self._images[start:stop]), self._batch_size))
-                with jax.default_matmul_precision("highest"):
-                    writer.write(np.asarray(_preprocess(preprocess, images))[: stop - start])
+    def _attribute(
+        self,
+        points: Points,
+        keys: Mapping[str, Mapping[str, Key]],
+        one: Pass,
+        program: jax.stages.Compiled,
+        params: PyTree,
+        tell: Callable[[int], None],
+    ) -> None:
+        if self._inputs is None or self._inputs.key != (one.preprocess, one.layout):
+            self._inputs = Inputs(self._images, one.preprocess, one.layout)
+        inputs, layout = self._inputs, one.layout
+        writer = _Writer(points, list(keys), layout, program.out_info)
+        with together():
+            writer.create()
+        # One step is computed while the one before it is written.
+        ahead = program(params, *inputs[0], self._projection)
+        for step in range(layout.steps):
+            now = ahead
+            if step + 1 < layout.steps:
+                ahead = program(params, *inputs[step + 1], self._projection)
+            writer.take(step, now)
+            tell(len(keys) * layout.done(step + 1))
+        with together():
             writer.close()
-            self._preprocessed[preprocess] = file
-        return self._preprocessed[preprocess]
+        with together():
+            for row, (name, of_kinds) in enumerate(keys.items()):
+                if owns_row(self.mesh, row):
+                    points.finish(name, of_kinds)
 
-    def _key(self, network: Network, weights: str, kind: str) -> Key:
+    def _compare(self, points: Points, keys: Mapping[str, Mapping[str, Key]]) -> Affinity:
+        names = tuple(keys)
+        results, images = {}, len(self._images)
+        for method, kind in self._kinds.items():
+            if kind != REPRESENTATION:
+                of_kind = {name: of_kinds[kind] for name, of_kinds in keys.items()}
+                variance = None if self._projection is None else self._projection.variance
+                every_image = "depara" in self._methods
+                result, usable = compare_maps(
+                    points,
+                    kind,
+                    of_kind,
+                    images,
+                    self._similarity,
+                    self.mesh,
+                    variance=variance,
+                    every_image=every_image,
+                )
+                _check_usable(names, method, usable, result.counts)
+                results[method] = dataclasses.replace(result, unusable=_unusable(names, self._image_names, usable))
+        representations = {name: points.open(name, REPRESENTATION) for name in names if REPRESENTATION in self._kinds}
+        for method in self._methods:
+            if method in RELATIVES:
+                nodes = results[_NODES] if method == "depara" else None
+                results[method] = _compare_representations(
+                    method, representations, self._image_names, nodes, self._edge_weight
+                )
+        return Affinity(names, self._similarity, {method: results[method] for method in self._methods})
+
+    def _key(self, source: _Source, kind: str) -> Key:
         """All that a point depends on."""
         return {
-            "weights_sha256": weights,
-            "apply": _apply_name(network.apply),
-            "preprocess": repr(network.preprocess),
+            **source.identity,
             "probe_sha256": self._probe_hash,
             "kind": kind,
-            "epsilon": self._epsilon if kind == "epsilon_lrp" else None,
+            "epsilon": self._epsilon if kind.startswith("epsilon_lrp") else None,
             "precision": "float32",
+            "sketch": self._projection.size if self._projection is not None and kind != REPRESENTATION else None,
         }
 
 
-def _apply_name(apply: ApplyFn) -> str:
-    """A function's name, with a hash of its configuration if it has one."""
+class _Writer:
+    """Takes what the devices of this process make and writes it."""
+
+    def __init__(self, points: Points, names: Sequence[str], layout: Layout, made: Mapping[str, Any]) -> None:
+        self._points, self._names, self._layout = points, names, layout
+        self._shapes = {kind: each.shape[2:] for kind, each in made.items()}
+        # Chunks are what a device makes of all its images, or in one step: no two processes write one.
+        share = {kind: 4 * layout.share * int(np.prod(shape)) for kind, shape in self._shapes.items()}
+        self._chunks = {kind: layout.share if share[kind] <= _CHUNK_BYTES else layout.batch for kind in self._shapes}
+        self._held: dict[tuple[str, str, int], list[Float[np.ndarray, "images ..."]]] = {}
+        self._begun: list[Any] = []
+        self._problem: OSError | JaxTransferError | None = None
+
+    def create(self) -> None:
+        """Makes room for the points of the rows this process answers for."""
+        for row, name in enumerate(self._names):
+            if owns_row(self._layout.mesh, row):
+                for kind, shape in self._shapes.items():
+                    self._points.create(name, kind, (self._layout.images, *shape), self._chunks[kind])
+
+    def take(self, step: int, made: Mapping[str, Float[Array, "networks images ..."]]) -> None:
+        """Writes, or holds until a chunk is full, what a step made on the devices of this process.
+
+        What goes wrong is kept for `close`, where all processes hear of it.
+        """
+        layout = self._layout
+        try:
+            self._points.wait(self._begun)
+            self._begun.clear()
+            for kind, array in made.items():
+                for shard in array.addressable_shards:
+                    row, column = shard.index[0].start or 0, (shard.index[1].start or 0) // layout.batch
+                    first = layout.first(column, step)
+                    if self._problem is not None or row >= len(self._names) or first >= layout.images:
+                        continue
+                    values = jax.device_get(shard.data)[0][: layout.images - first]
+                    if self._chunks[kind] == layout.share:
+                        self._held.setdefault((self._names[row], kind, column), []).append(values)
+                    else:
+                        self._write(self._names[row], kind, first, values)
+        except (OSError, JaxTransferError) as problem:
+            self._problem = problem
+
+    def close(self) -> None:
+        """Writes what is held, and waits until all is written."""
+        if self._problem is not None:
+            raise self._problem
+        for (name, kind, column), values in self._held.items():
+            self._write(name, kind, self._layout.first(column, 0), np.concatenate(values))
+        self._points.wait(self._begun)
+
+    def _write(self, name: str, kind: str, first: int, values: Float[np.ndarray, "images ..."]) -> None:
+        self._begun.append(self._points.open(name, kind).write(first, values))
+
+
+def _loaded_ahead(
+    teams: Sequence[Sequence[_Source]], rows: Sequence[int]
+) -> Iterator[tuple[Sequence[_Source], Future[dict[int, Network]]]]:
+    """Teams with their networks, which are loaded while those before are at work; the last one fills rows up."""
+
+    def load(team: Sequence[_Source]) -> dict[int, Network]:
+        members = {row: team[min(row, len(team) - 1)] for row in rows}
+        loaded = {source.name: source.load() for source in members.values()}
+        return {row: loaded[source.name] for row, source in members.items()}
+
+    with ThreadPoolExecutor(1) as pool:
+        futures = (pool.submit(load, team) for team in teams)
+        upcoming = next(futures, None)
+        for team in teams:
+            assert upcoming is not None
+            now, upcoming = upcoming, next(futures, None)
+            yield team, now
+
+
+def _sources(networks: Zoo | Iterable[Network]) -> list[_Source]:
+    if isinstance(networks, Zoo):
+        return [_in_zoo(networks, name) for name in networks.names]
+    return [_at_hand(network) for network in networks]
+
+
+def _in_zoo(zoo: Zoo, name: str) -> _Source:
+    """A network that is loaded when its turn comes; its manifest says what it is."""
+    manifest, preprocess = zoo.manifest(name), zoo.preprocess(name)
+    architecture = json.dumps([manifest[key] for key in ("apply", "preprocess", "params")], sort_keys=True)
+    apply = manifest["apply"]
+    described = _described(apply["name"], apply["config"]) if "config" in apply else apply["name"]
+    identity = {"weights_sha256": manifest["weights_sha256"], "apply": described, "preprocess": repr(preprocess)}
+    return _Source(name, preprocess, architecture, identity, lambda: zoo[name])
+
+
+def _at_hand(network: Network) -> _Source:
+    leaves, structure = jax.tree.flatten(network.params)
+    architecture = network.apply, structure, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    apply = network.apply
     owner = apply if hasattr(apply, "__qualname__") else type(apply)
-    name = f"{owner.__module__}:{owner.__qualname__}"
-    if not isinstance(apply, Storable):
-        return name
-    config = json.dumps(apply.to_json(), sort_keys=True)
-    return f"{name} {hashlib.sha256(config.encode()).hexdigest()}"
+    described = f"{owner.__module__}:{owner.__qualname__}"
+    if isinstance(apply, Storable):
+        described = _described(described, apply.to_json())
+    weights = weights_hash(network.params)
+    identity = {"weights_sha256": weights, "apply": described, "preprocess": repr(network.preprocess)}
+    return _Source(network.name, network.preprocess, architecture, identity, lambda: network)
+
+
+def _described(name: str, config: Any) -> str:
+    """A function's name, with a hash of its configuration."""
+    return f"{name} {hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()}"
+
+
+def _kinds(methods: Sequence[str], similarity: Similarity, sketch: int | None) -> dict[str, str]:
+    """The points that methods are computed from, by the method they are for."""
+    ending = "" if sketch is None else f"-{similarity}{SKETCH}"
+    maps = [method for method in METHODS if method in methods or (method == _NODES and "depara" in methods)]
+    kinds = {method: f"{method}{ending}" for method in maps}
+    return kinds | ({REPRESENTATION: REPRESENTATION} if any(method in RELATIVES for method in methods) else {})
+
+
+def _projection(images: Images, size: int, mesh: Mesh) -> Projection:
+    """The same for every sweep of images of this size, on all devices."""
+    pixels = images.shape[1] * images.shape[2]
+    made = jax.jit(
+        lambda: Projection.of(pixels, size, jax.random.key(0)), out_shardings=NamedSharding(mesh, PartitionSpec())
+    )
+    return made()
 
 
 def _checked_images(images: Images | Float[Array, "images height width channels"]) -> Images:
@@ -210,9 +479,10 @@ def _check_arguments(
     methods: Sequence[str],
     similarity: str,
     edge_weight: float,
-    batch_size: int,
-    images: int,
-    image_names: int,
+    batch_size: int | None,
+    sketch: int | None,
+    images: Images,
+    image_names: Sequence[str],
 ) -> None:
     if not names:
         raise JaxTransferError("There are no networks to compare.")
@@ -226,81 +496,19 @@ def _check_arguments(
         raise JaxTransferError(f"The similarity must be one of {', '.join(SIMILARITIES)}, not {similarity!r}.")
     if not 0 <= edge_weight < np.inf:
         raise JaxTransferError(f"The weight of edges must be 0 or more, not {edge_weight}.")
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise JaxTransferError(f"The batch size must be at least 1, not {batch_size}.")
-    if image_names != images:
-        raise JaxTransferError(f"There are {images} images but {image_names} image names.")
-
-
-def _as_float(images: Images) -> Float[np.ndarray, "images height width channels"]:
-    return images.astype(np.float32) / np.float32(255) if images.dtype == np.uint8 else images.astype(np.float32)
-
-
-def _padded(rows: Float[np.ndarray, "rows ..."], size: int) -> Float[np.ndarray, "{size} ..."]:
-    """Repeats the last row up to `size` rows, so that all batches share one shape and one compilation."""
-    return np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), axis=0)]) if len(rows) < size else rows
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _preprocess(
-    preprocess: PreprocessFn | None, images: Float[Array, "images height width channels"]
-) -> Float[Array, "images h w channels"]:
-    return images if preprocess is None else preprocess(images)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _point(
-    apply: ApplyFn,
-    preprocess: PreprocessFn | None,
-    kinds: tuple[str, ...],
-    epsilon: float,
-    shape: tuple[int, int],
-    params: PyTree,
-    inputs: Float[Array, "images h w channels"],
-) -> dict[str, Float[Array, "images ..."]]:
-    """Maps at probe size, averaged over colour channels (methods A.3), and representations, from one forward pass."""
-    methods = [kind for kind in kinds if kind != _REPRESENTATION]
-    if methods:
-        maps, outputs = attribute(apply, params, inputs, methods=methods, epsilon=epsilon, with_outputs=True)
-    else:
-        maps, outputs = {}, apply(params, inputs)
-    found = {method: restore_maps(preprocess, m.mean(-1), shape) for method, m in maps.items()}
-    if _REPRESENTATION in kinds:
-        units = [leaf.reshape(leaf.shape[0], -1).astype(jnp.float32) for leaf in jax.tree.leaves(outputs)]
-        found[_REPRESENTATION] = jnp.concatenate(units, axis=1)
-    return found
-
-
-def _compare_maps(
-    points: Points, names: Sequence[str], image_names: Sequence[str], method: str, similarity: Similarity
-) -> MethodResult:
-    """Means and standard errors over images of the similarity of every pair (methods A.4)."""
-    total = np.zeros((len(names), len(names)))
-    squares, counts = np.zeros_like(total), np.zeros(total.shape, np.int64)
-    upper = np.triu_indices(len(names), 1)
-    usable_maps, by_image = [], []
-    for cosines, usable in _similarities(points, names, method, similarity):
-        total += cosines.sum(0, dtype=np.float64)
-        squares += np.square(cosines, dtype=np.float64).sum(0)
-        counts += usable.astype(np.int64) @ usable.T.astype(np.int64)
-        usable_maps.append(usable)
-        both = usable[upper[0]] & usable[upper[1]]
-        by_image.append(np.where(both.T, cosines[:, *upper], np.nan))
-    usable = np.concatenate(usable_maps, axis=1)
-    _check_usable(names, method, usable, counts)
-
-    mean = total / counts
-    variance = np.maximum(squares - counts * mean**2, 0) / np.maximum(counts - 1, 1)
-    stderr = np.where(counts > 1, np.sqrt(variance / counts), np.inf)
-    np.fill_diagonal(mean, 1)
-    np.fill_diagonal(stderr, 0)
-    unusable = _unusable(names, image_names, usable)
-    return MethodResult(mean.astype(np.float32), stderr.astype(np.float32), counts, unusable, np.concatenate(by_image))
+    if sketch is not None and not 1 <= sketch < images[0, :, :, 0].size:
+        raise JaxTransferError(
+            f"A sketch has at least 1 number and fewer than a map has pixels, {images[0, :, :, 0].size}, not {sketch}."
+        )
+    if len(image_names) != len(images):
+        raise JaxTransferError(f"There are {len(images)} images but {len(image_names)} image names.")
 
 
 def _compare_representations(
     method: str,
-    representations: dict[str, np.ndarray],
+    representations: Representations,
     image_names: Sequence[str],
     nodes: MethodResult | None,
     edge_weight: float,
@@ -330,19 +538,6 @@ def _unusable(
     names: Sequence[str], image_names: Sequence[str], usable: Bool[np.ndarray, "networks images"]
 ) -> tuple[tuple[str, str], ...]:
     return tuple((str(names[i]), str(image_names[n])) for i, n in np.argwhere(~usable))
-
-
-def _similarities(
-    points: Points, names: Sequence[str], method: str, similarity: Similarity
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Cosines [images, networks, networks] and usability [networks, images], a few images at a time."""
-    on_disk = [points.open(name, method) for name in names]
-    total, height, width = on_disk[0].shape
-    size = max(1, _COMPARISON_BYTES // (4 * height * width * len(names)))
-    for start, stop in chunks(total, size):
-        maps = np.stack([each[start:stop] for each in on_disk])
-        cosines, usable = similarities(maps.reshape(len(names), stop - start, -1), similarity)
-        yield np.asarray(cosines), np.asarray(usable)
 
 
 def _check_usable(names: Sequence[str], method: str, usable: np.ndarray, counts: np.ndarray) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from jaxtransfer import Affinity, record
 from jaxtransfer.affinity import MethodResult
 from jaxtransfer.files import write_csv
+from jaxtransfer.points import Points
 
 METHODS = ("saliency", "epsilon_lrp")
 AWKWARD = (
@@ -49,11 +50,11 @@ def attribution_run(
     }  # fmt: skip
     _finish(directory, "affinity", about, {"unusable": {method: list(map(list, unusable)) for method in METHODS}})
     Affinity(names, "cosine", results).save(directory)
+    points = Points(directory / "points")
     for name in names if maps else ():
         for method in METHODS:
-            point = directory / "points" / name / method
-            point.mkdir(parents=True)
-            np.save(point / "values.npy", rng.normal(size=(3, 16, 16)).astype(np.float32))
+            points.create(name, method, (3, 16, 16), chunk=3)
+            points.wait([points.open(name, method).write(0, rng.normal(size=(3, 16, 16)).astype(np.float32))])
     return directory
 
 

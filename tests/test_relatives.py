@@ -12,6 +12,7 @@ from scipy.spatial.distance import squareform
 
 import jaxtransfer as jt
 from jaxtransfer import relatives
+from jaxtransfer.points import Points
 from jaxtransfer.relatives import Comparison
 
 UNITS = {"few": 3, "some": 17, "many": 90}
@@ -268,7 +269,7 @@ def test_in_a_sweep_they_cost_no_pass_of_their_own(tmp_path: Any) -> None:
     found = jt.affinity_matrix(networks, images, methods=methods, batch_size=5, directory=tmp_path)
     assert found.methods == methods
     assert len(traces) == 1
-    assert {file.parent.name for file in tmp_path.glob("points/x/*/values.npy")} == {
+    assert {file.parent.name for file in tmp_path.glob("points/x/*/key.json")} == {
         "saliency",
         "input_x_gradient",  # the nodes of DEPARA
         "representation",
@@ -277,7 +278,7 @@ def test_in_a_sweep_they_cost_no_pass_of_their_own(tmp_path: Any) -> None:
     for each in networks:
         outputs = apply(each.params, images)
         given_[each.name] = np.concatenate([np.reshape(outputs[key], (14, -1)) for key in ("one", "two")], axis=1)
-        stored = np.load(tmp_path / "points" / each.name / "representation" / "values.npy")
+        stored = Points(tmp_path / "points").open(each.name, "representation")[:]
         np.testing.assert_allclose(stored, given_[each.name], atol=1e-5)
         given_[each.name] = stored  # ranks are of just these numbers
     for name, (_, slow) in SLOW.items():
