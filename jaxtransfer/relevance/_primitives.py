@@ -23,7 +23,7 @@ LINEAR = frozenset(
     all_gather all_gather_invariant all_to_all broadcast broadcast_in_dim concatenate cumsum device_put
     dynamic_slice dynamic_update_slice expand_dims gather mesh_cast optimization_barrier pad pcast
     ppermute psum psum2 psum_invariant pvary reduce_scatter reduce_sum reduce_window_sum reshape reshard rev
-    scatter scatter-add scatter_add sharding_constraint slice split squeeze tile transpose unstack
+    scatter scatter-add scatter_add sharding_constraint slice split squeeze stack tile transpose unstack
     """.split()
 )
 
