@@ -190,6 +190,41 @@ def test_shard_map_with_models_sharded_does_not_sum_over_shards() -> None:
         chex.assert_trees_all_close(jax.tree.map(lambda m, k=k: m[k], actual), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "activation",
+    [
+        lambda x: jax.nn.gelu(jax.nn.relu(x)),
+        lambda x: jax.nn.silu(2 * x),
+        lambda x: jax.nn.softmax(jnp.tanh(2 * x)),
+        jax.nn.hard_swish,
+    ],
+    ids=["gelu", "silu", "softmax", "hard_swish"],
+)
+def test_shard_map_leaves_an_activation_whole(activation: Any) -> None:
+    """Plain numbers become varying (`pvary`) where they meet what varies; that is part of the activation."""
+
+    def net(params: Any, x: jax.Array) -> jax.Array:
+        return activation(activation(x @ params["first"]) @ params["second"]) @ params["dense"]
+
+    rng = np.random.default_rng(3)
+    shapes = {"first": (2, 3, 8), "second": (2, 8, 8), "dense": (2, 8, 5)}
+    models = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    mesh = jax.make_mesh((2, 4), ("model", "data"), axis_types=(AxisType.Auto,) * 2)
+
+    def one_shard(params: Any, images: jax.Array) -> Any:
+        images = lax.pcast(images, "model", to="varying")
+        maps = jt.attribute(net, jax.tree.map(lambda w: w[0], params), images)
+        return jax.tree.map(lambda m: m[None], maps)
+
+    specs = PartitionSpec("model"), PartitionSpec("data")
+    actual = jax.jit(jax.shard_map(one_shard, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("model", "data")))(
+        models, jnp.asarray(IMAGES)
+    )
+    for k in range(2):
+        expected = jt.attribute(net, jax.tree.map(lambda w, k=k: w[k], models), IMAGES)
+        chex.assert_trees_all_close(jax.tree.map(lambda m, k=k: m[k], actual), expected, rtol=1e-6, atol=1e-6)
+
+
 def test_one_trace_for_any_number_of_batches() -> None:
     apply: Any = chex.assert_max_traces(plain, n=1)
     for scale in (1.0, 2.0, 3.0):

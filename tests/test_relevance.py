@@ -272,6 +272,7 @@ def test_parametric_activations_are_one_activation() -> None:
         lambda x: jax.image.resize(x, (x.shape[0], 4, 9, 8), "linear"),
         lambda x: jnp.sort(x, axis=1),
         lambda x: x[:, jnp.array([0, 3, 3]), :, ::2],
+        lambda x: jnp.stack([x, x[:, ::-1] * 2], axis=2),
         lambda x: jnp.split(x, 2, axis=-1)[1],
         lambda x: jnp.einsum("nhwc,cd->ndhw", x, normal(6, 8, 3)),
         lambda x: jnp.where(jnp.arange(8) > 3, x, 0.0) + jnp.cumsum(x, 1),

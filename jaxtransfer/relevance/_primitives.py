@@ -23,7 +23,7 @@ LINEAR = frozenset(
     all_gather all_gather_invariant all_to_all broadcast broadcast_in_dim concatenate cumsum device_put
     dynamic_slice dynamic_update_slice expand_dims gather mesh_cast optimization_barrier pad pcast
     ppermute psum psum2 psum_invariant pvary reduce_scatter reduce_sum reduce_window_sum reshape reshard rev
-    scatter scatter-add scatter_add sharding_constraint slice split squeeze tile transpose unstack
+    scatter scatter-add scatter_add sharding_constraint slice split squeeze stack tile transpose unstack
     """.split()
 )
 
@@ -45,8 +45,8 @@ CUSTOM = frozenset("custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr".split
 CHECKPOINTS = frozenset("checkpoint remat remat2".split())
 STOPS_GRADIENT = frozenset({"stop_gradient"})
 
-# Moves entries about without changing them; `REDUCING` summarises many entries in one.
-SPREADING = frozenset("broadcast_in_dim convert_element_type copy expand_dims reshape squeeze transpose".split())
+# Moves entries about, or marks them as varying over devices, and changes none; `REDUCING` summarises many in one.
+SPREADING = frozenset("broadcast_in_dim convert_element_type copy expand_dims pvary reshape squeeze transpose".split())
 REDUCING = frozenset("reduce_max reduce_min reduce_sum reduce_window_sum".split())
 ROOTS = frozenset("pow rsqrt sqrt".split())
 
