@@ -4,9 +4,7 @@ Run with `python -m benchmarks.attribution` from the root of the checkout, after
 """
 
 import argparse
-import tempfile
-from collections.abc import Callable
-from hashlib import sha256
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +16,9 @@ from jaxtyping import PyTree
 
 import jaxtransfer as jt
 from benchmarks import harness, torch_peer
+from benchmarks.networks import taskonomy_params
 from jaxtransfer import taskonomy
-from jaxtransfer.converters.taskonomy import convert
 from jaxtransfer.precision import Precision
-
-
-def converted(encoder: torch.nn.Module) -> PyTree:
-    """The same weights in JAX, by way of the converter."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "weights"
-        path.mkdir()
-        torch.save({"state_dict": encoder.state_dict()}, path / "new.pth")
-        digest = sha256((path / "new.pth").read_bytes()).hexdigest()
-        (path / "new.pth").rename(path / f"normal_encoder-{digest}.pth")
-        zoo = jt.Zoo(Path(folder) / "zoo")
-        convert(path, zoo)
-        return zoo["rgb2sfnorm"].params
 
 
 def over_networks(params: list[PyTree], images: jax.Array, precision: Precision) -> dict[str, Callable[[], Any]]:
@@ -52,7 +37,7 @@ def over_networks(params: list[PyTree], images: jax.Array, precision: Precision)
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=256, help="height and width of the images")
     parser.add_argument("--batch-size", type=int, default=8)
@@ -60,7 +45,7 @@ def main() -> None:
     parser.add_argument("--networks", type=int, default=3, help="for loop, lax.map and vmap")
     parser.add_argument("--precision", choices=("float32", "tf32"), default="float32", help="of matrix products")
     parser.add_argument("--out", type=Path, help="folder for the JSON files")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.precision == "tf32"
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
     settings = {key: value for key, value in vars(options).items() if key != "out"} | {"torch_device": device}
@@ -68,9 +53,8 @@ def main() -> None:
     images = np.random.default_rng(0).uniform(-0.8, 0.8, (options.batch_size, options.size, options.size, 3))
     ours_images = jnp.asarray(images, jnp.float32)
     torch_images = torch.from_numpy(images.astype(np.float32).transpose(0, 3, 1, 2).copy()).to(device)
-    encoders = [torch_peer.random_encoder(seed) for seed in range(options.networks)]
-    params = [jax.device_put(converted(encoder)) for encoder in encoders]
-    encoder = encoders[0].to(device)
+    params = [jax.device_put(taskonomy_params(seed)) for seed in range(options.networks)]
+    encoder = torch_peer.Encoder(params[0]).to(device)
 
     def ours() -> Any:
         return jax.block_until_ready(
@@ -100,9 +84,11 @@ def main() -> None:
         print(f"{method}: smallest cosine between ours and PyTorch's over the images {cosines.min():.6f}")
 
     seconds = harness.take_turns({k: (run, options.batch_size) for k, run in contenders.items()}, options.rounds)
-    shape = f"{options.batch_size} x {options.size} x {options.size} x 3, {options.precision}, {device}"
+    shape = " x ".join(map(str, images.shape))
+    title = f"Three maps of one Taskonomy encoder, images per second; {shape}, {options.precision}, {device}"
     file = options.out and options.out / f"attribution_{device}_{options.precision}.json"
-    harness.report(f"Three maps of one Taskonomy encoder, images per second; {shape}", seconds, "ours", settings, file)
+    about = {"precision": options.precision, "shapes": {"images": images.shape}}
+    harness.report(title, seconds, "ours", settings, file, **about, goals={"(a) PyTorch, batched": 1.4})
 
     few = ours_images[: max(1, options.batch_size // 4)]
     units = len(few) * options.networks
@@ -110,7 +96,8 @@ def main() -> None:
     seconds = harness.take_turns(runs, options.rounds)
     title = f"Over {options.networks} encoders, {len(few)} images each; images x networks per second"
     file = options.out and options.out / f"attribution_networks_{device}_{options.precision}.json"
-    harness.report(title, seconds, "loop", settings, file)
+    about["shapes"] = {"images": few.shape}
+    harness.report(title, seconds, "loop", settings, file, **about)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ Run with `python -m benchmarks.pge --out benchmarks/results` from the root of th
 import argparse
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -302,7 +302,8 @@ def speed(rounds: int, folder: Path | None) -> None:
         seconds = harness.take_turns(contenders, rounds)
         title = f"Restarts of {name}, {count} x {size} x {size} x 3, random head, float32"
         file = folder and folder / f"pge_speed_{name}.json"
-        harness.report(title, seconds, "ours", {"batch": count, "size": size}, file)
+        shapes = {"batch": (count, size, size, 3)}
+        harness.report(title, seconds, "ours", {"restarts": restarts}, file, precision="float32", shapes=shapes)
 
 
 def properties(name: str, tasks: Tasks, restarts: int) -> dict[str, Any]:
@@ -394,7 +395,7 @@ def plot(record: Mapping[str, Any], folder: Path, name: str) -> None:
     FigureCanvasAgg(figure).print_figure(folder / f"pge_{name}.png", dpi=130)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of class folders; default: the digits of scikit-learn")
     parser.add_argument("--size", type=int, default=16, help="height and width of the images")
@@ -408,7 +409,7 @@ def main() -> None:
         "--parts", nargs="*", default=["noise", "budget", "control", "alignment", "properties", "remaining", "speed"]
     )
     parser.add_argument("--out", type=Path, help="folder for JSON files and figures")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     tasks = folder_tasks(options.data, options.size) if options.data else digits_tasks(options.size)
     source = options.data.name if options.data else "digits"
     first = options.backbone[0]
@@ -427,7 +428,10 @@ def main() -> None:
                 continue
             record[part] = run(name)
             if options.out:
-                harness.store(record, options.out / f"pge_{source}_{name}.json")
+                file = options.out / f"pge_{source}_{name}.json"
+                harness.store(
+                    record, file, precision="float32", shapes={task: each[0].shape for task, each in tasks.items()}
+                )
         if options.out and {"noise", "budget"} <= set(record):
             plot(record, options.out, f"{source}_{name}")
     if "speed" in options.parts:

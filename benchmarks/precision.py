@@ -9,7 +9,7 @@ random weights.
 import argparse
 import functools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from rich.table import Table
 from scipy.stats import kendalltau
 
 import jaxtransfer as jt
-from benchmarks import harness, torch_peer
-from benchmarks.attribution import converted
+from benchmarks import harness
+from benchmarks.networks import taskonomy_params
 from jaxtransfer import demo, taskonomy
 from jaxtransfer.affinity import SIMILARITIES, Similarity, similarities
 from jaxtransfer.network import ApplyFn
@@ -83,8 +83,7 @@ def encoders(count: int, size: int) -> Iterator[jt.Network]:
     """Taskonomy encoders with random weights."""
     preprocess = jt.Preprocess((size, size), 0.5, 0.5)
     for seed in range(count):
-        params = converted(torch_peer.random_encoder(seed))
-        yield jt.Network(f"random{seed}", taskonomy.encode, params, preprocess)
+        yield jt.Network(f"random{seed}", taskonomy.encode, taskonomy_params(seed), preprocess)
 
 
 def all_maps(networks: Iterator[jt.Network], images: np.ndarray, batch_size: int) -> dict[str, Maps]:
@@ -145,9 +144,21 @@ def report(title: str, found: dict[str, Maps]) -> list[dict[str, Any]]:
     return rows
 
 
+def goals(changes: Mapping[str, list[dict[str, Any]]]) -> list[harness.Row]:
+    """What bfloat16 is to keep, of every group of networks."""
+    rows = []
+    for title, each in changes.items():
+        ours = [row for row in each if row["computed"] == "bfloat16"]
+        change, tau = max(row["largest_change"] for row in ours), min(row["smallest_tau"] for row in ours)
+        what = f"{title}: bfloat16 beside float32"
+        rows.append(harness.Row(what, "", "", f"affinities move by {change:.2g}", "<= 0.005", change <= 0.005))
+        rows.append(harness.Row(what, "", "", f"smallest tau {tau:.2f}", ">= 0.98", bool(tau >= 0.98)))
+    return rows
+
+
 def times(size: int, batch_size: int, rounds: int) -> dict[str, list[float]]:
     """Seconds per image of an encoder in float32 and bfloat16, in turns."""
-    params = jax.device_put(converted(torch_peer.random_encoder(0)))
+    params = jax.device_put(taskonomy_params(0))
     images = jax.random.uniform(jax.random.key(0), (batch_size, size, size, 3), minval=-1)
 
     def run(precision: Any) -> Callable[[], Any]:
@@ -156,7 +167,7 @@ def times(size: int, batch_size: int, rounds: int) -> dict[str, list[float]]:
     return harness.take_turns({name: (run(name), batch_size) for name in (REFERENCE, "bfloat16")}, rounds)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="a folder of photos; default: the crops of the demo")
     parser.add_argument("--limit", type=int, default=24, help="photos that are used, spread over the folder")
@@ -166,7 +177,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256, help="height and width of what they see")
     parser.add_argument("--rounds", type=int, default=5, help="of timing")
     parser.add_argument("--out", type=Path, help="folder for the JSON file")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.demo or Path(temporary)
         demo._write_crops(folder / "images")
@@ -185,12 +196,16 @@ def main() -> None:
             for title, networks in groups.items()
         }
     seconds = times(options.size, options.batch_size, options.rounds)
-    harness.report("Three maps of one encoder, images per second", seconds, REFERENCE, {}, None)
+    title = "Three maps of one encoder, images per second"
+    harness.show_ratios(title, seconds, REFERENCE)
     if options.out:
         settings = {key: value for key, value in vars(options).items() if key not in ("out", "demo")}
         settings |= {"images": photos.name, "photos": names}
         record = {"settings": settings, "reference": REFERENCE, "changes": changes, "seconds_per_image": seconds}
-        harness.store(record, options.out / f"precision_{jax.default_backend()}.json")
+        rows = [*goals(changes), *harness.rows(title, seconds, REFERENCE)]
+        record["rows"] = [row._asdict() for row in rows]
+        file = options.out / f"precision_{harness.device()}.json"
+        harness.store(record, file, precision="bfloat16", shapes={"images": images.shape})
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxtransfer as jt
-from benchmarks import harness, torch_peer
-from benchmarks.attribution import converted
+from benchmarks import harness
+from benchmarks.networks import taskonomy_params
 from jaxtransfer import taskonomy
 from jaxtransfer.converters import torch_export
 from jaxtransfer.pge.symmetry import orbits
@@ -231,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return jnp.asarray(rng.uniform(-0.8, 0.8, shape), jnp.float32)
 
     with jax.default_matmul_precision("highest"):
-        encoder, lite = jax.device_put(converted(torch_peer.random_encoder(0))), lite0()
+        encoder, lite = jax.device_put(taskonomy_params(0)), lite0()
         works = {
             "Taskonomy encoder, three maps": maps_of(taskonomy.encode, encoder, pictures(options.size)),
             "EfficientNet-Lite0, three maps": maps_of(lite.apply, jax.device_put(lite.params), pictures(224)),
@@ -284,7 +284,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.out:
         settings = {key: value for key, value in vars(options).items() if key != "out"}
         record = {"settings": settings, "product_flops_per_second": rate, "stream_bytes_per_second": bandwidth}
-        harness.store(record | {"works": rows}, options.out / f"profile_{jax.default_backend()}.json")
+        lines = [
+            harness.Row(name, f"{1e3 * min(row['seconds']):.3g} ms", f"at least {1e3 * row['least_seconds']:.3g} ms",
+                        f"{row['share']:.0%} of the machine")
+            for name, row in rows.items()
+        ]  # fmt: skip
+        record |= {"works": rows, "rows": [line._asdict() for line in lines]}
+        shapes = {"images": (options.batch_size, options.size, options.size, 3)}
+        harness.store(record, options.out / f"profile_{harness.device()}.json", precision="float32", shapes=shapes)
 
 
 if __name__ == "__main__":

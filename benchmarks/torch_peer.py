@@ -1,31 +1,71 @@
-"""PyTorch's side: the Taskonomy encoder with random weights, and three ways to its attribution maps."""
+"""PyTorch's side: the Taskonomy encoder, and three ways to its attribution maps."""
 
 import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
-from captum.attr import InputXGradient, Saliency
+from flax import traverse_util
+from jaxtyping import PyTree
 from torch import nn
-from visualpriors.taskonomy_network import TaskonomyEncoder
 
 Maps = dict[str, torch.Tensor]
 
+_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
-def random_encoder(seed: int) -> TaskonomyEncoder:
-    """An encoder whose activations keep their size from layer to layer, with batch statistics of its own."""
-    generator = torch.Generator().manual_seed(seed)
-    encoder = TaskonomyEncoder(normalize_outputs=False)
-    for module in encoder.modules():
-        if isinstance(module, nn.Conv2d):
-            fan_in = module.weight[0].numel()
-            module.weight.data.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
-        elif isinstance(module, nn.BatchNorm2d):
-            module.weight.data.uniform_(0.5, 1, generator=generator)
-            module.bias.data.normal_(0, 0.1, generator=generator)
-            module.get_buffer("running_mean").normal_(0, 0.1, generator=generator)
-            module.get_buffer("running_var").uniform_(0.8, 1.5, generator=generator)
-    return encoder
+
+class Bottleneck(nn.Module):
+    """The block of the release `visualpriors`, whose last of a layer subsamples its shortcut."""
+
+    def __init__(self, inputs: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inputs, channels, 1, bias=False), nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3, self.bn3 = nn.Conv2d(channels, 4 * channels, 1, bias=False), nn.BatchNorm2d(4 * channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = nn.MaxPool2d(1, stride) if stride > 1 else nn.Identity()
+        if inputs != 4 * channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, 4 * channels, 1, bias=False), nn.BatchNorm2d(4 * channels)
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Applies the block."""
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        y += self.downsample(x)
+        return self.relu(y)
+
+
+class Encoder(nn.Sequential):
+    """The encoder of `visualpriors` before its group normalisation, with the same names, fixed for inference."""
+
+    def __init__(self, params: PyTree) -> None:
+        """Takes the weights that `jaxtransfer.taskonomy.encode` takes."""
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False), nn.BatchNorm2d(64)
+        self.relu, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, ceil_mode=True)
+        inputs = 64
+        for i, (blocks, channels, stride) in enumerate(((3, 64, 2), (4, 128, 2), (6, 256, 1), (3, 512, 1)), 1):
+            widths, strides = [inputs] + [4 * channels] * (blocks - 1), [1] * (blocks - 1) + [stride]
+            layer = nn.Sequential(*(Bottleneck(w, channels, s) for w, s in zip(widths, strides, strict=True)))
+            self.add_module(f"layer{i}", layer)
+            inputs = 4 * channels
+        self.compress1, self.compress_bn = nn.Conv2d(2048, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.relu1 = nn.ReLU(inplace=True)
+        state = {}
+        leaves: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(params["encoder"])
+        for path, leaf in leaves.items():
+            values = np.asarray(leaf, np.float32)
+            if path[-1] == "kernel":  # a 1x1 convolution is a linear layer there
+                values = values.reshape((1,) * (4 - values.ndim) + values.shape).transpose(3, 2, 0, 1)
+            state[".".join((*path[:-1], _NAMES.get(path[-1], path[-1])))] = torch.from_numpy(values.copy())
+        counters = {name: value for name, value in self.state_dict().items() if name.endswith("num_batches_tracked")}
+        self.load_state_dict(counters | state)
+        self.eval().requires_grad_(False)
 
 
 class _EpsilonReLU(torch.autograd.Function):
@@ -62,19 +102,25 @@ def input_gradient(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return torch.autograd.grad(module(images).sum(), images)[0]
 
 
-def batched(encoder: nn.Module) -> Callable[[torch.Tensor], Maps]:
-    """(a) One gradient pass and one epsilon-LRP pass, all images at once."""
+def batched(encoder: nn.Module, *, compiled: bool = False) -> Callable[[torch.Tensor], Maps]:
+    """(a) One gradient pass and one epsilon-LRP pass, all images at once; also with `torch.compile`."""
     ruled = with_rule(encoder)
+    forward: list[Any] = [encoder, ruled]
+    if compiled:
+        forward = [torch.compile(each, dynamic=False) for each in forward]
 
     def maps(images: torch.Tensor) -> Maps:
-        gradient, modified = input_gradient(encoder, images), input_gradient(ruled, images)
-        return {"saliency": gradient.abs(), "input_x_gradient": images * gradient, "epsilon_lrp": images * modified}
+        gradient, modified = (input_gradient(each, images).float() for each in forward)
+        x = images.float()
+        return {"saliency": gradient.abs(), "input_x_gradient": x * gradient, "epsilon_lrp": x * modified}
 
     return maps
 
 
 def captum(encoder: nn.Module) -> Callable[[torch.Tensor], Maps]:
     """(b) Captum's `Saliency` and `InputXGradient`, and the epsilon-LRP pass."""
+    from captum.attr import InputXGradient, Saliency
+
     ruled = with_rule(encoder)
 
     def total(images: torch.Tensor) -> torch.Tensor:

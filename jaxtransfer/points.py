@@ -23,9 +23,9 @@ from jaxtransfer.errors import JaxTransferError
 
 Key = dict[str, Any]
 
-# Chunks that were read and may be wanted again.
-_CACHE_BYTES = 128 * 2**20
-_CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
+# Chunks that were written or read and may be wanted again.
+CACHE_BYTES = 128 * 2**20
+_CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
 
 
 class Points:

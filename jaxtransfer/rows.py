@@ -103,7 +103,7 @@ class _Tiles:
         self, points: Points, kind: str, names: Sequence[str], similarity: Similarity | None, mesh: Mesh
     ) -> None:
         self._points, self._similarity, self._mesh = points, similarity, mesh
-        self._opened: Callable[[int], Point] = functools.cache(lambda i: points.open(names[i], kind))
+        self._opened: Callable[[int], Point] = functools.cache(lambda i: points.open(str(names[i]), kind))
         self.pixels = int(np.prod(self._opened(0).shape[1:]))
         self.images = len(self._opened(0))
         self.at_once = max(1, _TILE_BYTES // (4 * _TILE * self.pixels))
@@ -134,8 +134,8 @@ class _Tiles:
         cosines = on_host(_products(above.units, across.units))[: above.images, : above.networks, : across.networks]
         if self._similarity is not None:
             cosines = cosines.clip(-1, 1)
-        usable = (on_host(each.usable)[: each.networks, : each.images].T for each in (above, across))
-        return cosines, *usable
+        usable, usable_across = (on_host(each.usable)[: each.networks, : each.images].T for each in (above, across))
+        return cosines, usable, usable_across
 
 
 def _tiled(networks: int) -> list[slice]:

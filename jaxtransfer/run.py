@@ -14,7 +14,7 @@ from jaxtransfer import record
 from jaxtransfer.affinity import SIMILARITIES, Affinity, Similarity
 from jaxtransfer.attribution import METHODS
 from jaxtransfer.confidence import RetrievalBands, retrieval_bands
-from jaxtransfer.devices import is_first
+from jaxtransfer.devices import is_first, together
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.evaluation import Quantity, RankCorrelation, RetrievalCurve, rank_correlations, retrieval_curve
 from jaxtransfer.figures import heat_map, retrieval_curves

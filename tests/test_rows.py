@@ -56,7 +56,9 @@ def compared(monkeypatch) -> list[tuple[int, int]]:
     return sizes
 
 
-def _compare(points: Points, networks: Sequence[int], weights: dict[int, str] | None = None, **options: Any) -> Any:
+def _compare(
+    points: Points, networks: Sequence[int] | np.ndarray, weights: dict[int, str] | None = None, **options: Any
+) -> Any:
     keys = {f"n{i}": {"weights": (weights or {}).get(i, str(i))} for i in networks}
     mesh = options.pop("mesh", device_mesh(1, 1))
     return compare_maps(points, "saliency", keys, IMAGES, options.pop("similarity", "cosine"), mesh, **options)
