@@ -67,7 +67,10 @@ class _Said(logging.Handler):
     """What the library has to say, beside the progress."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _complain(record.getMessage())
+        from jaxtransfer.devices import is_first
+
+        if is_first():
+            _complain(record.getMessage())
 
 
 app = typer.Typer(

@@ -99,12 +99,11 @@ def distribute(
 
 
 def memory_per_device() -> int:
-    """Bytes that a device of this process has for all that is on it."""
+    """Bytes that a device has for all that is on it, the least of any process; all processes have to ask for it."""
     statistics = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" in statistics:
-        return statistics["bytes_limit"]
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return host // jax.local_device_count()
+    own = statistics.get("bytes_limit", host // jax.local_device_count())
+    return int(exchanged(np.array(own)).min())
 
 
 def is_first() -> bool:

@@ -80,6 +80,12 @@ class Points:
         with self._said():
             self._folder(folder).write(f"{name}.npz", content.getvalue()).result()
 
+    def array_names(self, folder: str) -> set[str]:
+        """The names that `write_arrays` was given in a folder."""
+        with self._said():
+            files = self._folder(folder).list().result()
+        return {file.decode().removesuffix(".npz") for file in files if file.endswith(b".npz")}
+
     def read_arrays(self, folder: str, name: str) -> dict[str, np.ndarray] | None:
         """Reads an `.npz` file; None where there is none that can be read."""
         with self._said():
@@ -101,7 +107,9 @@ class Points:
         return ts.KvStore.open(f"{self._url}{'/'.join(names)}/", context=_CONTEXT).result()
 
     def _array(self, network: str, kind: str, spec: dict[str, Any], **how: Any) -> ts.TensorStore:
-        spec = {"driver": "zarr3", "kvstore": f"{self._url}{network}/{kind}/", **spec}
+        # What is missing is an error, not zeros; so zeros are written too.
+        strict = {"fill_missing_data_reads": False, "store_data_equal_to_fill_value": True}
+        spec = {"driver": "zarr3", "kvstore": f"{self._url}{network}/{kind}/", **strict, **spec}
         return ts.open(spec, context=_CONTEXT, **how).result()
 
     @contextlib.contextmanager

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy.spatial.distance import squareform
 
 from jaxtransfer.affinity import MethodResult, Similarity, directions, pair_columns, products
-from jaxtransfer.devices import DATA, MODEL, distribute, is_first, on_host, together
+from jaxtransfer.devices import DATA, MODEL, distribute, exchanged, is_first, on_host, together
 from jaxtransfer.points import Key, Point, Points, chunks
 
 # Maps are compared in tiles of so many networks by as many, however few there are: what is said of a pair must not
@@ -64,7 +64,11 @@ def compare_maps(
     few = len(names) * (len(names) - 1) // 2 * images <= _MOST_PARTS
     pairs = _Pairs(len(names), images, None if few or every_image else _groups(images))
     folder, sketched = f"_rows/{kind}-{similarity}", variance is not None
-    kept = np.array([pairs.take(i, points.read_arrays(folder, name), marks) for i, name in enumerate(names)])
+    there = points.array_names(folder)
+    there = exchanged(np.array([name in there for name in names])).all(0)  # processes may see files at different times
+    kept = np.array([
+        there[i] and pairs.take(i, points.read_arrays(folder, name), marks) for i, name in enumerate(names)
+    ])  # fmt: skip
 
     order = np.argsort(~kept, kind="stable")  # those without a row come last and are compared with all others
     missing = np.tril(~pairs.known[np.ix_(order, order)], -1)

@@ -19,7 +19,7 @@ from rich.filesize import decimal
 
 from jaxtransfer.affinity import SIMILARITIES, Affinity, MethodResult, Similarity
 from jaxtransfer.attribution import METHODS
-from jaxtransfer.devices import MODEL, memory_per_device, own_rows, owns, together, usual_mesh
+from jaxtransfer.devices import MODEL, exchanged, memory_per_device, own_rows, owns, together, usual_mesh
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.network import Network, Storable, weights_hash
 from jaxtransfer.passes import (
@@ -195,8 +195,11 @@ class Sweep:
 
     def _make_points(self, points: Points, keys: Mapping[str, Mapping[str, Key]], progress: ProgressFn | None) -> None:
         """Makes what is missing; networks of one architecture go over the rows of the mesh together."""
+        kinds = tuple(self._kinds.values())
         with together():
-            missing = {name: points.missing(name, of_kinds) for name, of_kinds in keys.items()}
+            own = [[kind in points.missing(name, of_kinds) for kind in kinds] for name, of_kinds in keys.items()]
+        anywhere = exchanged(np.array(own)).any(0)  # processes may see files at different times
+        missing = {name: tuple(np.array(kinds)[row].tolist()) for name, row in zip(keys, anywhere, strict=True)}
         images, total, done = len(self._images), len(self._images) * len(keys), 0
         # One preprocessing after the other, so that the inputs of only one are held.
         alike: dict[Hashable, dict[Hashable, list[_Source]]] = {}

@@ -1,7 +1,10 @@
 """What several test files use."""
 
+import contextlib
 import csv
 import functools
+import random
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,15 @@ from jaxtransfer.affinity import MethodResult
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 """`jax.jit` for functions that run once: three times faster to compile, slower to run."""
+
+
+def free_port() -> int:
+    """A port that nobody listens at, and that the system gives nobody by itself."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def affinity_of(matrix: Any, names: Sequence[str], pseudo_values: np.ndarray | None = None) -> Affinity:

@@ -1,9 +1,9 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -13,10 +13,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import jaxtransfer
-from helpers import complaint
+from helpers import complaint, free_port
 from jaxtransfer import Network, Preprocess, Zoo
 from jaxtransfer.aten import AtenProgram, Node, Value, Weight
 from jaxtransfer.cli import app
+from jaxtransfer.run import load_run
 
 
 def tiny(params, images):
@@ -191,54 +192,49 @@ def test_as_a_process(here, tmp_path):
     assert "Traceback" not in failed.stderr
 
 
-def _fill_for_processes(path: Path) -> None:
-    """A zoo of networks that a process of its own can open, no two of them compiled alike."""
-    zoo = Zoo(path)
-    for seed, name in enumerate(["a", "b", "c", "d"]):
-        weights = np.random.default_rng(seed).normal(size=(4 + seed, 3, 3, 3)).astype(np.float32)
+def test_two_processes_are_one_command(tmp_path):
+    """Of a zoo that any process can open; the first of them speaks."""
+    zoo, images = Zoo(tmp_path / "zoo"), tmp_path / "images"
+    for seed, name in enumerate(["a", "b", "c"]):
+        weights = np.random.default_rng(seed).normal(size=(4, 3, 3, 3)).astype(np.float32)
         arguments = (Value("x"), Weight("w"), None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
         convolution = Node("aten.convolution.default", arguments, {}, "c", "")
         relu = Node("aten.relu.default", (Value("c"),), {}, "y", "")
         program = AtenProgram((convolution, relu), "x", "y", (32, 32, 3), False)
         zoo.add(Network(name, program, {"w": weights}, Preprocess((32, 32), mean=0.5, std=0.5)))
-
-
-def test_killed_run_goes_on(tmp_path):
-    _fill_for_processes(tmp_path / "zoo")
-    images = tmp_path / "images"
     images.mkdir()
     rng = np.random.default_rng(1)
-    for i in range(6):
+    for i in range(5):
         Image.fromarray(rng.integers(0, 255, (32, 32, 3)).astype(np.uint8)).save(images / f"{i}.png")
-    out, whole = tmp_path / "run", tmp_path / "whole"
-    arguments = ["affinity", tmp_path / "zoo", images, "--batch-size", "2", "--out"]
-    assert _process(*arguments, whole).returncode == 0
 
-    killed = subprocess.Popen(
-        [sys.executable, "-m", "jaxtransfer", *map(str, [*arguments, out])],
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"},  # slow enough to be caught in the middle
-    )
-    while not list((out / "points").glob("a/*/key.json")):
-        assert killed.poll() is None
-        time.sleep(0.005)
-    killed.kill()
-    killed.wait()
-    assert not (out / "affinity_saliency.csv").exists()
-    unfinished = _process("rank", out, "a")
-    assert unfinished.returncode == 2
-    assert "has not finished" in unfinished.stderr
-
-    keys = list((out / "points").glob("*/*/key.json"))
-    finished = {file: file.stat().st_mtime_ns for key in keys for file in key.parent.rglob("*")}
-    assert 1 <= len(keys) < 12
-    again = _process(*arguments, out)
-    assert again.returncode == 0, again.stderr
-    assert {file: file.stat().st_mtime_ns for file in finished} == finished
-    tables = sorted(file.name for file in whole.glob("*.csv"))
-    assert len(tables) == 9
-    for name in tables:
-        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    command = ["affinity", str(zoo.path), str(images), "--mesh", "model=2,data=2", "--out"]
+    address = f"127.0.0.1:{free_port()}"
+    started = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "jaxtransfer",
+                *map(str, command),
+                tmp_path / "two",
+                "--distributed",
+                f"{address},{i}/2",
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"},
+        )
+        for i in range(2)
+    ]
+    (said, about), (nothing, _) = (process.communicate(timeout=120) for process in started)
+    assert [process.returncode for process in started] == [0, 0], about
+    assert "saliency" in said
+    assert re.search(r"Batches of \d+ images on each device for a, which take .*B of .*GB", about)
+    assert "saliency" not in nothing
+    assert _run(*command, tmp_path / "one").exit_code == 0
+    one, two = load_run(tmp_path / "one"), load_run(tmp_path / "two")
+    np.testing.assert_allclose(two["saliency"], one["saliency"], atol=1e-6)
 
 
 def test_help_does_not_wait_for_the_heavy_packages():

@@ -4,7 +4,6 @@ import json
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ import pge_mesh
 import pytest
 from pge_mesh import RUNS, make_tasks, run, traced
 
+from helpers import free_port
 from jaxtransfer.devices import device_mesh
 from jaxtransfer.errors import JaxTransferError, in_words
 from jaxtransfer.pge import run as run_module
@@ -161,12 +161,9 @@ def test_two_runs_exclude_each_other(tasks):
 @contextlib.contextmanager
 def _processes(count: int, *arguments: object) -> Iterator[list[subprocess.Popen[str]]]:
     """Real processes that do the runs of `pge_mesh`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = str(free_port())
     commands = [
-        [sys.executable, pge_mesh.__file__, str(port), f"{number}/{count}", *map(str, arguments)]
-        for number in range(count)
+        [sys.executable, pge_mesh.__file__, port, f"{number}/{count}", *map(str, arguments)] for number in range(count)
     ]
     started = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
     try:

@@ -74,7 +74,7 @@ def test_affinities_are_within_the_error_they_state(similarity):
         pairs = np.triu_indices(len(NETWORKS), 1)
         errors = (found[method] - exact[method])[pairs] / stated[pairs]
         assert np.abs(errors).max() < 3.5  # 28 pairs: beyond 3 once in fourteen such tests
-        assert 0.6 < errors.std() < 1.4
+        assert 0.4 < errors.std() < 1.6  # pairs share their signs, so that this says little
         np.testing.assert_array_equal(np.diag(found[method]), 1)
         np.testing.assert_array_equal(np.diag(stated), 0)
         # The error over images has that of the sketches in it.

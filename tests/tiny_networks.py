@@ -3,7 +3,6 @@
 import multiprocessing
 import resource
 import signal
-import socket
 import unittest.mock
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 from jax import lax
 
+from helpers import free_port
 from jaxtransfer import JaxTransferError, Network, Preprocess, Zoo
 from jaxtransfer.devices import connect, parse_mesh
 from jaxtransfer.errors import in_words
@@ -50,14 +50,17 @@ def fill(zoo: Zoo, seeds: Sequence[int]) -> Zoo:
 
 
 def run(
-    place: str | None, devices: int, largest_file: int, zoo: Path, images: Path, out: Path, mesh: str, **options: Any
-) -> None:
+    place: str | None, devices: int, largest_file: int, to_fail: bool,
+    zoo: Path, images: Path, out: Path, mesh: str, **options: Any
+) -> None:  # fmt: skip
     """Runs `run_affinity` as one of several processes, or alone.
 
     Says in files beside `out` which points were finished here, and what went wrong.
     """
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
+    if to_fail:  # perhaps while it writes to what all tests share
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
     if place is not None:
         connect(place)
     finish = Points.finish
@@ -76,19 +79,26 @@ def run(
     except (JaxTransferError, OSError) as error:
         (out.parent / f"error{jax.process_index()}").write_text(in_words(error))
         raise SystemExit(2) from None
+    finally:
+        if place is not None:
+            jax.distributed.shutdown()  # which processes of `multiprocessing` would leave out at their exit
 
 
 def start(
-    count: int, *arguments: Any, devices: int, largest_file: int = resource.RLIM_INFINITY, **options: Any
+    count: int,
+    *arguments: Any,
+    devices: int,
+    largest_file: int = resource.RLIM_INFINITY,
+    to_fail: bool = False,
+    **options: Any,
 ) -> list[Any]:
     """Starts so many processes of one run; of an argument that is a list each gets its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     started = []
     for i in range(count):
         own = [each[i] if isinstance(each, list) else each for each in arguments]
         place = None if count == 1 else f"{address},{i}/{count}"
-        started.append(PROCESSES.Process(target=run, args=(place, devices, largest_file, *own), kwargs=options))
+        given = place, devices, largest_file, to_fail, *own
+        started.append(PROCESSES.Process(target=run, args=given, kwargs=options))
         started[-1].start()
     return started
