@@ -64,8 +64,9 @@ def compare_maps(
     few = len(names) * (len(names) - 1) // 2 * images <= _MOST_PARTS
     pairs = _Pairs(len(names), images, None if few or every_image else _groups(images))
     folder, sketched = f"_rows/{kind}-{similarity}", variance is not None
-    there = points.array_names(folder)
-    there = exchanged(np.array([name in there for name in names])).all(0)  # processes may see files at different times
+    seen = points.array_names(folder)
+    everyone = exchanged(np.array([name in seen for name in names]))
+    there = np.asarray(everyone.all(0))  # processes may see files at different times
     kept = np.array([
         there[i] and pairs.take(i, points.read_arrays(folder, name), marks) for i, name in enumerate(names)
     ])  # fmt: skip

@@ -198,7 +198,7 @@ class Sweep:
         kinds = tuple(self._kinds.values())
         with together():
             own = [[kind in points.missing(name, of_kinds) for kind in kinds] for name, of_kinds in keys.items()]
-        anywhere = exchanged(np.array(own)).any(0)  # processes may see files at different times
+        anywhere = np.asarray(exchanged(np.array(own)).any(0))  # processes may see files at different times
         missing = {name: tuple(np.array(kinds)[row].tolist()) for name, row in zip(keys, anywhere, strict=True)}
         images, total, done = len(self._images), len(self._images) * len(keys), 0
         # One preprocessing after the other, so that the inputs of only one are held.
