@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             record["largest_error"] = worst = float(np.abs(errors).max())
             found, goal, met = f"off by {worst:.1g} at most", "<= 1e-6", worst <= 1e-6
         else:
-            errors /= np.array([affinity.sketch_stderr(method)[i, j] for method in dense])
+            errors /= np.array([np.asarray(affinity.sketch_stderr(method))[i, j] for method in dense])
             record["errors_in_stated_errors"] = errors.tolist()
             worst, usual = float(np.abs(errors).max()), float(np.sqrt(np.square(errors).mean()))
             found = f"off by {usual:.2f} stated errors, {worst:.1f} at most"
