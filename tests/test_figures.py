@@ -24,6 +24,13 @@ def test_heat_map_of_any_size(tmp_path, count):
     assert [file.name for file in tmp_path.iterdir()] == ["map.png"]
 
 
+def test_heat_map_of_thousands(tmp_path):
+    names = [f"n{i}" for i in range(1500)]
+    heat_map(np.eye(1500, dtype=np.float32), names, tmp_path / "map.png", "many")
+    with Image.open(tmp_path / "map.png") as picture:
+        assert max(picture.size) < 7_000
+
+
 def test_colours_span_the_values_off_the_diagonal(tmp_path):
     small = np.array([[1, 0.001, 0.002], [0.001, 1, 0.003], [0.002, 0.003, 1]], np.float32)
     heat_map(small, "abc", tmp_path / "map.png", "small affinities")
