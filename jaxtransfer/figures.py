@@ -33,7 +33,7 @@ _ANNOTATED = 12
 _FEW = 20  # up to so many names are slanted, and all sources of a target are shown
 _BEST = 10
 _MANY = 60  # from so many on a heat map is an image, without lines between its cells
-_NAMED, _LARGEST = 300, 45  # with more names a heat map has none; how wide it may be, in inches
+_NAMED, _OF_MORE = 300, 16  # with more names a heat map has none, and is so wide, in inches
 _LEAST = (99.95, 9.995, 0.095, 0.0095, 0.00095)  # the largest value that is written with 0, 1, ... decimals
 _SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito, for colour-blind readers
 _TRAINED, _CONTROL = _SERIES[:2]
@@ -58,7 +58,8 @@ def heat_map(
     """Draws a matrix of affinities, or of distances, as a heat map; what is nearer is brighter.
 
     The colours span the values off the diagonal, which would otherwise take the range for itself; it is left
-    grey, and so is what is missing. Up to 12 networks the values are written into the cells; more than 300 have no names.
+    grey, and so is what is missing. Up to 12 networks the values are written into the cells; more than 300 have no
+    names.
 
     Args:
         values: 1 on the diagonal, or 0 where smaller is nearer; NaN where there is no value.
@@ -81,7 +82,7 @@ def heat_map(
         low, high = low - 0.01, high + 0.01
 
     cell = 0.62 if count <= _ANNOTATED else max(0.15, 6 / count)
-    side = min(max(cell * count, 3.2), _LARGEST)
+    side = max(cell * count, 3.2) if count <= _NAMED else _OF_MORE
     cell = side / count
     fontsize = 9 if count <= _FEW else 7.5
     figure = Figure(figsize=(side, side), dpi=150 if count <= _MANY else 120)
