@@ -151,7 +151,7 @@ def goals(changes: Mapping[str, list[dict[str, Any]]]) -> list[harness.Row]:
         ours = [row for row in each if row["computed"] == "bfloat16"]
         change, tau = max(row["largest_change"] for row in ours), min(row["smallest_tau"] for row in ours)
         what = f"{title}: bfloat16 beside float32"
-        rows.append(harness.Row(what, "", "", f"affinities move by {change:.2g}", "<= 0.005", change <= 0.005))
+        rows.append(harness.Row(what, "", "", f"affinities move by {change:.2g}", "<= 0.005", bool(change <= 0.005)))
         rows.append(harness.Row(what, "", "", f"smallest tau {tau:.2f}", ">= 0.98", bool(tau >= 0.98)))
     return rows
 
