@@ -46,11 +46,8 @@ class _Commands(TyperGroup):
     """All commands; what a user can cause ends in one sentence instead of a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
-        log = logging.getLogger("jaxtransfer")
-        log.handlers = [_Said()]
-        log.setLevel(logging.INFO)
         try:
-            with warnings.catch_warnings():
+            with _logged(), warnings.catch_warnings():
                 warnings.showwarning = lambda message, *_: _complain(f"Warning: {message}")
                 return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -61,6 +58,21 @@ class _Commands(TyperGroup):
                 raise
             _complain(f"Error: {in_words(error)}")
         raise typer.Exit(2)
+
+
+@contextlib.contextmanager
+def _logged() -> Iterator[None]:
+    """Shows what the library logs, once, whatever other packages made of logging."""
+    log, handler = logging.getLogger("jaxtransfer"), _Said(logging.INFO)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(logging.NOTSET)
+        log.propagate = True
 
 
 class _Said(logging.Handler):
