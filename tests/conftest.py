@@ -1,10 +1,12 @@
 """Shared fixtures, and the strictness every test runs under."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # benchmarks; behind the installed package, which is tested
 os.environ.setdefault("MPLBACKEND", "agg")
 # Compiling takes most of the time: less of LLVM's effort, and what one process has compiled all others read. They
 # inherit these, those that tests start too. With a size the cache has a lock: no process reads half a file.

@@ -1,18 +1,13 @@
 """What the profile counts, against closed forms, against counts by convolving ones, and against XLA's own."""
 
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
-from jaxtransfer.pge.layers import convolution
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # behind the installed package, which is what is tested
 from benchmarks import profile
+from jaxtransfer.pge.layers import convolution
 
 pytestmark = pytest.mark.usefixtures("quick")
 
