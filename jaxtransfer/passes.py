@@ -61,12 +61,22 @@ class Layout:
     @property
     def steps(self) -> int:
         """Batches on each device."""
-        return -(-self.images // (self.mesh.shape[DATA] * self.batch))
+        return -(-self.images // self.at_once)
 
     @property
     def share(self) -> int:
         """Images of each device."""
         return self.steps * self.batch
+
+    @property
+    def at_once(self) -> int:
+        """Images of one step, on all columns of the mesh."""
+        return self.mesh.shape[DATA] * self.batch
+
+    @property
+    def by_share(self) -> NamedSharding:
+        """Where a step's images lie: on each column its own."""
+        return NamedSharding(self.mesh, _ONE_SHARE_A_COLUMN)
 
     def done(self, steps: int) -> int:
         """Images that so many steps have done."""
@@ -107,10 +117,9 @@ class Pass:
 
         It is compiled once in a process, whatever the weights.
         """
-        mesh, rows = self.layout.mesh, self.layout.mesh.shape[DATA] * self.layout.batch
-        by_share = NamedSharding(mesh, _ONE_SHARE_A_COLUMN)
-        inputs = jax.ShapeDtypeStruct(input_shape(self.preprocess, rows, self.shape), jnp.float32, sharding=by_share)
-        numbers = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=by_share)
+        at_once, by_share = self.layout.at_once, self.layout.by_share
+        inputs = jax.ShapeDtypeStruct(input_shape(self.preprocess, at_once, self.shape), jnp.float32, sharding=by_share)
+        numbers = jax.ShapeDtypeStruct((at_once,), jnp.int32, sharding=by_share)
         given = [
             jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for a in jax.tree.leaves((params, projection))
         ]
@@ -127,49 +136,31 @@ def _compiled(
     numbers: jax.ShapeDtypeStruct,
 ) -> jax.stages.Compiled:
     params, projection = jax.tree.unflatten(structure, given)
-    return jax.jit(functools.partial(_run, one)).lower(params, inputs, numbers, projection).compile()
-
-
-def _run(
-    one: Pass,
-    params: PyTree,
-    inputs: Float[Array, "images h w channels"],
-    numbers: Int[Array, " images"],
-    projection: Projection | None,
-) -> dict[str, Float[Array, "networks images ..."]]:
-    def on_device(params: PyTree, inputs: Array, numbers: Array, projection: Projection | None) -> dict[str, Array]:
-        own = jax.tree.map(lambda leaf: leaf[0], params)
-        found = make_points(one, own, inputs, numbers, projection)
-        return {kind: each[None] for kind, each in found.items()}
-
     # Gradients are taken inside, of each device's own images. With `check_vma` JAX would sum them over the rows of the
     # mesh, on which the images are the same (jax #36886).
-    return jax.shard_map(
-        on_device,
+    program = jax.shard_map(
+        functools.partial(_on_device, one),
         mesh=one.layout.mesh,
         in_specs=(_ONE_NETWORK_A_ROW, _ONE_SHARE_A_COLUMN, _ONE_SHARE_A_COLUMN, _EVERYWHERE),
         out_specs=_BY_BOTH,
         check_vma=False,
-    )(params, inputs, numbers, projection)
+    )
+    return jax.jit(program).lower(params, inputs, numbers, projection).compile()
 
 
-def bytes_needed(program: jax.stages.Compiled) -> int:
-    """What a program takes of a device's memory, its arguments included; 0 where the compiler does not say."""
-    said = program.memory_analysis()
-    return said.temp_size_in_bytes + said.argument_size_in_bytes + said.output_size_in_bytes if said else 0
-
-
-def make_points(
+def _on_device(
     one: Pass,
     params: PyTree,
     inputs: Float[Array, "images h w channels"],
     numbers: Int[Array, " images"],
     projection: Projection | None,
-) -> dict[str, Float[Array, "images ..."]]:
+) -> dict[str, Float[Array, "1 images ..."]]:
     """Maps at probe size, averaged over colour channels (methods A.3), or sketches of them, and representations.
 
-    One forward pass gives all. The sketch of a map without direction is not a number.
+    One forward pass gives all. The sketch of a map without direction is not a number. Weights and results have an axis
+    of length 1 in front: the device's part of that of networks.
     """
+    params = jax.tree.map(lambda leaf: leaf[0], params)
     methods = {kind: kind.partition("-")[0] for kind in one.kinds if kind != REPRESENTATION}
     with jax.default_matmul_precision("highest"):
         if methods:
@@ -189,7 +180,13 @@ def make_points(
         if REPRESENTATION in one.kinds:
             units = [leaf.reshape(leaf.shape[0], -1).astype(jnp.float32) for leaf in jax.tree.leaves(outputs)]
             found[REPRESENTATION] = jnp.concatenate(units, axis=1)
-    return found
+    return {kind: each[None] for kind, each in found.items()}
+
+
+def bytes_needed(program: jax.stages.Compiled) -> int:
+    """What a program takes of a device's memory, its arguments included; 0 where the compiler does not say."""
+    said = program.memory_analysis()
+    return said.temp_size_in_bytes + said.argument_size_in_bytes + said.output_size_in_bytes if said else 0
 
 
 def preprocessed(
@@ -213,8 +210,7 @@ class Inputs:
         """Prepares nothing yet."""
         self.key = (preprocess, layout)
         self._images, self._preprocess, self._layout = images, preprocess, layout
-        self._rows = layout.mesh.shape[DATA] * layout.batch
-        self._shape = input_shape(preprocess, self._rows, images.shape[1:])
+        self._shape = input_shape(preprocess, layout.at_once, images.shape[1:])
         self._stay = (
             4 * layout.steps * np.prod(self._shape) / layout.mesh.shape[DATA] <= _OF_INPUTS * memory_per_device()
         )
@@ -225,14 +221,13 @@ class Inputs:
         """The inputs of a step, and the numbers of their images."""
         if step in self._on_devices:
             return self._on_devices[step]
-        by_share = NamedSharding(self._layout.mesh, _ONE_SHARE_A_COLUMN)
 
         def numbers(index: tuple[slice, ...]) -> Int[np.ndarray, " images"]:
             first = self._layout.first((index[0].start or 0) // self._layout.batch, step)
             return np.arange(first, first + self._layout.batch, dtype=np.int32).clip(max=len(self._images) - 1)
 
-        inputs = distribute(self._shape, by_share, lambda index: self._seen(numbers(index)))
-        found = inputs, distribute(self._shape[:1], by_share, numbers)
+        inputs = distribute(self._shape, self._layout.by_share, lambda index: self._seen(numbers(index)))
+        found = inputs, distribute(self._shape[:1], self._layout.by_share, numbers)
         if self._stay:
             self._on_devices[step] = found
             self._on_host.clear()

@@ -1,7 +1,7 @@
 """Rows of the affinity matrix: what the maps of one network have in common with those of others.
 
-A row is computed once and kept beside the points, so that one more network costs one more row. Maps are compared block
-by block, a few networks and images at a time, with the images spread over the devices.
+A row is computed once and kept beside the points, so that one more network costs one more row. Maps are compared in
+tiles of a few networks and images, with the images spread over the devices.
 """
 
 import functools

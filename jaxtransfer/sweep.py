@@ -2,43 +2,31 @@
 
 import dataclasses
 import hashlib
-import json
 import logging
 import tempfile
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, PyTree
 from rich.filesize import decimal
 
 from jaxtransfer.affinity import SIMILARITIES, Affinity, MethodResult, Similarity
 from jaxtransfer.attribution import METHODS
-from jaxtransfer.devices import MODEL, exchanged, memory_per_device, own_rows, owns, together, usual_mesh
+from jaxtransfer.devices import MODEL, everywhere, exchanged, memory_per_device, owns, together, usual_mesh
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.network import Network, Storable, weights_hash
-from jaxtransfer.passes import (
-    REPRESENTATION,
-    SKETCH,
-    Images,
-    Inputs,
-    Layout,
-    Pass,
-    bytes_needed,
-    input_shape,
-    place_weights,
-)
+from jaxtransfer.network import Network
+from jaxtransfer.passes import REPRESENTATION, SKETCH, Images, Inputs, Layout, Pass, bytes_needed, input_shape
 from jaxtransfer.points import Key, Points, chunks
 from jaxtransfer.precision import Precision, matmul_precision
-from jaxtransfer.preprocess import PreprocessFn
 from jaxtransfer.relatives import RELATIVES, Representations, cka, depara, rsa, svcca
 from jaxtransfer.rows import compare_maps
 from jaxtransfer.sketch import Projection
+from jaxtransfer.sources import Source, loaded_ahead, sources_of
+from jaxtransfer.writer import Writer
 from jaxtransfer.zoo import Zoo
 
 ProgressFn = Callable[[int, int, str], None]
@@ -50,8 +38,6 @@ _PIXELS = {"cpu": 2**19}
 _PIXELS_OF_OTHERS = 2**22
 # Of a device's memory, what a batch that picks itself may take.
 _OF_MEMORY = 0.8
-# What a device makes of all its images is one chunk of a point unless it is larger.
-_CHUNK_BYTES = 16 * 2**20
 
 _LOG = logging.getLogger("jaxtransfer")
 
@@ -123,25 +109,6 @@ def affinity_matrix(
         return sweep.run(temporary, progress)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Source:
-    """A network whose weights need not be at hand.
-
-    Attributes:
-        name: Of the network.
-        preprocess: How it wants its images.
-        architecture: Networks with equal ones share a compiled program.
-        identity: What its points depend on besides the images.
-        load: Gives the network.
-    """
-
-    name: str
-    preprocess: PreprocessFn | None
-    architecture: Hashable
-    identity: Key
-    load: Callable[[], Network]
-
-
 class Sweep:
     """What `affinity_matrix` does, in steps.
 
@@ -168,7 +135,7 @@ class Sweep:
         """Takes `affinity_matrix`'s arguments."""
         self._images = _checked_images(images)
         self._image_names = [str(n) for n in range(len(self._images))] if image_names is None else list(image_names)
-        self._sources = _sources(networks)
+        self._sources = sources_of(networks)
         self._methods = tuple(methods)
         names = [source.name for source in self._sources]
         _check_arguments(names, methods, similarity, edge_weight, batch_size, sketch, self._images, self._image_names)
@@ -202,7 +169,7 @@ class Sweep:
         missing = {name: tuple(np.array(kinds)[row].tolist()) for name, row in zip(keys, anywhere, strict=True)}
         images, total, done = len(self._images), len(self._images) * len(keys), 0
         # One preprocessing after the other, so that the inputs of only one are held.
-        alike: dict[Hashable, dict[Hashable, list[_Source]]] = {}
+        alike: dict[Hashable, dict[Hashable, list[Source]]] = {}
         for source in self._sources:
             if missing[source.name]:
                 of_preprocess = alike.setdefault(source.preprocess, {})
@@ -212,7 +179,7 @@ class Sweep:
         everyone = [sources for of_preprocess in alike.values() for sources in of_preprocess.values()]
         rows = self.mesh.shape[MODEL]
         teams = [some[start:stop] for some in everyone for start, stop in chunks(len(some), rows)]
-        for team, loading in _loaded_ahead(teams, self.mesh):
+        for team, loading in loaded_ahead(teams, self.mesh):
             with together():
                 network, params = loading.result()
 
@@ -260,19 +227,19 @@ class Sweep:
         height, width = input_shape(network.preprocess, 1, self._images.shape[1:])[1:3]
         useful = max(1, _PIXELS.get(jax.default_backend(), _PIXELS_OF_OTHERS) // (height * width))
         most = self._most.get(architecture, self._batch_size or useful)
-        room = _OF_MEMORY * memory_per_device()
+        memory = memory_per_device()
         while True:
             layout = Layout.of(self.mesh, len(self._images), most)
             static = (network.apply, network.preprocess, kinds, self._similarity, self._epsilon, self._precision)
             one = Pass(*static, self._images.shape[1:], layout)
             program = one.compiled(params, self._projection)
             bytes_ = bytes_needed(program)
-            if self._batch_size is not None or bytes_ <= room or layout.batch == 1:
+            if self._batch_size is not None or bytes_ <= _OF_MEMORY * memory or layout.batch == 1:
                 break
-            most = max(1, min(layout.batch // 2, int(layout.batch * room / bytes_)))
+            most = max(1, min(layout.batch // 2, int(layout.batch * _OF_MEMORY * memory / bytes_)))
         if self._batch_size is None and architecture not in self._most:
             self._most[architecture] = most
-            size = f"{decimal(bytes_)} of {decimal(memory_per_device())}"
+            size = f"{decimal(bytes_)} of {decimal(memory)}"
             _LOG.info("Batches of %d images on each device for %s, which take %s.", layout.batch, network.name, size)
         return one, program
 
@@ -288,7 +255,7 @@ class Sweep:
         if self._inputs is None or self._inputs.key != (one.preprocess, one.layout):
             self._inputs = Inputs(self._images, one.preprocess, one.layout)
         inputs, layout = self._inputs, one.layout
-        writer = _Writer(points, list(keys), layout, program.out_info)
+        writer = Writer(points, list(keys), layout, program.out_info)
         with together():
             writer.create()
         # One step is computed while the one before it is written.
@@ -333,7 +300,7 @@ class Sweep:
                 )
         return Affinity(names, self._similarity, {method: results[method] for method in self._methods})
 
-    def _key(self, source: _Source, kind: str) -> Key:
+    def _key(self, source: Source, kind: str) -> Key:
         """All that a point depends on."""
         return {
             **source.identity,
@@ -343,118 +310,6 @@ class Sweep:
             "precision": self._precision,
             "sketch": self._projection.size if self._projection is not None and kind != REPRESENTATION else None,
         }
-
-
-class _Writer:
-    """Takes what the devices of this process make and writes it."""
-
-    def __init__(self, points: Points, names: Sequence[str], layout: Layout, made: Mapping[str, Any]) -> None:
-        self._points, self._names, self._layout = points, names, layout
-        self._shapes = {kind: each.shape[2:] for kind, each in made.items()}
-        # Chunks are what a device makes of all its images, or in one step: no two processes write one.
-        share = {kind: 4 * layout.share * int(np.prod(shape)) for kind, shape in self._shapes.items()}
-        self._chunks = {kind: layout.share if share[kind] <= _CHUNK_BYTES else layout.batch for kind in self._shapes}
-        self._held: dict[tuple[str, str, int], list[Float[np.ndarray, "images ..."]]] = {}
-        self._begun: list[Any] = []
-        self._problem: OSError | JaxTransferError | None = None
-
-    def create(self) -> None:
-        """Makes room for the points of the rows this process answers for."""
-        for row, name in enumerate(self._names):
-            if owns(self._layout.mesh, row):
-                for kind, shape in self._shapes.items():
-                    self._points.create(name, kind, (self._layout.images, *shape), self._chunks[kind])
-
-    def take(self, step: int, made: Mapping[str, Float[Array, "networks images ..."]]) -> None:
-        """Writes, or holds until a chunk is full, what a step made on the devices of this process.
-
-        What goes wrong is kept for `close`, where all processes hear of it.
-        """
-        layout = self._layout
-        try:
-            self._points.wait(self._begun)
-            self._begun.clear()
-            for kind, array in made.items():
-                for shard in array.addressable_shards:
-                    row, column = shard.index[0].start or 0, (shard.index[1].start or 0) // layout.batch
-                    first = layout.first(column, step)
-                    if self._problem is not None or row >= len(self._names) or first >= layout.images:
-                        continue
-                    values = jax.device_get(shard.data)[0][: layout.images - first]
-                    if self._chunks[kind] == layout.share:
-                        self._held.setdefault((self._names[row], kind, column), []).append(values)
-                    else:
-                        self._write(self._names[row], kind, first, values)
-        except (OSError, JaxTransferError) as problem:
-            self._problem = problem
-
-    def close(self) -> None:
-        """Writes what is held, and waits until all is written."""
-        if self._problem is not None:
-            raise self._problem
-        for (name, kind, column), values in self._held.items():
-            self._write(name, kind, self._layout.first(column, 0), np.concatenate(values))
-        self._points.wait(self._begun)
-
-    def _write(self, name: str, kind: str, first: int, values: Float[np.ndarray, "images ..."]) -> None:
-        self._begun.append(self._points.open(name, kind).write(first, values))
-
-
-def _loaded_ahead(
-    teams: Sequence[Sequence[_Source]], mesh: Mesh
-) -> Iterator[tuple[Sequence[_Source], Future[tuple[Network, PyTree]]]]:
-    """Teams with one of their networks and the weights of all, on the devices before those ahead have done their work.
-
-    The last network of a team fills rows up.
-    """
-
-    def load(team: Sequence[_Source]) -> tuple[Network, PyTree]:
-        members = {row: team[min(row, len(team) - 1)] for row in own_rows(mesh)}
-        loaded = {source.name: source.load() for source in members.values()}
-        weights = {row: loaded[source.name].params for row, source in members.items()}
-        return next(iter(loaded.values())), place_weights(weights, mesh)
-
-    with ThreadPoolExecutor(1) as pool:
-        futures = (pool.submit(load, team) for team in teams)
-        upcoming = next(futures, None)
-        for team in teams:
-            assert upcoming is not None
-            now, upcoming = upcoming, next(futures, None)
-            yield team, now
-
-
-def _sources(networks: Zoo | Iterable[Network]) -> list[_Source]:
-    if isinstance(networks, Zoo):
-        return [_in_zoo(networks, name) for name in networks.names]
-    return [_at_hand(network) for network in networks]
-
-
-def _in_zoo(zoo: Zoo, name: str) -> _Source:
-    """A network that is loaded when its turn comes; its manifest says what it is."""
-    manifest, preprocess = zoo.manifest(name), zoo.preprocess(name)
-    architecture = json.dumps([manifest[key] for key in ("apply", "preprocess", "params")], sort_keys=True)
-    apply = manifest["apply"]
-    described = _described(apply["name"], apply["config"]) if "config" in apply else apply["name"]
-    identity = {"weights_sha256": manifest["weights_sha256"], "apply": described, "preprocess": repr(preprocess)}
-    return _Source(name, preprocess, architecture, identity, lambda: zoo[name])
-
-
-def _at_hand(network: Network) -> _Source:
-    leaves, structure = jax.tree.flatten(network.params)
-    architecture = network.apply, structure, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-    apply = network.apply
-    owner = apply if hasattr(apply, "__qualname__") else type(apply)
-    described = f"{owner.__module__}:{owner.__qualname__}"
-    if isinstance(apply, Storable):
-        described = _described(described, apply.to_json())
-    weights = weights_hash(network.params)
-    identity = {"weights_sha256": weights, "apply": described, "preprocess": repr(network.preprocess)}
-    return _Source(network.name, network.preprocess, architecture, identity, lambda: network)
-
-
-def _described(name: str, config: Any) -> str:
-    """A function's name, with a hash of its configuration."""
-    return f"{name} {hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()}"
 
 
 def _kinds(methods: Sequence[str], similarity: Similarity, sketch: int | None) -> dict[str, str]:
@@ -468,10 +323,7 @@ def _kinds(methods: Sequence[str], similarity: Similarity, sketch: int | None) -
 def _projection(images: Images, size: int, mesh: Mesh) -> Projection:
     """The same for every sweep of images of this size, on all devices."""
     pixels = images.shape[1] * images.shape[2]
-    made = jax.jit(
-        lambda: Projection.of(pixels, size, jax.random.key(0)), out_shardings=NamedSharding(mesh, PartitionSpec())
-    )
-    return made()
+    return everywhere(Projection.of(pixels, size, jax.random.key(0)), mesh)
 
 
 def _checked_images(images: Images | Float[Array, "images height width channels"]) -> Images:
