@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, PyTree, UInt8
 
 import jaxtransfer as jt
 from benchmarks import harness
-from benchmarks.networks import taskonomy_params
+from benchmarks.networks import over_networks, taskonomy_params
 from jaxtransfer import taskonomy
 from jaxtransfer.affinity import similarities
 from jaxtransfer.network import ApplyFn
@@ -104,28 +104,6 @@ def _batches(images: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
     for start in range(0, len(images), size):
         batch = images[start : start + size]
         yield np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)]), len(batch)
-
-
-def over_networks(
-    one: Callable[[PyTree, Array], Maps],
-    compiled: Callable[[PyTree, Array], Maps],
-    params: Sequence[PyTree],
-    images: Array,
-) -> dict[str, tuple[Callable[[], Any], int]]:
-    """A loop over the compiled function, `lax.map` and `vmap`, with about as many maps at a time; see `take_turns`.
-
-    The loop and the map take all images of one network at a time, `vmap` their share of all networks.
-    """
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-    few = images[: max(1, len(images) // len(params))]
-    mapped = jax.jit(lambda stacked, images: jax.lax.map(lambda each: one(each, images), stacked))
-    vmapped = jax.jit(jax.vmap(one, in_axes=(0, None)))
-    units = len(params) * len(images)
-    return {
-        "loop": (lambda: jax.block_until_ready([compiled(each, images) for each in params]), units),
-        "lax.map": (lambda: jax.block_until_ready(mapped(stacked, images)), units),
-        "vmap": (lambda: jax.block_until_ready(vmapped(stacked, few)), len(params) * len(few)),
-    }
 
 
 def torch_contenders(

@@ -4,6 +4,7 @@ Run with `python -m benchmarks.attribution` from the root of the checkout, after
 """
 
 import argparse
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,29 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from jaxtyping import PyTree
 
 import jaxtransfer as jt
 from benchmarks import harness, torch_peer
-from benchmarks.networks import taskonomy_params
+from benchmarks.networks import over_networks, taskonomy_params
 from jaxtransfer import taskonomy
-from jaxtransfer.precision import Precision
-
-
-def over_networks(params: list[PyTree], images: jax.Array, precision: Precision) -> dict[str, Callable[[], Any]]:
-    """Ours over several networks: a loop over one compiled function, `lax.map`, and `vmap`."""
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-
-    def maps(p: PyTree) -> Any:
-        return jt.attribute(taskonomy.encode, p, images, precision=precision)
-
-    mapped = jax.jit(lambda stacked: jax.lax.map(maps, stacked))
-    vmapped = jax.jit(jax.vmap(maps))
-    return {
-        "loop": lambda: jax.block_until_ready([maps(p) for p in params]),
-        "lax.map": lambda: jax.block_until_ready(mapped(stacked)),
-        "vmap": lambda: jax.block_until_ready(vmapped(stacked)),
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -90,11 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     about = {"precision": options.precision, "shapes": {"images": images.shape}}
     harness.report(title, seconds, "ours", settings, file, **about, goals={"(a) PyTorch, batched": 1.4})
 
-    few = ours_images[: max(1, options.batch_size // 4)]
-    units = len(few) * options.networks
-    runs = {name: (run, units) for name, run in over_networks(params, few, options.precision).items()}
-    seconds = harness.take_turns(runs, options.rounds)
-    title = f"Over {options.networks} encoders, {len(few)} images each; images x networks per second"
+    few = ours_images[: max(1, options.batch_size // 2)]
+    maps = functools.partial(jt.attribute, taskonomy.encode, precision=options.precision)
+    seconds = harness.take_turns(over_networks(maps, maps, params, few), options.rounds)
+    title = f"Over {options.networks} encoders, {len(few)} images each or their share; images x networks per second"
     file = options.out and options.out / f"attribution_networks_{device}_{options.precision}.json"
     about["shapes"] = {"images": few.shape}
     harness.report(title, seconds, "loop", settings, file, **about)

@@ -77,7 +77,7 @@ def show_ratios(title: str, seconds: Mapping[str, list[float]], reference: str) 
     for heading in ("", "units per second", "ms per unit", f"times as long as {reference}", "(range)"):
         table.add_column(heading, justify="left" if not heading else "right")
     for name, times in seconds.items():
-        ratios = [a / b for a, b in zip(times, seconds[reference], strict=True)]
+        ratios = _ratios(seconds, name, reference)
         median = statistics.median(times)
         row = f"{1 / median:.2f}", f"{1e3 * median:.1f}", f"{statistics.median(ratios):.2f}"
         table.add_row(name, *row, f"{min(ratios):.2f} to {max(ratios):.2f}")
@@ -116,10 +116,7 @@ def report(
         "settings": dict(settings),
         "reference": reference,
         "seconds_per_unit": {name: list(times) for name, times in seconds.items()},
-        "median_ratio_to_reference": {
-            name: statistics.median(a / b for a, b in zip(times, seconds[reference], strict=True))
-            for name, times in seconds.items()
-        },
+        "median_ratio_to_reference": {name: statistics.median(_ratios(seconds, name, reference)) for name in seconds},
         "rows": [row._asdict() for row in found],
     }
     store(record, file, precision=precision, shapes=shapes)
@@ -133,12 +130,17 @@ def rows(
     for name, times in seconds.items():
         if name == reference:
             continue
-        ratio = statistics.median(a / b for a, b in zip(times, seconds[reference], strict=True))
+        ratio = statistics.median(_ratios(seconds, name, reference))
         ours, theirs = (f"{1 / statistics.median(each):.3g} per s" for each in (seconds[reference], times))
         least = (goals or {}).get(name)
         goal, met = ("", None) if least is None else (f">= {least} times", ratio >= least)
         found.append(Row(what, f"{reference}: {ours}", f"{name}: {theirs}", f"{ratio:.2f} times", goal, met))
     return found
+
+
+def _ratios(seconds: Mapping[str, list[float]], name: str, reference: str) -> list[float]:
+    """How many times as long as the reference a contender took, round by round."""
+    return [a / b for a, b in zip(seconds[name], seconds[reference], strict=True)]
 
 
 def device() -> str:

@@ -1,9 +1,10 @@
-"""Networks with random weights, which cost as much as trained ones."""
+"""Networks with random weights, which cost as much as trained ones, and ways over several of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Float, PyTree
@@ -49,3 +50,25 @@ def convolutional(name: str, widths: Sequence[int], seed: int) -> jt.Network:
     channels = zip((3, *widths[:-1]), widths, strict=True)
     kernels = [rng.normal(0, (2 / (9 * a)) ** 0.5, (3, 3, a, b)).astype(np.float32) for a, b in channels]
     return jt.Network(name, convolutions, kernels)
+
+
+def over_networks(
+    one: Callable[[PyTree, Array], PyTree],
+    compiled: Callable[[PyTree, Array], PyTree],
+    params: Sequence[PyTree],
+    images: Array,
+) -> dict[str, tuple[Callable[[], Any], int]]:
+    """A loop over the compiled function, `lax.map` and `vmap`, with about as many maps at a time; see `take_turns`.
+
+    The loop and the map take all images of one network at a time, `vmap` their share of all networks.
+    """
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+    few = images[: max(1, len(images) // len(params))]
+    mapped = jax.jit(lambda stacked, images: jax.lax.map(lambda each: one(each, images), stacked))
+    vmapped = jax.jit(jax.vmap(one, in_axes=(0, None)))
+    units = len(params) * len(images)
+    return {
+        "loop": (lambda: jax.block_until_ready([compiled(each, images) for each in params]), units),
+        "lax.map": (lambda: jax.block_until_ready(mapped(stacked, images)), units),
+        "vmap": (lambda: jax.block_until_ready(vmapped(stacked, few)), len(params) * len(few)),
+    }
