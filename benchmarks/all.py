@@ -39,7 +39,7 @@ class Benchmark(NamedTuple):
 BENCHMARKS = (
     Benchmark("attribution", "--size 128 --batch-size 2 --rounds 3 --networks 2", "--batch-size 4"),
     Benchmark("pge", "--parts speed --rounds 2", ""),
-    Benchmark("precision", "--limit 4 --encoders 2 --size 64 --rounds 2", "--size 128"),
+    Benchmark("precision", "--limit 4 --encoders 3 --size 64 --rounds 2", "--size 128"),
     Benchmark("profile", "--size 64 --batch-size 1 --rounds 2 --product 1024", ""),
     Benchmark("scaling", "--rounds 2", "--times 2"),
     Benchmark("many_networks", "--networks 60 --images 16 --sketch 64", ""),

@@ -173,11 +173,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, default=24, help="photos that are used, spread over the folder")
     parser.add_argument("--demo", type=Path, help="directory of a demo to take networks from; default: they are made")
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--encoders", type=int, default=6, help="Taskonomy encoders with random weights")
+    parser.add_argument("--encoders", type=int, default=6, help="Taskonomy encoders with random weights, 3 or more")
     parser.add_argument("--size", type=int, default=256, help="height and width of what they see")
     parser.add_argument("--rounds", type=int, default=5, help="of timing")
     parser.add_argument("--out", type=Path, help="folder for the JSON file")
     options = parser.parse_args(arguments)
+    if options.encoders < 3:
+        parser.error("a ranking needs two sources: --encoders must be at least 3")
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.demo or Path(temporary)
         demo._write_crops(folder / "images")
