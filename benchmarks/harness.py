@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+_WIDE = 160  # of a table that goes to a file
+
 
 class Row(NamedTuple):
     """A line of the table that `benchmarks.all` ends with.
@@ -45,7 +47,9 @@ def show(title: str, rows: Mapping[str, Sequence[Row]]) -> None:
         for row in group:
             table.add_row(name, *row[:-1], {None: "", True: "yes", False: "no"}[row.met])
         table.add_section()
-    Console().print(table)
+    console = Console()
+    console = console if console.is_terminal else Console(width=_WIDE)
+    console.print(table)
 
 
 def take_turns(
