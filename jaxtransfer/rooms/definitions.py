@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxtransfer.rooms import segments
 from jaxtransfer.rooms.furniture import CATEGORY, SURFACES
-from jaxtransfer.rooms.view import View
 from jaxtransfer.rooms.scene import OUTWARD, Camera, Scene
+from jaxtransfer.rooms.view import View
 
 _XYZ = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
 

@@ -34,6 +34,7 @@ _PATTERNS = {
     "planks": (1.1, 0.14, 0.37, 0.9, 0.008, 0.0, 0.55, 0.5, 0.03, 0.25),
     "parquet": (0.45, 0.09, 0.5, 0.8, 0.006, 0.0, 0.7, 0.3, 0.03, 0.2),
     "tiles": (0.33, 0.33, 0.0, 0.9, 0.018, 0.0, 0.12, 0.2, 0.2, 0.1),
+    "stone tiles": (0.42, 0.42, 0.0, 0.9, 0.016, 0.0, 0.3, 0.15, 0.15, 0.2),
     "small tiles": (0.16, 0.16, 0.0, 0.8, 0.014, 0.0, 0.15, 0.2, 0.2, 0.05),
     "checks": (0.36, 0.36, 0.0, 0.3, 0.01, 0.9, 0.05, 0.2, 0.2, 0.1),
     "carpet": (9.0, 9.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.05, 0.05, 0.6),
@@ -55,30 +56,30 @@ def pattern(name: str) -> int:
     return _PATTERN_NAMES.index(name)
 
 
-# sRGB in percent; the pattern; emission in units of the albedo.
+# The pattern, its second colour and emission in units of the albedo, and sRGB in percent.
 _PALETTES = {
-    "wood": ("grain", 0.0, "45 29 17, 62 44 27, 76 58 38, 30 20 14, 84 72 54, 88 86 82"),
-    "fabric": ("cloth", 0.0, "35 40 48, 60 28 26, 28 44 56, 66 60 50, 42 50 38, 72 52 30"),
-    "cushion": ("cloth", 0.0, "46 50 56, 70 40 34, 40 56 66, 76 70 60, 56 62 48, 80 66 40"),
-    "linen": ("plain", 0.0, "92 91 88, 86 84 80, 84 88 92, 92 86 80, 78 82 86, 94 94 94"),
-    "paint": ("plain", 0.0, "90 89 86, 82 80 74, 58 66 64, 44 54 62, 74 62 46, 36 38 42"),
-    "stone": ("plain", 0.0, "30 30 32, 60 58 56, 80 78 74, 22 24 26, 52 46 40, 70 70 72"),
-    "metal": ("plain", 0.0, "14 14 15, 24 24 26, 34 34 36, 18 18 22, 40 38 36, 10 10 11"),
-    "steel": ("plain", 0.0, "74 75 77, 84 85 86, 90 90 90, 66 68 70, 88 86 80, 60 62 66"),
-    "ceramic": ("plain", 0.0, "95 95 94, 93 93 90, 90 92 94, 95 94 91, 92 90 86, 96 96 96"),
-    "leaf": ("leaves", 0.0, "16 34 12, 22 42 16, 30 46 18, 18 38 22, 36 50 20, 26 40 26"),
-    "pot": ("plain", 0.0, "62 36 24, 80 78 74, 40 42 44, 70 50 36, 52 60 62, 88 84 78"),
-    "toy": ("bands", 0.0, "80 20 18, 18 40 74, 86 66 14, 24 58 34, 84 44 20, 88 88 88"),
-    "books": ("spines", 0.0, "58 20 18, 22 34 52, 66 54 32, 26 44 32, 40 26 40, 70 66 60"),
-    "shade": ("plain", 0.9, "96 90 76, 94 84 66, 98 94 86, 90 78 66, 96 92 80, 92 88 84"),
-    "display": ("picture", 0.6, "10 12 16, 14 24 40, 8 8 10, 24 34 44, 12 20 16, 30 22 34"),
+    "wood": ("grain", 0.6, 0.0, "45 29 17, 62 44 27, 76 58 38, 30 20 14, 84 72 54, 88 86 82"),
+    "fabric": ("cloth", 0.6, 0.0, "35 40 48, 60 28 26, 28 44 56, 66 60 50, 42 50 38, 72 52 30"),
+    "cushion": ("cloth", 0.6, 0.0, "46 50 56, 70 40 34, 40 56 66, 76 70 60, 56 62 48, 80 66 40"),
+    "linen": ("plain", 0.6, 0.0, "92 91 88, 86 84 80, 84 88 92, 92 86 80, 78 82 86, 94 94 94"),
+    "paint": ("plain", 0.6, 0.0, "90 89 86, 82 80 74, 58 66 64, 44 54 62, 74 62 46, 36 38 42"),
+    "stone": ("plain", 0.6, 0.0, "30 30 32, 60 58 56, 80 78 74, 22 24 26, 52 46 40, 70 70 72"),
+    "metal": ("plain", 0.6, 0.0, "14 14 15, 24 24 26, 34 34 36, 18 18 22, 40 38 36, 10 10 11"),
+    "steel": ("plain", 0.6, 0.0, "74 75 77, 84 85 86, 90 90 90, 66 68 70, 88 86 80, 60 62 66"),
+    "ceramic": ("plain", 0.6, 0.0, "95 95 94, 93 93 90, 90 92 94, 95 94 91, 92 90 86, 96 96 96"),
+    "leaf": ("leaves", 0.4, 0.0, "16 34 12, 22 42 16, 30 46 18, 18 38 22, 36 50 20, 26 40 26"),
+    "pot": ("plain", 0.6, 0.0, "62 36 24, 80 78 74, 40 42 44, 70 50 36, 52 60 62, 88 84 78"),
+    "toy": ("bands", 0.3, 0.0, "80 20 18, 18 40 74, 86 66 14, 24 58 34, 84 44 20, 88 88 88"),
+    "books": ("spines", 0.5, 0.0, "58 20 18, 22 34 52, 66 54 32, 26 44 32, 40 26 40, 70 66 60"),
+    "shade": ("plain", 0.6, 0.9, "96 90 76, 94 84 66, 98 94 86, 90 78 66, 96 92 80, 92 88 84"),
+    "display": ("picture", 6.0, 0.6, "10 12 16, 14 24 40, 8 8 10, 24 34 44, 12 20 16, 30 22 34"),
 }
 PALETTE_NAMES = tuple(_PALETTES)
 """What parts of furniture are made of."""
 
 
 def linear(colour: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """sRGB in [0, 1] to linear RGB."""
+    """SRGB in [0, 1] to linear RGB."""
     return np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4).astype(np.float32)
 
 
@@ -87,26 +88,85 @@ def colours(text: str) -> Float[np.ndarray, "colours 3"]:
     return linear(np.array([[float(value) / 100 for value in colour.split()] for colour in text.split(",")]))
 
 
-_COLOURS = np.stack([colours(text) for _, _, text in _PALETTES.values()])
-_PALETTE_PATTERNS = np.array([pattern(name) for name, _, _ in _PALETTES.values()], np.int32)
-_EMISSION = np.array([emission for _, emission, _ in _PALETTES.values()], np.float32)
+CHOICES = 6
+"""Colours in every palette."""
+
+_WOODS = "62 42 26, 74 56 36, 50 34 22, 84 70 52, 66 48 34, 40 28 20"
+_STONES = "86 84 80, 70 68 64, 90 90 88, 64 50 42, 78 72 62, 54 56 58"
+_CARPETS = "52 50 48, 38 44 54, 62 54 44, 48 30 30, 40 48 40, 70 66 60"
+_PAINTS = "92 90 87, 88 84 74, 80 84 86, 77 81 75, 88 80 75, 68 75 81"
+_CLAYS = "58 32 24, 66 44 34, 82 80 78, 52 40 34, 70 66 62, 46 28 22"
+_GLAZES = "92 92 90, 80 88 90, 86 90 84, 70 80 84, 90 86 80, 60 72 74"
+# Of walls and floors by their pattern: colours, and the second one in units of the albedo.
+_CLAD = {
+    "plain": (_PAINTS, 0.8),
+    "stripes": (_PAINTS, 0.7),
+    "brick": (_CLAYS, 3.0),
+    "tiles": (_GLAZES, 0.55),
+    "small tiles": (_GLAZES, 0.6),
+    "stone tiles": (_STONES, 0.5),
+    "checks": (_STONES, 0.12),
+    "carpet": (_CARPETS, 0.5),
+    "planks": (_WOODS, 0.45),
+    "parquet": (_WOODS, 0.45),
+}
+_CLADDINGS, _CLADDING_CONTRAST = np.zeros((len(_PATTERNS), CHOICES, 3), np.float32), np.ones(len(_PATTERNS), np.float32)
+for _name, (_text, _contrast) in _CLAD.items():
+    _CLADDINGS[pattern(_name)], _CLADDING_CONTRAST[pattern(_name)] = colours(_text), _contrast
+
+_COLOURS = np.stack([colours(text) for *_, text in _PALETTES.values()])
+_PALETTE_PATTERNS = np.array([pattern(name) for name, *_ in _PALETTES.values()], np.int32)
+_CONTRAST = np.array([contrast for _, contrast, *_ in _PALETTES.values()], np.float32)
+_EMISSION = np.array([emission for _, _, emission, _ in _PALETTES.values()], np.float32)
 
 
-def from_palette(key: Array, palette: Int[Array, "pieces parts"]) -> Material:
-    """Materials of the parts of furniture: all parts of one piece that share a palette share a colour."""
-    pieces = palette.shape[0]
-    choice, shift, salt = jax.random.split(key, 3)
-    chosen = jax.random.randint(choice, (pieces, len(PALETTE_NAMES)), 0, _COLOURS.shape[1])
-    chosen = jnp.take_along_axis(chosen, palette, axis=1)
-    brightness = jnp.exp(0.2 * jax.random.normal(shift, (pieces, 1, 3)))
-    albedo = jnp.clip(jnp.asarray(_COLOURS)[palette, chosen] * brightness, 0.005, 0.92)
+class Colours(NamedTuple):
+    """The colours of pieces of furniture: all parts of a piece that share a palette share a colour.
+
+    Attributes:
+        choice: Which colour of each palette.
+        tint: Factors of red, green and blue.
+        salt: Which random variant of patterns.
+    """
+
+    choice: Int[Array, "pieces palettes"]
+    tint: Float[Array, "pieces 3"]
+    salt: UInt[Array, " pieces"]
+
+
+def sample_colours(key: Array, pieces: int) -> Colours:
+    """Colours of so many pieces of furniture."""
+    bits = jax.random.bits(key, (pieces, len(PALETTE_NAMES) + 5))
+    u = (bits[:, -5:-1] >> 8).astype(jnp.float32) * 2.0**-24 - 0.5
+    choice = (bits[:, :-5] % CHOICES).astype(jnp.int32)
+    return Colours(choice, jnp.exp(0.6 * u[:, :1] + 0.12 * u[:, 1:]), bits[:, -1])
+
+
+def of_palette(colours: Colours, palette: Int[Array, "pieces parts"]) -> Material:
+    """Materials of the parts of furniture."""
+    chosen = jnp.take_along_axis(colours.choice, palette, axis=1)
+    albedo = jnp.clip(jnp.asarray(_COLOURS)[palette, chosen] * colours.tint[:, None], 0.005, 0.92)
     return Material(
         albedo,
-        jnp.where((palette == PALETTE_NAMES.index("display"))[..., None], jnp.asarray(_COLOURS)[0, 2], 0.55 * albedo),
+        jnp.asarray(_CONTRAST)[palette][..., None] * albedo,
         albedo * jnp.asarray(_EMISSION)[palette][..., None],
         jnp.asarray(_PALETTE_PATTERNS)[palette],
-        jax.random.bits(salt, palette.shape),
+        colours.salt[:, None] + jnp.arange(palette.shape[1], dtype=jnp.uint32)[None],
     )
+
+
+def cladding(
+    pattern: Int[Array, ""], choice: Int[Array, ""], u: Float[Array, " numbers"]
+) -> tuple[Float[Array, " 3"], Float[Array, " 3"], Int[Array, ""]]:
+    """Albedo, second colour and pattern of a wall, a floor or a ceiling.
+
+    Args:
+        pattern: Its number.
+        choice: Which of its colours.
+        u: Three numbers in [0, 1) that change the colour, or one that changes its brightness.
+    """
+    albedo = jnp.clip(jnp.asarray(_CLADDINGS)[pattern, choice] * jnp.exp(0.16 * (u - 0.5)), 0.01, 0.9)
+    return albedo, jnp.minimum(jnp.asarray(_CLADDING_CONTRAST)[pattern] * albedo, 0.7), pattern
 
 
 def _hash(i: Int[Array, "*n"], j: Int[Array, "*n"], salt: UInt[Array, "*n"]) -> Float[Array, "*n"]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 _SMALL = 1e-9
-_UNROLL = 4
+_UNROLL = 2
 
 Rays = Float[Array, "3 rays"]
 Origin = Float[Array, "3 rays"] | Float[Array, "3 1"]
@@ -105,7 +105,7 @@ def nearest(shapes: Shapes, origin: Origin, direction: Rays) -> tuple[Float[Arra
     number = 0
     for solids, interval in zip(shapes, _INTERVALS, strict=True):
 
-        def step(best: tuple[Array, Array], item: tuple[Solids, Array], interval=interval) -> tuple[tuple, None]:  # noqa: ANN001
+        def step(best: tuple[Array, Array], item: tuple[Solids, Array], interval=interval) -> tuple[tuple, None]:
             distance, index = best
             near, far = interval(item[0], origin, direction)
             closer = (near < far) & (near > 0) & (near < distance)
@@ -123,7 +123,7 @@ def blocked(shapes: Shapes, origin: Origin, direction: Rays, reach: Float[Array,
     shade = jnp.zeros(direction.shape[1])
     for solids, interval in zip(shapes, _INTERVALS, strict=True):
 
-        def step(shade: Array, solid: Solids, interval=interval) -> tuple[Array, None]:  # noqa: ANN001
+        def step(shade: Array, solid: Solids, interval=interval) -> tuple[Array, None]:
             near, far = interval(solid, origin, direction)
             return jnp.where((near < far) & (far > 0) & (near < reach), 1.0, shade), None
 

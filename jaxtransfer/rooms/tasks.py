@@ -8,12 +8,14 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, UInt
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxtransfer.rooms import definitions
 from jaxtransfer.rooms.furniture import CATEGORIES, OBJECTS
+from jaxtransfer.rooms.room_types import ROOMS
+from jaxtransfer.rooms.sampling import sample_scene
+from jaxtransfer.rooms.scene import Scene
 from jaxtransfer.rooms.view import View, render
-from jaxtransfer.rooms.scene import ROOMS, Scene, sample_scene
 
 NOISE = 0.15
 """Standard deviation of the noise that denoising removes."""
@@ -184,9 +186,10 @@ def example(key: PRNGKeyArray, size: int = 64) -> Example:
         noise of denoising; and all labels.
     """
     scene = sample_scene(key)
-    view = render(scene, scene.camera, size)
-    second = render(scene, scene.second_camera, size)
-    return {"image": view.image, "second_image": second.image, "seed": scene.seed, **labels(scene, view)}
+    cameras = jax.tree.map(lambda *leaves: jnp.stack(leaves), scene.camera, scene.second_camera)
+    views = jax.lax.map(lambda camera: render(scene, camera, size), cameras)
+    view = jax.tree.map(lambda leaf: leaf[0], views)
+    return {"image": view.image, "second_image": views.image[1], "seed": scene.seed, **labels(scene, view)}
 
 
 @functools.partial(jax.jit, static_argnames=("count", "size"))
