@@ -52,6 +52,7 @@ def trace(scene: Scene, origin: Float[Array, " 3"], direction: Float[Array, "3 r
         direction: Unit vectors, room frame.
     """
     start = origin[:, None]
+    # Without the barriers, XLA computes what is behind them again for every array that is made of it.
     solid_distance, solid = rays.nearest(scene.shapes, start, direction)
     wall_distance, wall = rays.leave_room(scene.extent, start, direction)
     furnished = solid_distance < wall_distance
@@ -62,12 +63,13 @@ def trace(scene: Scene, origin: Float[Array, " 3"], direction: Float[Array, "3 r
     solids = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *scene.shapes)
     boxes, cylinders, _ = (len(shape.centre) for shape in scene.shapes)
     kind = (number >= boxes).astype(jnp.int32) + (number >= boxes + cylinders).astype(jnp.int32)
-    touched = rays.contact(Solids(*(leaf[number] for leaf in solids)), kind, point)
+    met, kind, point = jax.lax.optimization_barrier((Solids(*(leaf[number] for leaf in solids)), kind, point))
+    touched = jax.lax.optimization_barrier(rays.contact(met, kind, point))
     along = along_wall(wall, point)
     flat = jnp.where((wall < 4)[None], jnp.stack([along, point[2]]), point[:2])
 
     piece = jnp.where(furnished, scene.piece[number], -1)
-    opening, inner = find_opening(scene.openings, surface, along, point[2])
+    opening, inner = jax.lax.optimization_barrier(find_opening(scene.openings, surface, along, point[2]))
     of_room = jnp.where(opening >= 0, scene.openings.category[opening], jnp.maximum(surface - 3, 0))
     of_piece = jnp.asarray(furniture.CATEGORY)[scene.furniture.kind[piece]]
     return Hit(

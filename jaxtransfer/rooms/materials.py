@@ -134,12 +134,15 @@ class Colours(NamedTuple):
     salt: UInt[Array, " pieces"]
 
 
-def sample_colours(key: Array, pieces: int) -> Colours:
-    """Colours of so many pieces of furniture."""
-    bits = jax.random.bits(key, (pieces, len(PALETTE_NAMES) + 5))
-    u = (bits[:, -5:-1] >> 8).astype(jnp.float32) * 2.0**-24 - 0.5
-    choice = (bits[:, :-5] % CHOICES).astype(jnp.int32)
-    return Colours(choice, jnp.exp(0.6 * u[:, :1] + 0.12 * u[:, 1:]), bits[:, -1])
+def pick(u: Float[Array, "*n"], count: int) -> Int[Array, "*n"]:
+    """Of numbers in [0, 1), whole ones in [0, count)."""
+    return jnp.minimum((u * count).astype(jnp.int32), count - 1)
+
+
+def choose_colours(u: Float[Array, "pieces numbers"]) -> Colours:
+    """Colours of pieces of furniture from numbers in [0, 1), five more than there are palettes."""
+    tint = jnp.exp(0.6 * (u[:, :1] - 0.5) + 0.12 * (u[:, 1:4] - 0.5))
+    return Colours(pick(u[:, 5:], CHOICES), tint, (u[:, 4] * 2.0**24).astype(jnp.uint32))
 
 
 def of_palette(colours: Colours, palette: Int[Array, "pieces parts"]) -> Material:
@@ -156,16 +159,16 @@ def of_palette(colours: Colours, palette: Int[Array, "pieces parts"]) -> Materia
 
 
 def cladding(
-    pattern: Int[Array, ""], choice: Int[Array, ""], u: Float[Array, " numbers"]
+    pattern: Int[Array, ""], choice: Float[Array, ""], u: Float[Array, " numbers"]
 ) -> tuple[Float[Array, " 3"], Float[Array, " 3"], Int[Array, ""]]:
     """Albedo, second colour and pattern of a wall, a floor or a ceiling.
 
     Args:
         pattern: Its number.
-        choice: Which of its colours.
+        choice: In [0, 1): which of its colours.
         u: Three numbers in [0, 1) that change the colour, or one that changes its brightness.
     """
-    albedo = jnp.clip(jnp.asarray(_CLADDINGS)[pattern, choice] * jnp.exp(0.16 * (u - 0.5)), 0.01, 0.9)
+    albedo = jnp.clip(jnp.asarray(_CLADDINGS)[pattern, pick(choice, CHOICES)] * jnp.exp(0.16 * (u - 0.5)), 0.01, 0.9)
     return albedo, jnp.minimum(jnp.asarray(_CLADDING_CONTRAST)[pattern] * albedo, 0.7), pattern
 
 
@@ -201,9 +204,8 @@ def shade_pattern(
     Returns:
         Linear RGB in [0, 1].
     """
-    width, height, shift, line, thick, alternate, chance, along, across, grain = jnp.asarray(_TABLE).T[
-        :, material.pattern
-    ]
+    rows = jax.lax.optimization_barrier(jnp.asarray(_TABLE)[material.pattern].T)
+    width, height, shift, line, thick, alternate, chance, along, across, grain = rows
     u, v = place
     row = jnp.floor(v / height)
     position = u / width + shift * row

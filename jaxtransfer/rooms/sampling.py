@@ -1,5 +1,7 @@
 """Scenes drawn from keys."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from jaxtransfer.rooms import furniture, materials
 from jaxtransfer.rooms.materials import Material
 from jaxtransfer.rooms.rays import Shapes
-from jaxtransfer.rooms.room_types import LARGE, ROOMS
+from jaxtransfer.rooms.room_types import LARGE, ROOMS, SMALL
 from jaxtransfer.rooms.scene import OUTWARD, Camera, Furniture, Lights, Openings, Scene
 
 _TYPES = tuple(ROOMS.values())
@@ -19,6 +21,10 @@ _LARGEST = np.array([room.largest for room in _TYPES], np.float32)
 _SURFACE_NUMBERS = {name: number for number, name in enumerate(furniture.SURFACES)} | {"none": -1}
 _OPENINGS = np.array([[_SURFACE_NUMBERS[name] for name in room.openings] for room in _TYPES], np.int32)
 _WINDOW, _DOOR, _PICTURE = (_SURFACE_NUMBERS[name] for name in ("window", "door", "picture"))
+_FLOORS, _WALLS = (
+    np.array([[materials.pattern(name) for name in getattr(room, part)] for room in _TYPES], np.int32)
+    for part in ("floors", "walls")
+)
 _TABLE = furniture.CATEGORIES.index("table")
 
 _CANDIDATES = 24
@@ -27,6 +33,18 @@ _SECOND_CAMERAS = 16
 # Metres between pieces of furniture, and from a camera to what stands beside it.
 _GAP = 0.03
 _AWAY = 0.28
+
+# Random numbers that a scene is made of.
+_NUMBERS = {
+    "start": (5,),
+    "openings": (6, 5),
+    "furniture": (LARGE + SMALL, _CANDIDATES + 1, 5),
+    "colours": (LARGE + SMALL, len(materials.PALETTE_NAMES) + 5),
+    "surfaces": (16,),
+    "cameras": (_CAMERAS, 8),
+    "second cameras": (_SECOND_CAMERAS, 6),
+    "lights": (12,),
+}
 
 
 def sample_scene(key: PRNGKeyArray) -> Scene:
@@ -40,22 +58,26 @@ def sample_scene(key: PRNGKeyArray) -> Scene:
     Args:
         key: The same key gives the same scene, bit for bit.
     """
-    start, openings, places, colours, surfaces, cameras, lights = jax.random.split(key, 7)
-    bits = jax.random.bits(start, (5,))
-    room = (bits[0] % len(ROOMS)).astype(jnp.int32)
+    # All numbers in one draw: a generator takes longer to compile than all that is made of its numbers.
+    u = jax.random.uniform(key, (sum(map(math.prod, _NUMBERS.values())),))
+    parts = jnp.split(u, np.cumsum([math.prod(shape) for shape in _NUMBERS.values()])[:-1].tolist())
+    draws = {name: part.reshape(shape) for part, (name, shape) in zip(parts, _NUMBERS.items(), strict=True)}
+    start = draws["start"]
+    room = materials.pick(start[0], len(ROOMS))
     low, high = jnp.asarray(_SMALLEST)[room], jnp.asarray(_LARGEST)[room]
-    extent = low + (high - low) * (bits[1:4] >> 8).astype(jnp.float32) * 2.0**-24
-    openings = _sample_openings(openings, room, extent)
-    pieces = _sample_furniture(places, room, extent, openings)
-    shapes, piece, material = _build(colours, pieces)
-    material = jax.tree.map(lambda *rows: jnp.concatenate(rows), material, _sample_surfaces(surfaces, room))
-    first, second = _sample_cameras(cameras, extent, pieces)
-    lights = _sample_lights(lights, extent, openings)
-    return Scene(room, extent, openings, pieces, shapes, piece, material, lights, first, second, bits[4])
+    extent = low + (high - low) * start[1:4]
+    openings = _place_openings(draws["openings"], room, extent)
+    pieces = _place_furniture(draws["furniture"], room, extent, openings)
+    shapes, piece, material = _build(draws["colours"], pieces)
+    surfaces = _clad(draws["surfaces"], room)
+    material = jax.tree.map(lambda *rows: jnp.concatenate(rows), material, surfaces)
+    first, second = _place_cameras(draws["cameras"], draws["second cameras"], extent, pieces)
+    lights = _switch_lights(draws["lights"], extent, openings)
+    seed = (start[4] * 2.0**24).astype(jnp.uint32)
+    return Scene(room, extent, openings, pieces, shapes, piece, material, lights, first, second, seed)
 
 
-def _sample_openings(key: Array, room: Array, extent: Array) -> Openings:
-    u = jax.random.uniform(key, (6, 5))
+def _place_openings(u: Float[Array, "6 5"], room: Array, extent: Array) -> Openings:
     category = jnp.asarray(_OPENINGS)[room]
     # Along a corridor, the first wall and the one across are long.
     order = jnp.where(extent[1] > 2 * extent[0], jnp.array([0, 2, 1, 3]), jnp.argsort(u[0, :4])).astype(jnp.int32)
@@ -82,11 +104,10 @@ def _sample_openings(key: Array, room: Array, extent: Array) -> Openings:
     )
 
 
-def _sample_furniture(key: Array, room: Array, extent: Array, openings: Openings) -> Furniture:
+def _place_furniture(u: Array, room: Array, extent: Array, openings: Openings) -> Furniture:
     """Every piece takes the first of its candidate places that is free; one without is left out."""
     kind = jnp.asarray(_KINDS)[room]
     pieces = len(kind)
-    u = jax.random.uniform(key, (pieces, _CANDIDATES + 1, 5))
     wanted = u[:, -1, 0] < jnp.asarray(_CHANCE)[room]
     low, high = jnp.asarray(furniture.SMALLEST)[kind], jnp.asarray(furniture.LARGEST)[kind]
     size = low + (high - low) * u[:, -1, 1:2]
@@ -139,9 +160,9 @@ def _sample_furniture(key: Array, room: Array, extent: Array, openings: Openings
     return Furniture(kind, active, size, centre, heading)
 
 
-def _build(key: Array, pieces: Furniture) -> tuple[Shapes, Int[Array, " solids"], Material]:
+def _build(u: Array, pieces: Furniture) -> tuple[Shapes, Int[Array, " solids"], Material]:
     """Solids of the furniture, the piece that each belongs to, and their materials."""
-    colours = materials.sample_colours(key, len(pieces.kind))
+    colours = materials.choose_colours(u)
     numbers = jnp.arange(len(pieces.kind), dtype=jnp.int32)
     large, small = slice(0, LARGE), slice(LARGE, None)
     groups = (
@@ -164,29 +185,19 @@ def _build(key: Array, pieces: Furniture) -> tuple[Shapes, Int[Array, " solids"]
     return Shapes(solids[0], cylinders, solids[3]), jnp.concatenate(owners), material
 
 
-def _sample_surfaces(key: Array, room: Array) -> Material:
+def _clad(u: Float[Array, " 16"], room: Array) -> Material:
     """Materials of the four walls, the floor and the ceiling."""
-    bits = jax.random.bits(key, (12,))
-    u = (bits >> 8).astype(jnp.float32) * 2.0**-24
-    choice = (bits[:4] % jnp.array([3, materials.CHOICES, 3, materials.CHOICES], jnp.uint32)).astype(jnp.int32)
     walls, floor = (
-        materials.cladding(jnp.asarray(table)[room, choice[2 * n]], choice[2 * n + 1], u[4 + 3 * n : 7 + 3 * n])
-        for n, table in enumerate((_WALLS, _FLOORS))
+        materials.cladding(jnp.asarray(table)[room, materials.pick(v[0], 3)], v[1], v[2:])
+        for table, v in ((_WALLS, u[:5]), (_FLOORS, u[5:10]))
     )
-    ceiling = materials.cladding(jnp.asarray(materials.pattern("plain"), jnp.int32), jnp.zeros((), jnp.int32), u[10:11])
+    ceiling = materials.cladding(jnp.asarray(materials.pattern("plain")), jnp.zeros(()), u[10:11])
     rows = [walls] * 4 + [floor, ceiling]
     albedo, second, pattern = (jnp.stack(parts) for parts in zip(*rows, strict=True))
-    return Material(albedo, second, jnp.zeros_like(albedo), pattern, bits[:6])
+    return Material(albedo, second, jnp.zeros_like(albedo), pattern, (u[10:] * 2.0**24).astype(jnp.uint32))
 
 
-_FLOORS, _WALLS = (
-    np.array([[materials.pattern(name) for name in getattr(room, part)] for room in _TYPES], np.int32)
-    for part in ("floors", "walls")
-)
-
-
-def _sample_lights(key: Array, extent: Array, openings: Openings) -> Lights:
-    u = jax.random.uniform(key, (13,))
+def _switch_lights(u: Float[Array, " 12"], extent: Array, openings: Openings) -> Lights:
     lamp = jnp.concatenate([0.4 * extent[:2] * (u[:2] - 0.5), extent[2:] - 0.3])
     warm, cool = jnp.array([1.0, 0.86, 0.68]), jnp.array([0.8, 0.92, 1.1])
     lamp_power = jnp.where(u[2] < 0.75, 0.5 + 0.6 * u[3], 0.12) * (1 + 0.12 * extent[0] * extent[1]) * warm
@@ -218,9 +229,8 @@ def _clear(spot: Float[Array, "n 2"], pieces: Furniture, extent: Array) -> Bool[
     return apart.all(-1) & (jnp.abs(spot) < extent[None, :2] / 2 - _AWAY).all(-1)
 
 
-def _sample_cameras(key: Array, extent: Array, pieces: Furniture) -> tuple[Camera, Camera]:
+def _place_cameras(u: Array, v: Array, extent: Array, pieces: Furniture) -> tuple[Camera, Camera]:
     """The best of some random cameras by what it sees, how far it sees, and chance; and another one close by."""
-    u = jax.random.uniform(key, (_CAMERAS, 8))
     spots = (u[:, :2] - 0.5) * (extent[None, :2] - 2 * _AWAY)
     yaws = 2 * jnp.pi * u[:, 2]
     ahead = jnp.stack([jnp.cos(yaws), jnp.sin(yaws)], 1)
@@ -229,15 +239,17 @@ def _sample_cameras(key: Array, extent: Array, pieces: Furniture) -> tuple[Camer
     cosine = (towards * ahead[:, None]).sum(-1) / jnp.maximum(distance, 0.1)
     apparent = jnp.minimum((pieces.size[:, 0] * pieces.size[:, 2])[None] / (distance**2 + 0.5), 0.6)
     seen = jnp.where((cosine > 0.85) & (distance > 1) & pieces.active[None], apparent, 0.0).sum(-1)
+    radius = jnp.hypot(pieces.size[:, 0], pieces.size[:, 1]) / 2
+    close = ((cosine > 0.6) & (distance < radius[None] + 0.6) & pieces.active[None]).any(-1)
     view = ((extent[None, :2] / 2 - spots * jnp.sign(ahead)) / jnp.maximum(jnp.abs(ahead), 1e-6)).min(-1)
-    score = seen + 0.35 * jnp.minimum(view, 3) - 0.25 * jnp.log(-jnp.log(u[:, 3] + 1e-7))
+    score = seen - jnp.where(close, 1.0, 0.0) + 0.35 * jnp.minimum(view, 3) - 0.25 * jnp.log(-jnp.log(u[:, 3] + 1e-7))
     best = jnp.argmax(jnp.where(_clear(spots, pieces, extent), score, -jnp.inf))
     height, tangent = 0.8 + u[best, 4], 0.55 + 0.3 * u[best, 5]
     pitch, roll = -0.14 - 0.12 * (height - 1.3) + 0.4 * (u[best, 6] - 0.5), 0.1 * (u[best, 7] - 0.5)
     position = jnp.concatenate([spots[best], height[None]])
     camera = Camera(position, _rotation(yaws[best], pitch, roll), tangent)
 
-    v = 2 * jax.random.uniform(jax.random.fold_in(key, 1), (_SECOND_CAMERAS, 6)) - 1
+    v = 2 * v - 1
     moved = position[None] + v[:, :3] * jnp.array([[0.6, 0.6, 0.2]])
     clear = _clear(moved[:, :2], pieces, extent)
     near = jnp.argmax(clear)

@@ -26,23 +26,29 @@ def segment(features: Float[Array, "size size features"], nearness: float) -> In
     size = features.shape[0]
     steps = jnp.asarray(nearness * (np.arange(size) + 0.5) / size, jnp.float32)
     position = jnp.stack(jnp.meshgrid(steps, steps), -1)
-    points = jnp.concatenate([features, position], -1).reshape(size * size, -1)
-    starts = jnp.asarray((np.arange(_GRID) + 0.5) * (size / _GRID), jnp.int32)
-    centres = points[(starts[:, None] * size + starts[None]).ravel()]
+    points = jnp.concatenate([features, position], -1).reshape(size * size, -1).T
+    starts = ((np.arange(_GRID) + 0.5) * (size / _GRID)).astype(np.int32)
+    centres = points[:, (starts[:, None] * size + starts[None]).ravel()]
 
-    def distances(centres: Array) -> Array:
-        return (centres**2).sum(1, keepdims=True) - 2 * jnp.matmul(centres, points.T, precision="highest")
+    numbers = jnp.arange(_GRID**2, dtype=jnp.int32)
+
+    def assign(centres: Array) -> Int[Array, " pixels"]:
+        def compare(best: tuple[Array, Array], item: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+            number, centre = item
+            distance = sum((points[f] - centre[f]) ** 2 for f in range(len(points)))
+            closer = distance < best[0]
+            return (jnp.where(closer, distance, best[0]), jnp.where(closer, number, best[1])), None
+
+        start = (jnp.full(size * size, jnp.inf), jnp.zeros(size * size, jnp.int32))
+        return jax.lax.scan(compare, start, (numbers, centres.T), unroll=_GRID)[0][1]
 
     def improve(_: Array, centres: Array) -> Array:
-        distance = distances(centres)
-        chosen = (distance == distance.min(0, keepdims=True)).astype(jnp.float32)
-        count = chosen.sum(1, keepdims=True)
-        means = jnp.matmul(chosen, points, precision="highest") / jnp.maximum(count, 1)
+        chosen = (assign(centres)[:, None] == numbers[None]).astype(jnp.float32)
+        count = chosen.sum(0)[None]
+        means = jnp.matmul(points, chosen, precision="highest") / jnp.maximum(count, 1)
         return jnp.where(count > 0, means, centres)
 
-    distance = distances(jax.lax.fori_loop(0, _ITERATIONS, improve, centres))
-    numbers = jnp.arange(_GRID**2, dtype=jnp.int32)[:, None]
-    return jnp.where(distance == distance.min(0, keepdims=True), numbers, -1).max(0).reshape(size, size)
+    return assign(jax.lax.fori_loop(0, _ITERATIONS, improve, centres)).reshape(size, size)
 
 
 def same_segment(segments: Int[Array, "size size"]) -> Float[Array, "size size 6"]:

@@ -41,12 +41,12 @@ def shade(scene: Scene, hit: Hit, direction: Float[Array, "3 rays"], footprint: 
 
 def _paint(scene: Scene, hit: Hit, direction: Array, footprint: Array) -> tuple[Colours, Colours]:
     """Albedo and emission: materials, and over them windows, doors, pictures, baseboards and the light's fixture."""
-    material = jax.tree.map(lambda leaf: leaf[hit.material], scene.material)
-    albedo = materials.shade_pattern(material, hit.place, footprint)
     openings = scene.openings
-    category = jnp.where(hit.opening >= 0, openings.category[hit.opening], -1)
-    window, door, picture = category == WINDOW, category == DOOR, category == PICTURE
-    half = openings.half[hit.opening].T
+    material = jax.tree.map(lambda leaf: leaf[hit.material], scene.material)
+    half, turn = openings.half[hit.opening].T, 7 * openings.centre[hit.opening, 0]
+    material, half, turn = jax.lax.optimization_barrier((material, half, turn))
+    albedo = materials.shade_pattern(material, hit.place, footprint)
+    window, door, picture = (hit.category == which for which in (WINDOW, DOOR, PICTURE))
     u, v = hit.inner
     frame = (half - jnp.abs(hit.inner)).min(0) < _FRAME
     glass = window & ~frame & (jnp.abs(u) > _BAR)
@@ -64,7 +64,6 @@ def _paint(scene: Scene, hit: Hit, direction: Array, footprint: Array) -> tuple[
     leaf = jnp.where(knob, 0.1, jnp.where(panel, 0.72, 0.95))[None] * scene.lights.door[:, None]
 
     # A picture: land, sky and something round, in colours that depend on where it hangs.
-    turn = 7 * openings.centre[hit.opening, 0]
     hue = jnp.stack([jnp.sin(turn), jnp.sin(turn + 2.1), jnp.sin(turn + 4.2)])
     land = jnp.sign(v / half[1] + 0.3 * jnp.sin(5 * u / half[0] + turn))
     disc = ((u / half[0] - 0.4 * jnp.sin(3 * turn)) ** 2 + (v / half[1] - 0.35) ** 2 < 0.08).astype(jnp.float32)
@@ -75,6 +74,7 @@ def _paint(scene: Scene, hit: Hit, direction: Array, footprint: Array) -> tuple[
     beside = ((hit.point[:2] - scene.lights.lamp[:2, None]) ** 2).sum(0)
     fixture = (hit.surface == 5) & (beside < 0.18**2)
 
+    albedo, outside, canvas = jax.lax.optimization_barrier((albedo, outside, canvas))
     albedo = jnp.where((window | (door & frame) | baseboard)[None], 0.75, albedo)
     albedo = jnp.where((door & ~frame)[None], leaf, jnp.where(picture[None], canvas, albedo))
     emission = jnp.where(fixture[None], 2 * scene.lights.lamp_power[:, None], material.emission.T)

@@ -141,7 +141,6 @@ def labels(scene: Scene, view: View) -> Example:
         scene: The room.
         view: What the scene's camera sees.
     """
-    arrangement = jax.random.randint(jax.random.fold_in(jax.random.key(scene.seed), 1), (), 0, len(PERMUTATIONS))
     of_image = (
         definitions.colorization,
         definitions.edge_texture,
@@ -166,7 +165,7 @@ def labels(scene: Scene, view: View) -> Example:
         definitions.class_scene,
     )
     return {
-        "jigsaw": arrangement,
+        "jigsaw": (scene.seed % len(PERMUTATIONS)).astype(jnp.int32),
         "class_object": definitions.class_object(view, scene),
         **{define.__name__: define(view.image) for define in of_image},
         **{define.__name__: define(view) for define in of_view},
