@@ -8,6 +8,7 @@ from jaxtransfer.rooms.scene import Camera as Camera
 from jaxtransfer.rooms.scene import Scene as Scene
 from jaxtransfer.rooms.tasks import PERMUTATIONS as PERMUTATIONS
 from jaxtransfer.rooms.tasks import TASKS as TASKS
+from jaxtransfer.rooms.tasks import Example as Example
 from jaxtransfer.rooms.tasks import Task as Task
 from jaxtransfer.rooms.tasks import example as example
 from jaxtransfer.rooms.tasks import examples as examples

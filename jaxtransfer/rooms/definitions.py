@@ -1,8 +1,8 @@
 """Labels: what 22 tasks ask about a view of a scene.
 
 Pure functions of an image, a `View` or a `Scene`, each for one example. What differs from pixel to pixel is
-[size, size, channels]; classes are int32. A negative class, or a negative answer to a yes-no question, says that there is
-none: it belongs in no loss.
+[size, size, channels]; classes are int32. A negative class, or a negative answer to a yes-no question, says that there
+is none: it belongs in no loss.
 """
 
 import jax
@@ -145,8 +145,7 @@ def _compass(camera: Camera) -> Float[Array, "3 3"]:
 
 
 def room_layout(scene: Scene) -> Float[Array, " 6"]:
-    """Distances in metres from the camera to the planes of the right and left wall, the floor and ceiling, the wall
-    ahead and the one behind.
+    """Distances in metres from the camera to the room's six planes: right, left, floor, ceiling, ahead, behind.
 
     Walls are named after the camera's heading: the wall ahead is the one whose direction is within 45 degrees of it.
     """

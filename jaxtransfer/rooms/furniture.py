@@ -344,7 +344,7 @@ def kind(name: str) -> int:
 
 
 def _spans(name: str, count: int) -> np.ndarray:
-    """Spans of a kind's parts of one shape, [kinds, count, axis, low or high]; what is not there ends before it begins."""
+    """Spans of parts of one shape, [kinds, count, axis, low or high]; what is not there ends before it begins."""
     spans = np.tile(np.array([[1.0, -1.0]] * 3), (len(KINDS), count, 1, 1))
     for row, item in enumerate(KINDS.values()):
         for column, (_, *span) in enumerate(getattr(item, name)):

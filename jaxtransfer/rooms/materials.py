@@ -142,7 +142,7 @@ def pick(u: Float[Array, "*n"], count: int) -> Int[Array, "*n"]:
 def choose_colours(u: Float[Array, "pieces numbers"]) -> Colours:
     """Colours of pieces of furniture from numbers in [0, 1), five more than there are palettes."""
     tint = jnp.exp(0.6 * (u[:, :1] - 0.5) + 0.12 * (u[:, 1:4] - 0.5))
-    return Colours(pick(u[:, 5:], CHOICES), tint, (u[:, 4] * 2.0**24).astype(jnp.uint32))
+    return Colours(pick(u[:, 5:], CHOICES), tint, (u[:, 4] * 2.0**23).astype(jnp.uint32))
 
 
 def of_palette(colours: Colours, palette: Int[Array, "pieces parts"]) -> Material:

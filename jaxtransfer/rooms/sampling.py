@@ -73,7 +73,7 @@ def sample_scene(key: PRNGKeyArray) -> Scene:
     material = jax.tree.map(lambda *rows: jnp.concatenate(rows), material, surfaces)
     first, second = _place_cameras(draws["cameras"], draws["second cameras"], extent, pieces)
     lights = _switch_lights(draws["lights"], extent, openings)
-    seed = (start[4] * 2.0**24).astype(jnp.uint32)
+    seed = (start[4] * 2.0**23).astype(jnp.uint32)
     return Scene(room, extent, openings, pieces, shapes, piece, material, lights, first, second, seed)
 
 
@@ -194,7 +194,7 @@ def _clad(u: Float[Array, " 16"], room: Array) -> Material:
     ceiling = materials.cladding(jnp.asarray(materials.pattern("plain")), jnp.zeros(()), u[10:11])
     rows = [walls] * 4 + [floor, ceiling]
     albedo, second, pattern = (jnp.stack(parts) for parts in zip(*rows, strict=True))
-    return Material(albedo, second, jnp.zeros_like(albedo), pattern, (u[10:] * 2.0**24).astype(jnp.uint32))
+    return Material(albedo, second, jnp.zeros_like(albedo), pattern, (u[10:] * 2.0**23).astype(jnp.uint32))
 
 
 def _switch_lights(u: Float[Array, " 12"], extent: Array, openings: Openings) -> Lights:

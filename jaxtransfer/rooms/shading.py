@@ -36,7 +36,8 @@ def shade(scene: Scene, hit: Hit, direction: Float[Array, "3 rays"], footprint: 
     """
     # Without the barriers, XLA computes each of these again wherever it is read.
     albedo, emission = jax.lax.optimization_barrier(_paint(scene, hit, direction, footprint))
-    return _expose(albedo * jax.lax.optimization_barrier(_light(scene, hit)) + emission)
+    light = jax.lax.optimization_barrier(_light(scene, hit))
+    return _expose(jax.lax.optimization_barrier(albedo * light + emission))
 
 
 def _paint(scene: Scene, hit: Hit, direction: Array, footprint: Array) -> tuple[Colours, Colours]:
@@ -169,6 +170,6 @@ def _occlusion(scene: Scene, hit: Hit) -> Float[Array, " rays"]:
 def _expose(radiance: Colours) -> Colours:
     """Exposure to the mean brightness, a soft shoulder, and the sRGB curve."""
     brightness = (radiance * jnp.asarray(_BRIGHTNESS)[:, None]).sum(0)
-    mean = jnp.exp(jnp.log(brightness + 0.02).mean())
+    mean = jax.lax.optimization_barrier(jnp.exp(jnp.log(brightness + 0.02).mean()))
     exposed = 1 - jnp.exp(-0.55 * radiance / mean**0.8)
     return jnp.where(exposed <= 0.0031308, 12.92 * exposed, 1.055 * jnp.maximum(exposed, 1e-4) ** (1 / 2.4) - 0.055)

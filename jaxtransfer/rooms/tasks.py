@@ -135,7 +135,9 @@ TASKS: dict[str, Task] = {
 
 
 def labels(scene: Scene, view: View) -> Example:
-    """All labels of a view, by the names of `rooms.definitions`; `jigsaw` is the number of an arrangement in `PERMUTATIONS`.
+    """All labels of a view, by the names of their functions in `rooms.definitions`.
+
+    And `jigsaw`, the number of an arrangement in `PERMUTATIONS`.
 
     Args:
         scene: The room.
