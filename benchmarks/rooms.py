@@ -51,7 +51,7 @@ def _sheet(out: Path, seed: int, size: int) -> None:
     images = examples["image"].reshape(_ROWS, _COLUMNS, size, size, 3).swapaxes(1, 2)
     pixels = (255 * images.reshape(_ROWS * size, _COLUMNS * size, 3)).round().astype(np.uint8)
     out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).quantize(256).save(f"{out}_images.png", optimize=True)
+    Image.fromarray(pixels).save(f"{out}_images.png", optimize=True)
 
     # One room of each of four types.
     kinds = examples["class_scene"]

@@ -41,9 +41,9 @@ def _row(tree, number: int):
     return jax.tree.map(lambda leaf: leaf[number], tree)
 
 
-def _directions(tangent: float, size: int = SIZE) -> np.ndarray:
+def _directions(tangent: Array | float, size: int = SIZE) -> np.ndarray:
     """Through the centres of pixels, [size, size, 3], z = 1."""
-    steps = tangent * ((2 * np.arange(size) + 1) / size - 1)
+    steps = np.asarray(tangent) * ((2 * np.arange(size) + 1) / size - 1)
     x, y = np.meshgrid(steps, steps)
     return np.stack([x, y, np.ones_like(x)], -1)
 

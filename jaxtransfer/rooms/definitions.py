@@ -38,8 +38,8 @@ def _smooth(values: Float[Array, "h w *c"]) -> Float[Array, "h w *c"]:
     for axis in (0, 1):
         length = values.shape[axis]
         padded = jnp.pad(values, [(2, 2) if a == axis else (0, 0) for a in range(values.ndim)], mode="edge")
-        shifted = [jax.lax.slice_in_dim(padded, start, start + length, axis=axis) for start in range(5)]
-        values = sum(weight / 16 * part for weight, part in zip((1, 4, 6, 4, 1), shifted, strict=True))
+        a, b, c, d, e = (jax.lax.slice_in_dim(padded, start, start + length, axis=axis) for start in range(5))
+        values = (a + e + 4 * (b + d) + 6 * c) / 16
     return values
 
 
@@ -126,11 +126,11 @@ def edge_occlusion(view: View) -> Float[Array, "size size 1"]:
 
 
 def keypoints3d(view: View) -> Float[Array, "size size 1"]:
-    """Corner response r of the normals as 1 - exp(-r / 0.1); in [0, 1): high where a surface bends in two directions.
+    """Corner response r of smoothed normals as 1 - exp(-r / 0.1); in [0, 1): high where they turn in two directions.
 
     r is the root of the smaller eigenvalue of the smoothed structure tensor of the three components, per pixel.
     """
-    return 1 - jnp.exp(-_corners(view.normal)[..., None] / 0.1)
+    return 1 - jnp.exp(-_corners(_smooth(_smooth(view.normal)))[..., None] / 0.1)
 
 
 def _compass(camera: Camera) -> Float[Array, "3 3"]:
