@@ -20,8 +20,6 @@ from jaxtransfer.rooms.view import View, render
 NOISE = 0.15
 """Standard deviation of the noise that denoising removes."""
 
-_CHUNK = 8
-
 Example = dict[str, Array]
 
 
