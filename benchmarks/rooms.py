@@ -1,0 +1,111 @@
+"""Rooms: pictures of the world and of its labels, and how fast they are drawn.
+
+Run with `python -m benchmarks.rooms sheet --out docs/rooms` from the root of the checkout.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from jaxtransfer import rooms
+
+_ROWS, _COLUMNS = 6, 8
+
+
+def _picture(task: rooms.Task, example: rooms.Example) -> np.ndarray | str:
+    """A label as something to look at: an RGB image, or words."""
+    label = np.asarray(example[task.label])
+    if task.label == "image" or task.name == "jigsaw":
+        return np.asarray(task.input(example))
+    if task.views == 2:
+        return np.asarray(example["second_image"])
+    if not task.pixels:
+        names = {"class_object": rooms.OBJECTS, "class_scene": tuple(rooms.ROOMS)}.get(task.name)
+        if names:
+            return names[int(label)] if label >= 0 else "none"
+        return "\n".join(" ".join(f"{value:.2f}" for value in row) for row in label.reshape(-1, 3))
+    if task.name == "segment_semantic":
+        return colormaps["tab20"](label % 20)[..., :3] * np.where(label < 20, 1, 0.5)[..., None]
+    if task.name == "normal":
+        return (label * [1, -1, -1] + 1) / 2
+    if task.name == "colorization":
+        return np.concatenate([label + 0.5, np.full_like(label[..., :1], 0.5)], -1).clip(0, 1)
+    if task.loss == "logistic":
+        return (label[..., :3] + 1) / 2
+    if task.label.startswith("depth"):
+        return colormaps["viridis_r"](label[..., 0] / label.max())[..., :3]
+    return colormaps["magma"](label[..., 0])[..., :3]
+
+
+def _sheet(out: Path, seed: int, size: int) -> None:
+    """Writes `OUT_images.png`, images of many rooms, and `OUT_labels.png`, all labels of a few."""
+    drawn = rooms.examples(jax.random.key(seed), _ROWS * _COLUMNS, size)
+    examples = {name: np.asarray(values) for name, values in drawn.items()}
+    images = examples["image"].reshape(_ROWS, _COLUMNS, size, size, 3).swapaxes(1, 2)
+    pixels = (255 * images.reshape(_ROWS * size, _COLUMNS * size, 3)).round().astype(np.uint8)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(f"{out}_images.png", optimize=True)
+
+    # One room of each of four types.
+    kinds = examples["class_scene"]
+    chosen = [int(np.flatnonzero(kinds == kind)[0]) for kind in range(len(rooms.ROOMS)) if (kinds == kind).any()][:4]
+    figure = Figure(figsize=(1.25 * 8, 1.35 * 3 * len(chosen)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(3 * len(chosen), 8)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for block, number in enumerate(chosen):
+        example = {name: jax.numpy.asarray(values[number]) for name, values in examples.items()}
+        shown = {"image": np.asarray(example["image"])}
+        shown |= {task.name: _picture(task, example) for task in rooms.TASKS.values() if task.name != "autoencoding"}
+        for axis, (name, picture) in zip(axes[3 * block : 3 * block + 3].flat, shown.items(), strict=False):
+            axis.set_title(name, fontsize=7, pad=2)
+            if isinstance(picture, str):
+                axis.text(0.5, 0.5, picture, ha="center", va="center", fontsize=7)
+            else:
+                axis.imshow(np.clip(picture, 0, 1))
+    figure.savefig(f"{out}_labels.png", dpi=100)
+    with Image.open(f"{out}_labels.png") as image:
+        image.convert("RGB").quantize(256).save(f"{out}_labels.png", optimize=True)
+
+
+def _speed(count: int, size: int) -> None:
+    """Prints what an example costs, all labels included, once the program is compiled."""
+    start = time.perf_counter()
+    jax.block_until_ready(rooms.examples(jax.random.key(0), count, size))
+    first = time.perf_counter() - start
+    wall, processor = time.perf_counter(), time.process_time()
+    jax.block_until_ready(rooms.examples(jax.random.key(1), count, size))
+    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    print(
+        f"{count} examples of {size}x{size}: {1e3 * wall / count:.1f} ms each, {1e3 * processor / count:.1f} ms of the"
+    )
+    print(f"processors; {first - wall:.0f} s to compile")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.rooms", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    sheet = commands.add_parser("sheet", help="pictures of rooms and of all labels")
+    sheet.add_argument("--out", type=Path, required=True)
+    sheet.add_argument("--seed", type=int, default=0)
+    sheet.add_argument("--size", type=int, default=96)
+    speed = commands.add_parser("speed", help="milliseconds an example")
+    speed.add_argument("--count", type=int, default=1000)
+    speed.add_argument("--size", type=int, default=64)
+    arguments = parser.parse_args()
+    if arguments.command == "sheet":
+        _sheet(arguments.out, arguments.seed, arguments.size)
+    else:
+        _speed(arguments.count, arguments.size)
+
+
+if __name__ == "__main__":
+    main()
