@@ -440,3 +440,5 @@ def test_inputs_differ_from_the_image_as_they_say(batch: dict[str, np.ndarray]) 
     np.testing.assert_array_equal(masked[:8], image[:8])
     grey = rooms.TASKS["colorization"].input(example)
     assert jnp.ptp(grey, axis=-1).max() == 0
+    lightness = Preprocess((SIZE, SIZE), lightness=True)
+    np.testing.assert_allclose(lightness(grey[None]), lightness(image[None]), atol=1e-5)

@@ -28,6 +28,14 @@ def lab(image: Float[Array, "h w 3"]) -> Float[Array, "h w 3"]:
     return jnp.stack([1.16 * y - 0.16, 5 * (x - y), 2 * (y - z)], -1)
 
 
+def grey(image: Float[Array, "h w 3"]) -> Float[Array, "h w"]:
+    """The sRGB value of the grey that is as light (L*) as each pixel; in [0, 1]."""
+    lightness = lab(image)[..., 0]
+    root = (lightness + 0.16) / 1.16
+    linear = jnp.where(root > 6 / 29, root**3, (116 * root - 16) * 27 / 24389)
+    return jnp.where(linear <= 0.0031308, 12.92 * linear, 1.055 * jnp.maximum(linear, 1e-4) ** (1 / 2.4) - 0.055)
+
+
 def colorization(image: Float[Array, "size size 3"]) -> Float[Array, "size size 2"]:
     """CIELAB a* and b*, divided by 100; in [-1.1, 1.1]."""
     return lab(image)[..., 1:]

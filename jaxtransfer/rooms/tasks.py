@@ -56,7 +56,7 @@ def _masked(example: Example) -> Float[Array, "size size 3"]:
 
 
 def _grey(example: Example) -> Float[Array, "size size 3"]:
-    return jnp.repeat(definitions.lab(example["image"])[..., :1], 3, axis=-1)
+    return jnp.repeat(definitions.grey(example["image"])[..., None], 3, axis=-1)
 
 
 def _shuffled(example: Example) -> Float[Array, "size size 3"]:

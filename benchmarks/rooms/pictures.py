@@ -1,10 +1,5 @@
-"""Rooms: pictures of the world and of its labels, and how fast they are drawn.
+"""Contact sheets: pictures of many rooms, and of all labels of a few."""
 
-Run with `python -m benchmarks.rooms sheet --out docs/rooms` from the root of the checkout.
-"""
-
-import argparse
-import time
 from pathlib import Path
 
 import jax
@@ -44,7 +39,7 @@ def _picture(task: rooms.Task, example: rooms.Example) -> np.ndarray | str:
     return colormaps["magma"](label[..., 0])[..., :3]
 
 
-def _sheet(out: Path, seed: int, size: int) -> None:
+def sheet(out: Path, seed: int, size: int) -> None:
     """Writes `OUT_images.png`, images of many rooms, and `OUT_labels.png`, all labels of a few."""
     drawn = rooms.examples(jax.random.key(seed), _ROWS * _COLUMNS, size)
     examples = {name: np.asarray(values) for name, values in drawn.items()}
@@ -74,38 +69,3 @@ def _sheet(out: Path, seed: int, size: int) -> None:
     figure.savefig(f"{out}_labels.png", dpi=100)
     with Image.open(f"{out}_labels.png") as image:
         image.convert("RGB").quantize(256).save(f"{out}_labels.png", optimize=True)
-
-
-def _speed(count: int, size: int) -> None:
-    """Prints what an example costs, all labels included, once the program is compiled."""
-    start = time.perf_counter()
-    jax.block_until_ready(rooms.examples(jax.random.key(0), count, size))
-    first = time.perf_counter() - start
-    wall, processor = time.perf_counter(), time.process_time()
-    jax.block_until_ready(rooms.examples(jax.random.key(1), count, size))
-    wall, processor = time.perf_counter() - wall, time.process_time() - processor
-    print(
-        f"{count} examples of {size}x{size}: {1e3 * wall / count:.1f} ms each, {1e3 * processor / count:.1f} ms of the"
-    )
-    print(f"processors; {first - wall:.0f} s to compile")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.rooms", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    sheet = commands.add_parser("sheet", help="pictures of rooms and of all labels")
-    sheet.add_argument("--out", type=Path, required=True)
-    sheet.add_argument("--seed", type=int, default=0)
-    sheet.add_argument("--size", type=int, default=96)
-    speed = commands.add_parser("speed", help="milliseconds an example")
-    speed.add_argument("--count", type=int, default=1000)
-    speed.add_argument("--size", type=int, default=64)
-    arguments = parser.parse_args()
-    if arguments.command == "sheet":
-        _sheet(arguments.out, arguments.seed, arguments.size)
-    else:
-        _speed(arguments.count, arguments.size)
-
-
-if __name__ == "__main__":
-    main()
