@@ -38,7 +38,7 @@ class Benchmark(NamedTuple):
 
 BENCHMARKS = (
     Benchmark("attribution", "--size 128 --batch-size 2 --rounds 3 --networks 2", "--batch-size 4"),
-    Benchmark("pge", "--parts speed --rounds 2", ""),
+    Benchmark("pge", "--parts speed --rounds 2", "--restarts 32 --rounds 3 --most 1024"),
     Benchmark("precision", "--limit 4 --encoders 3 --size 64 --rounds 2", "--size 128"),
     Benchmark("profile", "--size 64 --batch-size 1 --rounds 2 --product 1024", ""),
     Benchmark("scaling", "--rounds 2", "--times 2"),
