@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from jaxtransfer.pge.gap import gap as gap
     from jaxtransfer.pge.losses import Prototypical as Prototypical
     from jaxtransfer.pge.losses import RandomHead as RandomHead
+    from jaxtransfer.pge.losses import RidgeHead as RidgeHead
     from jaxtransfer.pge.losses import SquaredError as SquaredError
     from jaxtransfer.preprocess import Preprocess as Preprocess
     from jaxtransfer.probe import Probe as Probe
@@ -78,7 +79,7 @@ _HOME = {
     "pge.batches": ("Episodes", "Minibatches"),
     "pge.estimator": ("PrincipalGradient", "principal_gradient"),
     "pge.gap": ("gap",),
-    "pge.losses": ("Prototypical", "RandomHead", "SquaredError"),
+    "pge.losses": ("Prototypical", "RandomHead", "RidgeHead", "SquaredError"),
     "preprocess": ("Preprocess",),
     "probe": ("Probe", "load_probe"),
     "relatives": ("RELATIVES",),

@@ -13,6 +13,7 @@ from jaxtransfer import (
     Minibatches,
     Prototypical,
     RandomHead,
+    RidgeHead,
     SquaredError,
     gap,
     principal_gradient,
@@ -199,6 +200,32 @@ def test_a_flax_module_as_a_backbone():
     assert found.groups.shape == (16, 12 * 6 + 6 + 6 * 4 + 4)
 
 
+@pytest.mark.parametrize(("images", "width", "dense"), [(10, 30, False), (60, 7, False), (8, 5, True)])
+def test_ridge_heads_are_ridge_regressions(images, width, dense):
+    """Fitted in float64 to one half, by the normal equations, and tried on the other; features wide and narrow."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(images, 3, 3, width) if dense else (images, width))
+    y = rng.normal(size=(*x.shape[:-1], 2)) + 3
+    loss = RidgeHead(lambda scale, images: scale * images, ridge=0.3)
+    found = loss(jnp.float32(2), (jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)), _KEY)
+    half = images // 2
+    (a, b), (c, d) = ((2 * x[part].reshape(-1, width), y[part].reshape(-1, 2)) for part in np.s_[:half, half:])
+    a, c = a - a.mean(0), c - a.mean(0)
+    penalty = 0.3 * np.square(a).sum(1).mean() * np.eye(width)
+    weights = np.linalg.solve(a.T @ a + penalty, a.T @ (b - b.mean(0)))
+    np.testing.assert_allclose(found, np.square(c @ weights + b.mean(0) - d).mean(), rtol=1e-5)
+
+
+def test_ridge_heads_read_labels():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(40, 5))
+    numbers = features @ rng.normal(size=(5, 2))
+    loss = RidgeHead(lambda _, images: images, ridge=0.01)
+    true, other = (loss(None, (jnp.asarray(features), jnp.asarray(y)), _KEY) for y in (numbers, numbers[::-1].copy()))
+    assert float(true) < 0.01 * float(other)
+    assert not loss.label_blind
+
+
 @pytest.mark.usefixtures("quick")
 def test_a_loss_of_ones_own():
     def loss(params, batch, key):
@@ -250,5 +277,5 @@ def test_wrong_requests():
         principal_gradient(init, loss, minibatches, _KEY, restarts=16)
     _, targets = task("squared error", features)
     wrong_loss = SquaredError(features, 3)
-    with pytest.raises(JaxTransferError, match="do not fit predictions"):
+    with pytest.raises(JaxTransferError, match="do not fit targets"):
         principal_gradient(init, wrong_loss, targets, _KEY, restarts=16)

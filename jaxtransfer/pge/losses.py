@@ -4,6 +4,7 @@ A batch is a pair of images and labels. What a loss needs besides - a random hea
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -135,16 +136,52 @@ class SquaredError(_LinearHead):
 
     def __call__(self, params: PyTree, batch: Batch, key: Key[Array, ""]) -> Float[Array, ""]:
         """The mean squared error over images, outputs and heads."""
-        images, targets = batch
-        predicted = self.predictions(self.features(params, images), key)
-        if targets.ndim != predicted.ndim - 1 or targets.shape[-1] != self.outputs:
-            raise JaxTransferError(
-                f"Targets {targets.shape} do not fit predictions {predicted.shape[1:]}: use features [n, features] for "
-                f"targets [n, {self.outputs}], and maps [n, h, w, features] for dense ones."
-            )
-        if targets.shape != predicted.shape[1:]:
-            targets = jax.image.resize(targets, predicted.shape[1:], "linear")
-        return jnp.square(predicted - targets.astype(predicted.dtype)[None]).mean()
+        features = self.features(params, batch[0])
+        targets = _targets_for(features, batch[1])
+        if targets.shape[-1] != self.outputs:
+            raise JaxTransferError(f"Heads of {self.outputs} outputs do not fit targets {targets.shape}.")
+        return jnp.square(self.predictions(features, key) - targets[None]).mean()
+
+
+@dataclasses.dataclass(frozen=True)
+class RidgeHead:
+    """Squared error of a linear head in closed form (Bertinetto et al., ICLR 2019): no draw, and it reads the labels.
+
+    The head is fitted to the first half of a batch by ridge regression, its bias without penalty; the loss is that on
+    the other half. Targets are [n, outputs], or dense [n, h, w, outputs] and then brought to the size of the
+    features as for `SquaredError`.
+
+    Attributes:
+        features: As for `SquaredError`.
+        ridge: Weight of the penalty, in units of the features' variance, summed over features.
+    """
+
+    features: Features
+    ridge: float = 0.1
+    label_blind: ClassVar[bool] = False
+
+    def __call__(self, params: PyTree, batch: Batch, key: Key[Array, ""]) -> Float[Array, ""]:
+        """The mean squared error over the second half of the images, and outputs."""
+        features = self.features(params, batch[0])
+        targets = _targets_for(features, batch[1])
+        half = len(features) // 2
+        x, y = features[:half].reshape(-1, features.shape[-1]), targets[:half].reshape(-1, targets.shape[-1])
+        asked, wanted = features[half:].reshape(-1, x.shape[1]), targets[half:].reshape(-1, y.shape[1])
+        centre, mean = (each.mean(0, keepdims=True) for each in (x, y))
+        scale = jnp.sqrt(jnp.square(x - centre).sum(1).mean())
+        x, asked = (x - centre) / scale, (asked - centre) / scale
+        product = functools.partial(jnp.dot, precision="highest")
+        penalty = self.ridge * jnp.eye(min(x.shape), dtype=x.dtype)
+        if len(x) > x.shape[1]:
+            found = product(asked, jnp.linalg.solve(product(x.T, x) + penalty, product(x.T, y - mean)))
+        else:  # the same, in products of images
+            found = product(product(asked, x.T), jnp.linalg.solve(product(x, x.T) + penalty, y - mean))
+        return jnp.square(found + mean - wanted).mean()
+
+    def invariant(self, params: PyTree, batch: Batch, key: Key[Array, ""]) -> Float[Array, "n n"]:
+        """What permuting units must not change."""
+        features = self.features(params, batch[0])
+        return _inner_products(features.reshape(-1, features.shape[-1]))
 
 
 def with_heads(loss: Loss, heads: int | None) -> Loss:
@@ -175,6 +212,22 @@ def describe(function: Any) -> str:
         owner = getattr(function, "__module__", type(function).__module__)
         return f"{owner}.{getattr(function, '__qualname__', type(function).__qualname__)}"
     return repr(function)
+
+
+def _targets_for(features: Float[Array, "n ..."], targets: Array) -> Float[Array, "n ..."]:
+    """Targets of the size and type of the features.
+
+    Raises:
+        JaxTransferError: One of them is dense and the other not.
+    """
+    if targets.ndim != features.ndim:
+        raise JaxTransferError(
+            f"Targets {targets.shape} do not fit features {features.shape}: use features [n, features] for targets "
+            "[n, outputs], and maps [n, h, w, features] for dense ones."
+        )
+    shape = (*features.shape[:-1], targets.shape[-1])
+    targets = targets if targets.shape == shape else jax.image.resize(targets, shape, "linear")
+    return targets.astype(features.dtype)
 
 
 def _inner_products(features: Float[Array, "n f"]) -> Float[Array, "n n"]:
