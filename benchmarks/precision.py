@@ -1,13 +1,15 @@
 """How far affinities and rankings move when attribution maps are computed less precisely.
 
 Run with `python -m benchmarks.precision --out benchmarks/results` from the root of the checkout, after
-`pip install -e ".[bench]"`. Two groups of networks are compared on the crops of `jaxtransfer demo` or the photos of
-`--images`: EfficientNet-Lite0, 1, 2 with their published weights beside untrained controls, and Taskonomy encoders with
-random weights.
+`pip install -e ".[bench]"`. Two groups of networks are compared on the crops of `examples/efficientnets.py` or the
+photos of `--images`: EfficientNet-Lite0, 1, 2 with their published weights beside untrained controls, which that
+example makes, and Taskonomy encoders with random weights.
 """
 
 import argparse
 import functools
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,13 +27,14 @@ from scipy.stats import kendalltau
 import jaxtransfer as jt
 from benchmarks import harness
 from benchmarks.networks import taskonomy_params
-from jaxtransfer import demo, taskonomy
+from jaxtransfer import taskonomy
 from jaxtransfer.affinity import SIMILARITIES, Similarity, similarities
 from jaxtransfer.network import ApplyFn
 from jaxtransfer.probe import files_below, read_images
 from jaxtransfer.relevance._graph import Value, build
 
 REFERENCE = "float32"
+EXAMPLE = Path(__file__).parents[1] / "examples" / "efficientnets.py"
 Maps = dict[str, np.ndarray]
 
 
@@ -69,14 +72,6 @@ COMPUTED: dict[str, Callable[[ApplyFn, PyTree, Array], dict[str, Array]]] = {
     "bfloat16": narrow,
     "bfloat16 in both passes": both_passes,
 }
-
-
-def efficientnets(folder: Path) -> Iterator[jt.Network]:
-    """The six networks of the demo; those that its zoo has already are not converted again."""
-    demo._write_crops(folder / "images")
-    zoo = jt.Zoo(folder / "zoo")
-    demo._fill(zoo, folder / "images", lambda *_: None)
-    yield from zoo
 
 
 def encoders(count: int, size: int) -> Iterator[jt.Network]:
@@ -169,9 +164,9 @@ def times(size: int, batch_size: int, rounds: int) -> dict[str, list[float]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, help="a folder of photos; default: the crops of the demo")
+    parser.add_argument("--images", type=Path, help="a folder of photos; default: the crops of the example")
     parser.add_argument("--limit", type=int, default=24, help="photos that are used, spread over the folder")
-    parser.add_argument("--demo", type=Path, help="directory of a demo to take networks from; default: they are made")
+    parser.add_argument("--example", type=Path, help="what examples/efficientnets.py made; default: it is made")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--encoders", type=int, default=6, help="Taskonomy encoders with random weights, 3 or more")
     parser.add_argument("--size", type=int, default=256, help="height and width of what they see")
@@ -181,8 +176,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.encoders < 3:
         parser.error("a ranking needs two sources: --encoders must be at least 3")
     with tempfile.TemporaryDirectory() as temporary:
-        folder = options.demo or Path(temporary)
-        demo._write_crops(folder / "images")
+        folder = options.example or Path(temporary)
+        if options.example is None:
+            subprocess.run([sys.executable, EXAMPLE, "--out", folder], check=True)
         photos = options.images or folder / "images"
         names = [path.as_posix() for path in files_below(photos)]
         names = [names[i] for i in np.linspace(0, len(names) - 1, min(options.limit, len(names))).astype(int)]
@@ -191,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"Taskonomy encoders with random weights, {options.size} x {options.size}": encoders(
                 options.encoders, options.size
             ),
-            "EfficientNet-Lite0, 1, 2 and their controls": efficientnets(folder),
+            "EfficientNet-Lite0, 1, 2 and their controls": iter(jt.Zoo(folder / "zoo")),
         }
         changes = {
             title: report(f"{title}; {len(images)} photos", all_maps(networks, images, options.batch_size))
@@ -201,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     title = "Three maps of one encoder, images per second"
     harness.show_ratios(title, seconds, REFERENCE)
     if options.out:
-        settings = {key: value for key, value in vars(options).items() if key not in ("out", "demo")}
+        settings = {key: value for key, value in vars(options).items() if key not in ("out", "example")}
         settings |= {"images": photos.name, "photos": names}
         record = {"settings": settings, "reference": REFERENCE, "changes": changes, "seconds_per_image": seconds}
         rows = [*goals(changes), *harness.rows(title, seconds, REFERENCE)]

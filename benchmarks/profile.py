@@ -1,6 +1,6 @@
 """What must be computed, what XLA computes, how long it takes, and on what: attribution and principal gradients.
 
-Run with `python -m benchmarks.profile` from the root of the checkout, after `pip install -e ".[bench,demo]"`.
+Run with `python -m benchmarks.profile` from the root of the checkout, after `pip install -e ".[bench]"`.
 `docs/performance.md` explains the numbers.
 """
 

@@ -145,30 +145,30 @@ def _connected(mesh: str | None, distributed: str | None) -> "Mesh":
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Directory for the zoo, the images and the results.")] = Path(
+    out: Annotated[Path, typer.Option(help="Directory for the networks, the images and the results.")] = Path(
         "jaxtransfer-demo"
     ),
 ) -> None:
-    """The whole job on what pip installs: trained networks against untrained twins."""
-    with _needs("demo", "torch", "efficientnet", "skimage"):
-        from jaxtransfer.demo import run_demo, sentences
+    """The whole job on what comes with the package: 22 trained networks, and how well they really transfer."""
+    from jaxtransfer.demo import METHOD, run_demo, sentences
 
-        with _progress() as advance:
-            contrasts = run_demo(out, command=sys.argv, progress=advance)
-    for similarity in dict.fromkeys(each.similarity for each in contrasts):
-        title = f"Mean affinity ± standard error over photos, by {similarity}"
-        table = Table("method", title=title, title_justify="left", box=box.SIMPLE_HEAD)
-        for column in ("trained with\ntrained", "trained with\ncontrol", "difference", "t"):
-            table.add_column(column, justify="right")
-        for each in contrasts:
-            if each.similarity == similarity:
-                numbers = (each.trained, each.control, each.difference)
-                cells = [f"{mean:.3f} ± {error:.3f}" for mean, error in numbers]
-                table.add_row(each.method, *cells, f"{each.t:.1f}")
-        _print(table)
-    for sentence in sentences(contrasts):
+    with _progress() as advance:
+        found = run_demo(out, command=sys.argv, progress=advance)
+    table = Table(
+        title=f"The nearest source by {METHOD}, its place in measured transfer,\nand the best source there",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for column in ("target", "nearest", "affinity", "place", "best"):
+        table.add_column(column, justify="right" if column in ("affinity", "place") else "left", overflow="fold")
+    for each in found.choices:
+        affinity = f"{each.affinity:.3f} ± {each.stderr:.3f}"
+        table.add_row(each.target, each.source, affinity, str(each.place), each.best)
+    _print(table)
+    for sentence in sentences(found):
         print(sentence)
-    print(f"The zoo, the images, the matrices and the figures are in {out}.")
+    print(f"Open {out / 'run' / 'report.html'} in a browser; {out / 'overview.png'} is the picture of it all.")
 
 
 @_download.command("taskonomy")
@@ -238,6 +238,7 @@ def affinity(
         typer.Option(help="Of maps; correlation removes each map's mean over pixels first."),
     ] = "cosine",
     edge_weight: Annotated[float, typer.Option(min=0, help="What edges count beside nodes, for depara.")] = 0.25,
+    size: Annotated[int, typer.Option(min=1, help="Height and width of the probe images in pixels.")] = 256,
     limit: Annotated[int | None, typer.Option(help="Use the first so many images.", show_default="all")] = None,
     sketch: Annotated[
         int | None,
@@ -280,6 +281,7 @@ def affinity(
             batch_size=batch_size,
             precision=precision,
             mesh=devices,
+            size=size,
             limit=limit,
             strict=strict,
             points=points,
@@ -325,7 +327,7 @@ def rank(
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
     oracle: Annotated[
-        str, typer.Option(help="taskonomy, or a CSV file: rows source,target,score, or sources x targets.")
+        str, typer.Option(help="taskonomy, rooms, or a CSV file: rows source,target,score, or sources x targets.")
     ] = "taskonomy",
     method: Annotated[
         list[str] | None, typer.Option(help="One of the run's methods; may be repeated.", show_default="all")
@@ -345,7 +347,8 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
     out: Annotated[Path, typer.Option(help="Directory for the tables and figures.")],
     oracle: Annotated[
-        str | None, typer.Option(help="taskonomy, or a CSV file: rows source,target,score, or sources x targets.")
+        str | None,
+        typer.Option(help="taskonomy, rooms, or a CSV file: rows source,target,score, or sources x targets."),
     ] = None,
     relevant: Annotated[int, typer.Option(min=1, help="How many of a target's sources are relevant.")] = 5,
 ) -> None:
@@ -365,22 +368,23 @@ def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
     oracle: Annotated[
         str | None,
-        typer.Option(help="taskonomy or a CSV file, as for evaluate; adds curves.", show_default="no curves"),
+        typer.Option(help="taskonomy, rooms or a CSV file, as for evaluate; adds curves.", show_default="no curves"),
     ] = None,
     groups: Annotated[
-        str | None, typer.Option(help="taskonomy, or a CSV file: rows name,group.", show_default="no groups")
+        str | None, typer.Option(help="taskonomy, rooms, or a CSV file: rows name,group.", show_default="no groups")
     ] = None,
     relevant: Annotated[int, typer.Option(min=1, help="How many of a target's sources are relevant.")] = 5,
 ) -> None:
     """Write one page that shows a run, and its figures as files."""
-    from jaxtransfer.groups import load_groups, taskonomy_groups
+    from jaxtransfer.groups import load_groups, rooms_groups, taskonomy_groups
     from jaxtransfer.report import write_report
 
+    built_in = {"taskonomy": taskonomy_groups, "rooms": rooms_groups}
     with _progress("Drawing") as advance:
         page = write_report(
             run,
             oracle=None if oracle is None else _oracle(oracle),
-            groups=None if groups is None else taskonomy_groups() if groups == "taskonomy" else load_groups(groups),
+            groups=None if groups is None else built_in[groups]() if groups in built_in else load_groups(groups),
             relevant=relevant,
             progress=advance,
         )
@@ -477,7 +481,8 @@ def pge(
 def _oracle(name: str) -> "Oracle":
     from jaxtransfer.oracle import Oracle
 
-    return Oracle.taskonomy() if name == "taskonomy" else Oracle.load(name)
+    built_in = {"taskonomy": Oracle.taskonomy, "rooms": Oracle.rooms}
+    return built_in[name]() if name in built_in else Oracle.load(name)
 
 
 def _known(target: str, names: Sequence[str]) -> str:

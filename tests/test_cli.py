@@ -241,3 +241,11 @@ def test_help_does_not_wait_for_the_heavy_packages():
     code = "import sys, jaxtransfer.cli; print({'jax', 'torch', 'matplotlib'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
+
+
+def test_missing_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # cannot be imported
+    monkeypatch.delitem(sys.modules, "jaxtransfer.converters.torch_export", raising=False)
+    said = _refused("convert", "torch", tmp_path / "net.pt2", tmp_path / "zoo", "--name", "net")
+    assert 'pip install "jaxtransfer[torch]"' in said
+    assert not list(tmp_path.iterdir())

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxtransfer.figures import heat_map, trained_and_control
+from jaxtransfer.figures import heat_map
 
 
 def _affinity(count: int) -> np.ndarray:
@@ -66,13 +66,6 @@ def test_failure_leaves_nothing(tmp_path):
     with pytest.raises(OSError, match=r"map\.png"):
         heat_map(_affinity(3), "abc", tmp_path / "map.png", "title")
     assert [file.name for file in tmp_path.iterdir()] == ["map.png"]
-
-
-def test_trained_and_control(tmp_path):
-    rows = {f"method {i}, cosine": ((0.1 * i, 0.01), (0.05 * i, 0.02)) for i in range(6)}
-    trained_and_control(rows, tmp_path / "bars.png", "title")
-    with Image.open(tmp_path / "bars.png") as figure:
-        assert figure.size[0] > 700
 
 
 def test_distances_are_brighter_the_smaller_and_gaps_stay_grey(tmp_path):

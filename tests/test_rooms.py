@@ -1,6 +1,10 @@
 """Rooms: scenes, what is seen of them, and labels, against closed forms and finite differences."""
 
 import functools
+import hashlib
+import subprocess
+import sys
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +62,20 @@ def test_the_same_key_gives_the_same_scene_bit_for_bit(scenes: rooms.Scene) -> N
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(scenes), strict=True):
         np.testing.assert_array_equal(a, b)
     assert len(np.unique(scenes.extent[:, 0])) > COUNT - 5
+
+
+def test_another_process_draws_the_same_scenes(scenes: rooms.Scene) -> None:
+    code = f"""
+        import hashlib, jax, jax.numpy as jnp, numpy as np
+        from jaxtransfer import rooms
+
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(5), jnp.arange({COUNT}))
+        drawn = jax.jit(jax.vmap(rooms.sample_scene))(keys)
+        print(hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(drawn))).hexdigest())
+    """
+    said = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, capture_output=True, text=True)
+    own = hashlib.sha256(b"".join(leaf.tobytes() for leaf in jax.tree.leaves(scenes))).hexdigest()
+    assert said.stdout.strip() == own
 
 
 def _corners(scene: rooms.Scene) -> list[tuple[int, np.ndarray]]:

@@ -1,4 +1,7 @@
-"""A synthetic indoor world with exact labels for 22 tasks."""
+"""A synthetic indoor world with exact labels for 22 tasks, a trained encoder for each, and their measured transfer."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from jaxtransfer.rooms.furniture import CATEGORIES as CATEGORIES
 from jaxtransfer.rooms.furniture import OBJECTS as OBJECTS
@@ -15,3 +18,16 @@ from jaxtransfer.rooms.tasks import examples as examples
 from jaxtransfer.rooms.tasks import labels as labels
 from jaxtransfer.rooms.view import View as View
 from jaxtransfer.rooms.view import render as render
+
+if TYPE_CHECKING:
+    from jaxtransfer.rooms.benchmark import Transfers as Transfers
+    from jaxtransfer.rooms.benchmark import probe as probe
+    from jaxtransfer.rooms.benchmark import transfers as transfers
+    from jaxtransfer.rooms.benchmark import zoo as zoo
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when first used: drawing rooms needs no Orbax.
+    if name not in ("Transfers", "probe", "transfers", "zoo"):
+        raise AttributeError(f"module 'jaxtransfer.rooms' has no attribute {name!r}")
+    return getattr(importlib.import_module("jaxtransfer.rooms.benchmark"), name)

@@ -27,9 +27,14 @@ def encode(params: PyTree, images: Float[Array, "images h w c"]) -> Float[Array,
         params: Weights as nested dicts, of any floating type; they are used as float32.
         images: In [-1, 1]; of one channel for `colorization`, of three for the other tasks.
     """
+    return encoder(params)(images)
+
+
+def encoder(params: PyTree) -> "Encoder":
+    """The encoder that has these weights, normalising by what it saw in training."""
     graph, _ = skeleton(params["conv"]["kernel"].shape[2])
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
-    return nnx.merge(graph, nnx.restore_int_paths(params))(images)
+    return nnx.merge(graph, nnx.restore_int_paths(params))
 
 
 @functools.cache
@@ -95,12 +100,14 @@ class Block(nnx.Module):
 
 
 class PixelReadout(nnx.Module):
-    """From a representation to an answer for every pixel: a 3x3 convolution, then patches of 8 x 8.
+    """From a representation to answers for pixels: a convolution, then patches.
 
     Args:
         inputs: Channels of the representation.
         hidden: Channels between.
         outputs: Numbers for every pixel.
+        kernel: Height and width of the convolution.
+        side: Of a patch: how many pixels for a row or column of the representation; 8 answers for all of an image.
         convolve: As of `Encoder`.
         rngs: For the initial weights.
     """
@@ -110,19 +117,23 @@ class PixelReadout(nnx.Module):
         inputs: int,
         hidden: int,
         outputs: int,
+        kernel: int = 3,
+        side: int = 8,
         *,
         convolve: Callable[..., Array] = jax.lax.conv_general_dilated,
         rngs: nnx.Rngs,
     ) -> None:
-        self.outputs = outputs
-        self.conv = _conv(inputs, hidden, 1, convolve, rngs, bias=True)
-        self.patches = nnx.Linear(hidden, 64 * outputs, rngs=rngs)
+        self.side = side
+        self.conv = _conv(inputs, hidden, 1, convolve, rngs, size=kernel, bias=True)
+        self.patches = nnx.Linear(hidden, side * side * outputs, rngs=rngs)
 
-    def __call__(self, representation: Float[Array, "images h w inputs"]) -> Float[Array, "images 8*h 8*w outputs"]:
+    def __call__(
+        self, representation: Float[Array, "images h w inputs"]
+    ) -> Float[Array, "images side*h side*w outputs"]:
         """Answers for every pixel."""
         patches = self.patches(nnx.relu(self.conv(representation)))
-        images, h, w, _ = patches.shape
-        return patches.reshape(images, h, w, 8, 8, -1).swapaxes(2, 3).reshape(images, 8 * h, 8 * w, -1)
+        (images, h, w, _), side = patches.shape, self.side
+        return patches.reshape(images, h, w, side, side, -1).swapaxes(2, 3).reshape(images, side * h, side * w, -1)
 
 
 class VectorReadout(nnx.Module):
@@ -156,8 +167,22 @@ class VectorReadout(nnx.Module):
 
 
 def _conv(
-    inputs: int, outputs: int, stride: int, convolve: Callable[..., Array], rngs: nnx.Rngs, *, bias: bool = False
+    inputs: int,
+    outputs: int,
+    stride: int,
+    convolve: Callable[..., Array],
+    rngs: nnx.Rngs,
+    *,
+    size: int = 3,
+    bias: bool = False,
 ) -> nnx.Conv:
     return nnx.Conv(
-        inputs, outputs, (3, 3), strides=stride, padding=1, use_bias=bias, conv_general_dilated=convolve, rngs=rngs
+        inputs,
+        outputs,
+        (size, size),
+        strides=stride,
+        padding=size // 2,
+        use_bias=bias,
+        conv_general_dilated=convolve,
+        rngs=rngs,
     )
