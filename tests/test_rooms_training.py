@@ -59,7 +59,7 @@ class Drawn(Examples):
 @pytest.mark.parametrize("name", ["autoencoding", "depth_zbuffer", "room_layout", "class_scene", "segment_unsup2d"])
 def test_no_constant_answer_is_better_than_the_prior(name: str) -> None:
     task, examples = rooms.TASKS[name], Drawn(40)
-    prior = learning.prior(task, examples)
+    prior = learning.prior(task, examples, 1)
     labels = unpacked({task.label: jnp.asarray(examples[task.label])})[task.label]
 
     def cost(answers: Array) -> Array:
@@ -72,21 +72,21 @@ def test_no_constant_answer_is_better_than_the_prior(name: str) -> None:
     assert float(jnp.abs(slope).sum()) < (1e-3 if task.loss == "squared" else 0.15)
     other = answers + 0.5 * jax.random.normal(jax.random.key(0), answers.shape)
     assert float(cost(answers)) < float(cost(other))
-    np.testing.assert_allclose(learning.prior_loss(task, prior, examples).value, float(cost(answers)), rtol=1e-5)
+    np.testing.assert_allclose(learning.prior_loss(task, prior, examples, 1).value, float(cost(answers)), rtol=1e-5)
 
 
 def test_a_squared_loss_is_in_variances() -> None:
     """The centre costs 1 for numbers that do not differ between places."""
     task, examples = rooms.TASKS["room_layout"], Drawn(200)
-    prior = learning.prior(task, examples)
-    np.testing.assert_allclose(learning.prior_loss(task, prior, examples).value, 1, rtol=1e-5)
+    prior = learning.prior(task, examples, 1)
+    np.testing.assert_allclose(learning.prior_loss(task, prior, examples, 1).value, 1, rtol=1e-5)
 
 
 def test_examples_without_an_answer_do_not_count() -> None:
     task, examples = rooms.TASKS["class_object"], Drawn(40)
     labels = jnp.asarray(examples[task.label])
     answers = jax.random.normal(jax.random.key(0), (40, task.outputs))
-    each, counts = learning.losses(task, learning.prior(task, examples).units, answers, labels)
+    each, counts = learning.losses(task, learning.prior(task, examples, 1).units, answers, labels)
     np.testing.assert_array_equal(counts, labels >= 0)
     expected = -jax.nn.log_softmax(answers)[:, 1][labels >= 0].mean()
     np.testing.assert_allclose(learning.mean_loss(each, counts), expected, rtol=1e-5)
@@ -103,17 +103,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[int]]:
     told: list[int] = []
     examples = Drawn(64)
     task = rooms.TASKS["class_scene"]
-    trainer = Trainer(task, 3, QUICK, learning.prior(task, examples))
-    return trainer.run(examples, Drawn(32, seed=1), told.append), told
+    trainer = Trainer(task, QUICK, learning.prior(task, examples, 1))
+    return trainer.run(3, examples, Drawn(32, seed=1), told.append), told
 
 
 def test_training_learns(trained) -> None:
     _, told = trained
     assert told == list(range(1, 13))
     task, examples = rooms.TASKS["class_scene"], Drawn(64)
-    prior = learning.prior_loss(task, learning.prior(task, examples), Drawn(32, seed=1))
-    again = Trainer(task, 3, dataclasses.replace(QUICK, steps=40), learning.prior(task, examples))
-    assert again.run(examples, Drawn(32, seed=1), lambda _: None).losses.mean() < 0.8 * prior.value
+    prior = learning.prior_loss(task, learning.prior(task, examples, 1), Drawn(32, seed=1), 1)
+    again = Trainer(task, dataclasses.replace(QUICK, steps=40), learning.prior(task, examples, 1))
+    assert again.run(3, examples, Drawn(32, seed=1), lambda _: None).losses.mean() < 0.8 * prior.value
 
 
 def test_training_that_was_killed_goes_on_to_the_same_bits(trained, tmp_path: Path) -> None:
@@ -131,16 +131,16 @@ def test_training_that_was_killed_goes_on_to_the_same_bits(trained, tmp_path: Pa
                 os.kill(os.getpid(), signal.SIGKILL)
 
         task, examples = rooms.TASKS["class_scene"], Drawn(64)
-        trainer = Trainer(task, 3, QUICK, learning.prior(task, examples))
-        trainer.run(examples, Drawn(32, seed=1), tell, checkpoints=Path({str(tmp_path)!r}), every=5)
+        trainer = Trainer(task, QUICK, learning.prior(task, examples, 1))
+        trainer.run(3, examples, Drawn(32, seed=1), tell, checkpoints=Path({str(tmp_path)!r}), every=5)
     """
     folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     code = f"import sys; sys.path[:0] = {folders}\n{textwrap.dedent(script)}"
     died = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=300)
     assert died.returncode == -signal.SIGKILL, died.stderr
     task, examples, told = rooms.TASKS["class_scene"], Drawn(64), []
-    trainer = Trainer(task, 3, QUICK, learning.prior(task, examples))
-    found = trainer.run(examples, Drawn(32, seed=1), told.append, checkpoints=tmp_path, every=5)
+    trainer = Trainer(task, QUICK, learning.prior(task, examples, 1))
+    found = trainer.run(3, examples, Drawn(32, seed=1), told.append, checkpoints=tmp_path, every=5)
     assert told == list(range(6, 13))
     for a, b in zip(jax.tree.leaves(found.encoder), jax.tree.leaves(trained[0].encoder), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -172,7 +172,10 @@ def test_a_readout_finds_what_the_representation_has_and_nothing_else() -> None:
     target = Target(task, how, few, many)
     sighted = Network("sighted", _colours, {"scale": jnp.ones(())})
     blind = Network("blind", _colours, {"scale": jnp.zeros(())})
-    measured = {network.name: target.measure(network) for network in (sighted, blind)}
+    measured = {
+        network.name: target.measure(*(represented(network, task, each) for each in (few, many)))
+        for network in (sighted, blind)
+    }
     assert measured["sighted"].losses.shape == (3, 64)
     assert measured["sighted"].losses.mean() < 0.3
     assert 0.8 < measured["blind"].losses.mean() < 1.5

@@ -4,6 +4,7 @@
     python -m benchmarks.rooms speed       # what an example costs
     python -m benchmarks.rooms train       # encoders for all tasks, into a zoo
     python -m benchmarks.rooms transfer    # how well each of them transfers to every task, into a table
+    python -m benchmarks.rooms evaluate    # whether the package's measures say the same, for the encoders that ship
 
 Run from the root of the checkout, after `pip install -e ".[bench]"`. What is trained or measured is not computed again;
 examples and checkpoints are kept in `--work`.
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.rooms import learning, settings, transfer, truth
+from benchmarks.rooms import evaluate, learning, settings, transfer, truth
 from benchmarks.rooms.examples import Examples
 from benchmarks.rooms.learning import Loss
 from benchmarks.rooms.pictures import sheet
@@ -30,12 +31,15 @@ from benchmarks.rooms.settings import Settings
 from benchmarks.rooms.speed import speed
 from benchmarks.rooms.training import Trainer, untrained
 from jaxtransfer import rooms
+from jaxtransfer.files import write_arrays
 from jaxtransfer.network import Network
+from jaxtransfer.oracle import Oracle
 from jaxtransfer.rooms.networks import encode, preprocess
 from jaxtransfer.zoo import Zoo
 
 CONSOLE = Console()
 SCRATCH, RANDOM = "scratch", "random"
+_LABELLED = 1000  # examples that gradients are taken on
 
 
 @contextmanager
@@ -79,16 +83,18 @@ def _train_one(
     zoo: Zoo, task: rooms.Task, seed: int, some: Examples, others: Examples, work: Path, chosen: Settings
 ) -> None:
     name, steps = name_of(task.name, seed), chosen.training.steps
-    prior = learning.prior(task, some)
+    every = chosen.training.every
+    prior = learning.prior(task, some, every)
     with _bar(f"training {name}") as progress:
-        found = Trainer(task, seed, chosen.training, prior).run(
+        found = Trainer(task, chosen.training, prior).run(
+            seed,
             some,
             others,
             lambda done: progress(done, steps),
             checkpoints=work / name,
             every=chosen.training.checkpoint,
         )
-    loss, without = Loss.of(found.losses, found.counts), learning.prior_loss(task, prior, others)
+    loss, without = Loss.of(found.losses, found.counts), learning.prior_loss(task, prior, others, every)
     source = {
         "task": task.name,
         "seed": seed,
@@ -111,31 +117,41 @@ def measure(options: argparse.Namespace) -> None:
     held_out = _examples(options, "held-out", world.held_out, world.size)
     folder = options.work / "transfers"
     folder.mkdir(parents=True, exist_ok=True)
+    tasks = [rooms.TASKS[name] for name in options.tasks]
+    targets = {task.name: transfer.Target(task, how, train_sets, held_out) for task in tasks}
+    sources = [*(each for each in zoo.names if each in rooms.TASKS), RANDOM]
+    wanted = {
+        (source, target): folder / f"{target}-{source}.npz" for source in (*sources, SCRATCH) for target in targets
+    }
+    with _bar("measuring transfers") as progress:
+        for source in sources:
+            network = untrained(RANDOM, train_sets) if source == RANDOM else zoo[source]
+            for shown in dict.fromkeys(task.input for task in tasks):
+                alike = [task for task in tasks if task.input is shown and not wanted[source, task.name].exists()]
+                if not alike:
+                    continue
+                few, many = (transfer.represented(network, alike[0], each) for each in (train_sets, held_out))
+                for task in alike:
+                    measured = targets[task.name].measure(few, many)
+                    write_arrays(wanted[source, task.name], measured._asdict())
+                    progress(sum(file.exists() for file in wanted.values()), len(wanted))
+        for task in tasks:
+            if not (file := wanted[SCRATCH, task.name]).exists():
+                measured = _from_scratch(task, targets[task.name].prior, train_sets, held_out, chosen)
+                write_arrays(file, measured._asdict())
+                progress(sum(file.exists() for file in wanted.values()), len(wanted))
     rows, sure = [], []
-    for name in options.tasks:
-        task = rooms.TASKS[name]
-        target = transfer.Target(task, how, train_sets, held_out)
-        sources = [*(each for each in zoo.names if each in rooms.TASKS), RANDOM, SCRATCH]
+    for name, target in targets.items():
         losses, counts = {}, np.ones(len(held_out))
-        with _bar(f"transfers to {name}") as progress:
-            for number, source in enumerate(sources):
-                file = folder / f"{name}-{source}.npz"
-                if not file.exists():
-                    if source == SCRATCH:
-                        measured = _from_scratch(task, target.prior, train_sets, held_out, chosen)
-                    else:
-                        network = untrained(RANDOM, train_sets) if source == RANDOM else zoo[source]
-                        measured = target.measure(network)
-                    np.savez(file, losses=measured.losses, counts=measured.counts)
-                with np.load(file) as kept:
-                    losses[source], counts = kept["losses"], kept["counts"]
-                progress(number + 1, len(sources))
+        for source in (*sources, SCRATCH):
+            with np.load(wanted[source, name]) as kept:
+                losses[source], counts = kept["losses"], kept["counts"]
         usable = {source: each[:, counts > 0].astype(np.float64) for source, each in losses.items()}
-        rows += _rows(name, usable, learning.prior_loss(task, target.prior, held_out))
+        rows += _rows(name, usable, learning.prior_loss(target.task, target.prior, held_out, how.every))
         competing = [each for source, each in usable.items() if source in rooms.TASKS and source != name]
         sure.append(truth.significant(np.stack(competing))[np.tril_indices(len(competing), -1)].mean())
     with (options.work / "transfers.csv").open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, rows[0])
+        writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     CONSOLE.print(f"{np.mean(sure):.1%} of (pair of sources, target) have a significant order (95 %).")
@@ -145,10 +161,10 @@ def _from_scratch(
     task: rooms.Task, prior: learning.Prior, train_sets: Examples, held_out: Examples, chosen: Settings
 ) -> transfer.Measured:
     """An encoder and readout that learn from nothing but the small training set."""
-    found = []
+    trainer, found = Trainer(task, chosen.transfer, prior), []
     for seed in range(chosen.transfer.seeds):
         some = train_sets.part(seed * chosen.world.target, chosen.world.target)
-        found.append(Trainer(task, seed, chosen.transfer, prior).run(some, held_out, lambda _: None))
+        found.append(trainer.run(seed, some, held_out, lambda _: None))
     return transfer.Measured(np.stack([each.losses for each in found]), found[0].counts)
 
 
@@ -173,6 +189,24 @@ def _rows(target: str, losses: dict[str, np.ndarray], prior: Loss) -> list[dict[
     return rows
 
 
+def judge(options: argparse.Namespace) -> None:
+    """Holds every measure against the transfers that ship with the package."""
+    oracle, chosen = Oracle.rooms(), settings.read(options.settings)
+    examples = _examples(options, "train", chosen.world.train, chosen.world.size).part(0, _LABELLED)
+    with _bar("comparing encoders") as progress:
+        found = evaluate.measured(options.work, options.photos, progress)
+    with _bar("averaging gradients") as progress:
+        by_gradients = evaluate.of_gradients(options.work, examples, progress)
+    rows = evaluate.score_all(found, by_gradients, oracle)
+    evaluate.show_scores(rows, len(oracle.scores) - 1, CONSOLE)
+    evaluate.write_scores(rows, options.work / "evaluation.csv")
+    for share, value in evaluate.components(oracle).items():
+        CONSOLE.print(f"{value:.0%} of the variance of sources' places is {share}.")
+    (of_seeds,) = (affinity for (kind, _), affinity in found.items() if kind == "seeds")
+    evaluate.show_controls(of_seeds, CONSOLE)
+    evaluate.show_variants(options.photos, oracle, CONSOLE)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.rooms", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -187,6 +221,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     timing.add_argument("--count", type=int, default=1000)
     timing.add_argument("--size", type=int, default=64)
     timing.set_defaults(run=lambda options: speed(options.count, options.size))
+    answer = commands.add_parser("evaluate", help="whether measures predict transfer")
+    answer.add_argument("--work", type=Path, default=Path("rooms-work"), help="for what was computed")
+    answer.add_argument("--photos", type=Path, help="a folder of real photos, to probe with as well")
+    answer.add_argument("--settings", type=Path, default=settings.FILE)
+    answer.set_defaults(run=judge)
     for name, run, about in (("train", train, "encoders"), ("transfer", measure, "transfers")):
         command = commands.add_parser(name, help=f"all {about} that are missing")
         command.add_argument("--work", type=Path, default=Path("rooms-work"), help="for examples and checkpoints")

@@ -15,6 +15,7 @@ from jaxtransfer import rooms
 
 _AT_ONCE = 64
 _IMAGES = ("image", "second_image")
+_SHOWN = (*_IMAGES, "seed", "jigsaw")  # what the inputs of tasks are made of
 
 Progress = Callable[[int, int], None]
 
@@ -63,12 +64,29 @@ class Examples:
         some._first, some._count = self._first + first, count
         return some
 
+    def of(self, task: rooms.Task, every: int = 1) -> "Examples":
+        """The same ones for one task: what inputs are made of, and its own label as `label`.
+
+        Args:
+            task: Which.
+            every: Of labels of pixels, every such row and column.
+        """
+        same = copy.copy(self)
+        same._arrays = {name: array for name, array in self._arrays.items() if name in _SHOWN}
+        label = self._arrays[task.label]
+        same._arrays["label"] = label[:, ::every, ::every] if task.pixels else label
+        return same
+
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, name: str) -> Shaped[np.ndarray, "examples ..."]:
         """An entry of all examples, as it is kept."""
         return self._arrays[name][self._first : self._first + self._count]
+
+    def all(self) -> dict[str, Shaped[np.ndarray, "examples ..."]]:
+        """All of the examples, as they are kept."""
+        return self.some(np.arange(len(self)))
 
     def some(self, numbers: Int[np.ndarray, " some"]) -> dict[str, Shaped[np.ndarray, "some ..."]]:
         """Some of the examples, as they are kept."""
@@ -77,14 +95,13 @@ class Examples:
 
 def unpacked(example: dict[str, Array]) -> dict[str, Array]:
     """What was kept as the world made it: floating point is float32 and images are in [0, 1]."""
-    return {
-        name: array.astype(jnp.float32) / 255
-        if name in _IMAGES
-        else array.astype(jnp.float32)
-        if jnp.issubdtype(array.dtype, jnp.floating)
-        else array
-        for name, array in example.items()
-    }
+
+    def one(array: Array) -> Array:
+        if array.dtype == jnp.uint8:
+            return array.astype(jnp.float32) / 255
+        return array.astype(jnp.float32) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+    return {name: one(array) for name, array in example.items()}
 
 
 def _packed(name: str, array: np.ndarray) -> np.ndarray:
@@ -104,5 +121,5 @@ def _kinds(size: int) -> dict[str, np.ndarray]:
 def _world() -> str:
     """What changes when the code of the world does."""
     files = sorted(Path(rooms.__file__).parent.glob("*.py"))
-    of_world = [file for file in files if file.stem not in ("networks", "__init__")]
+    of_world = [file for file in files if file.stem not in ("networks", "benchmark", "__init__")]
     return hashlib.sha256(b"".join(file.read_bytes() for file in of_world)).hexdigest()[:12]

@@ -35,9 +35,9 @@ class Prior(NamedTuple):
     answers: Float[np.ndarray, "..."]
 
 
-def prior(task: Task, examples: Examples) -> Prior:
-    """What the labels of some examples say of others."""
-    labels = examples[task.label]
+def prior(task: Task, examples: Examples, every: int) -> Prior:
+    """What the labels of some examples say of others; of pixels, those of every such row and column."""
+    labels = examples.of(task, every)["label"]
     chunks = [labels[start : start + _AT_ONCE] for start in range(0, len(labels), _AT_ONCE)]
     if task.loss == "softmax":
         classes = np.arange(task.outputs)
@@ -112,12 +112,11 @@ class Loss(NamedTuple):
         return cls(float(some.mean()), float(some.std(ddof=1) / np.sqrt(len(some))))
 
 
-def prior_loss(task: Task, prior: Prior, examples: Examples) -> Loss:
+def prior_loss(task: Task, prior: Prior, examples: Examples, every: int) -> Loss:
     """What answers that know nothing of the image cost."""
-    found = []
+    found, kept = [], examples.of(task, every)["label"]
     for start in range(0, len(examples), _AT_ONCE):
-        some = jnp.asarray(examples[task.label][start : start + _AT_ONCE])
-        labels = unpacked({task.label: some})[task.label]
+        labels = unpacked({"label": jnp.asarray(kept[start : start + _AT_ONCE])})["label"]
         answers = jnp.broadcast_to(prior.answers, (len(labels), *prior.answers.shape))
         found.append([np.asarray(part) for part in losses(task, prior.units, answers, labels)])
     return Loss.of(*(np.concatenate(parts) for parts in zip(*found, strict=True)))

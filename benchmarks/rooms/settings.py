@@ -21,13 +21,27 @@ class World:
 
 @dataclasses.dataclass(frozen=True)
 class Learning:
-    """How a network, or a readout alone, is trained."""
+    """How a network, or a readout alone, is trained.
+
+    Attributes:
+        steps: Of the optimiser.
+        batch: Examples in a step.
+        learning_rate: The highest.
+        weight_decay: Of AdamW.
+        hidden: Channels of a readout.
+        kernel: Height and width of the convolution of a readout for pixels.
+        every: Of pixels, every such row and column is asked.
+        from_prior: Whether a readout's answers are added to those of the prior.
+    """
 
     steps: int
     batch: int
     learning_rate: float
     weight_decay: float
     hidden: int
+    kernel: int
+    every: int
+    from_prior: bool
 
 
 @dataclasses.dataclass(frozen=True)

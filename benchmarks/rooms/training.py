@@ -30,19 +30,21 @@ def convolve(images: Array, kernel: Array, strides: tuple[int, int], padding: An
     return convolution(images, kernel, strides[0], kernel.shape[0] // 2)
 
 
-def readout(task: Task, hidden: int, rngs: nnx.Rngs) -> PixelReadout | VectorReadout:
+def readout(task: Task, settings: Learning, rngs: nnx.Rngs) -> PixelReadout | VectorReadout:
     """A fresh readout for a task."""
-    kind = PixelReadout if task.pixels else VectorReadout
-    return kind(WIDTH * task.views, hidden, task.outputs, convolve=convolve, rngs=rngs)
+    of_representation = WIDTH * task.views, settings.hidden, task.outputs
+    if task.pixels:
+        return PixelReadout(*of_representation, settings.kernel, 8 // settings.every, convolve=convolve, rngs=rngs)
+    return VectorReadout(*of_representation, convolve=convolve, rngs=rngs)
 
 
 class Model(nnx.Module):
     """An encoder and a readout of what it makes of all views."""
 
-    def __init__(self, task: Task, hidden: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, task: Task, settings: Learning, *, rngs: nnx.Rngs) -> None:
         channels = 1 if preprocess(task.name).lightness else 3
         self.encoder = Encoder(channels, convolve=convolve, rngs=rngs)
-        self.readout = readout(task, hidden, rngs)
+        self.readout = readout(task, settings, rngs)
 
     def __call__(self, views: Float[Array, "images views h w c"]) -> Float[Array, "images ..."]:
         """Answers to the task's question."""
@@ -81,29 +83,26 @@ class Trained(NamedTuple):
 
 
 class Trainer:
-    """One task, one seed: steps of the optimiser, with checkpoints from which it goes on."""
+    """One task: steps of the optimiser, with checkpoints from which they go on; compiled once for all seeds."""
 
-    def __init__(self, task: Task, seed: int, settings: Learning, prior: Prior) -> None:
-        """Draws the initial weights.
+    def __init__(self, task: Task, settings: Learning, prior: Prior) -> None:
+        """Takes the task.
 
         Args:
             task: What to learn.
-            seed: Of the weights and of the order of examples.
             settings: How.
             prior: What the training labels are like.
         """
         self.task, self.settings, self.prior = task, settings, prior
-        self._seed = seed
         self._preprocess = preprocess(task.name)
-        self._graph, weights, seen = nnx.split(Model(task, settings.hidden, rngs=nnx.Rngs(seed)), nnx.Param, ...)
         self._optimiser = learning.optimiser(settings)
-        weights, seen = nnx.to_pure_dict(weights), nnx.to_pure_dict(seen)
-        self._first = State(weights, seen, self._optimiser.init(weights))
+        self._graph = nnx.split(nnx.eval_shape(lambda: self._model(0)))[0]
         self._step = jax.jit(self._one_step)
         self._test = jax.jit(self._test_losses)
 
     def run(
         self,
+        seed: int,
         train: Examples,
         test: Examples,
         progress: Callable[[int], None],
@@ -114,6 +113,7 @@ class Trainer:
         """Trains from the last checkpoint on, and tests.
 
         Args:
+            seed: Of the weights and of the order of examples.
             train: What to train on.
             test: What to test on.
             progress: Called with steps done.
@@ -121,8 +121,9 @@ class Trainer:
             every: Steps between checkpoints.
         """
         steps = self.settings.steps
+        train, test = (each.of(self.task, self.settings.every) for each in (train, test))
         with contextlib.ExitStack() as stack:
-            kept, state, done = None, self._first, 0
+            kept, state, done = None, self._first(seed), 0
             if checkpoints is not None:
                 last: Any = ocp.training.preservation_policies.LatestN(1)
                 kept = ocp.training.Checkpointer(str(checkpoints.absolute()), preservation_policy=last)
@@ -130,7 +131,7 @@ class Trainer:
                 if kept.latest is not None:
                     done, state = kept.latest.step, kept.load(kept.latest, jax.tree.map(_here, state))
             for step in range(done, steps):
-                rng = np.random.default_rng([self._seed, step])
+                rng = np.random.default_rng([seed, step])
                 state = self._step(state, train.some(np.sort(rng.choice(len(train), self.settings.batch, False))))
                 if kept is not None and ((step + 1) % every == 0 or step + 1 == steps):
                     kept.save(step + 1, state)
@@ -141,6 +142,15 @@ class Trainer:
             found.append([np.asarray(part) for part in self._test(state, batch)])
         each, counts = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return Trained(_together(state.weights["encoder"], state.seen["encoder"]), each, counts)
+
+    def _model(self, seed: int) -> Model:
+        return Model(self.task, self.settings, rngs=nnx.Rngs(seed))
+
+    def _first(self, seed: int) -> State:
+        """Fresh weights."""
+        _, weights, seen = nnx.split(self._model(seed), nnx.Param, ...)
+        weights, seen = nnx.to_pure_dict(weights), nnx.to_pure_dict(seen)
+        return State(weights, seen, self._optimiser.init(weights))
 
     def _one_step(self, state: State, batch: dict[str, Array]) -> State:
         def loss(weights: PyTree) -> tuple[Array, PyTree]:
@@ -161,7 +171,8 @@ class Trainer:
         example = unpacked(batch)
         shown = views(self.task, example)
         inputs = self._preprocess(shown.reshape(-1, *shown.shape[2:])).reshape(*shown.shape[:-1], -1)
-        return learning.losses(self.task, self.prior.units, model(inputs), example[self.task.label])
+        answers = model(inputs) + (self.prior.answers[None] if self.settings.from_prior else 0)
+        return learning.losses(self.task, self.prior.units, answers, example["label"])
 
 
 def untrained(name: str, examples: Examples) -> Network:

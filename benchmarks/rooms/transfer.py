@@ -39,7 +39,7 @@ class Measured(NamedTuple):
 
 def represented(network: Network, task: Task, examples: Examples) -> Float[np.ndarray, "images h w channels"]:
     """What an encoder makes of what a task shows, all views side by side; float16."""
-    found = []
+    found, examples = [], examples.of(task)
     for start in range(0, len(examples), _AT_ONCE):
         batch = examples.some(np.arange(start, min(start + _AT_ONCE, len(examples))))
         found.append(np.asarray(_represent(network.apply, network.preprocess, task, network.params, batch)))
@@ -69,17 +69,22 @@ class Target:
             held_out: To test on.
         """
         self.task, self._settings = task, settings
-        self._train, self._held_out = train, held_out
-        self.prior: Prior = learning.prior(task, train)
-        self._labels = _labels(task, train).reshape(settings.seeds, -1, *train[task.label].shape[1:])
-        self._wanted = _labels(task, held_out)
+        self.prior: Prior = learning.prior(task, train, settings.every)
+        labels, self._wanted = (_labels(each.of(task, settings.every)) for each in (train, held_out))
+        self._labels = labels.reshape(settings.seeds, -1, *labels.shape[1:])
         self._graph = nnx.split(nnx.eval_shape(self._fresh, jax.random.key(0)))[0]
         self._learn = jax.jit(jax.vmap(self._one_seed, in_axes=(0, 0, 0)))
         self._test = jax.jit(jax.vmap(self._losses, in_axes=(0, None, None)))
 
-    def measure(self, network: Network) -> Measured:
-        """Trains a readout for every seed and tests it."""
-        few, many = (represented(network, self.task, each) for each in (self._train, self._held_out))
+    def measure(
+        self, few: Float[np.ndarray, "images h w channels"], many: Float[np.ndarray, "held_out h w channels"]
+    ) -> Measured:
+        """Trains a readout for every seed and tests it.
+
+        Args:
+            few: What a source makes of the training sets.
+            many: And of the held-out examples.
+        """
         few = few.reshape(*self._labels.shape[:2], *few.shape[1:])
         keys = jax.random.split(jax.random.key(0), self._settings.seeds)
         # Readouts are not to care how large a source's units are.
@@ -93,10 +98,11 @@ class Target:
         return Measured(each, counts[0])
 
     def _fresh(self, key: Array) -> PixelReadout | VectorReadout:
-        return readout(self.task, self._settings.hidden, nnx.Rngs(key))
+        return readout(self.task, self._settings, nnx.Rngs(key))
 
     def _losses(self, weights: PyTree, features: Array, labels: Array) -> tuple[Array, Array]:
         answers = nnx.merge(self._graph, weights)(features.astype(jnp.float32))
+        answers += self.prior.answers[None] if self._settings.from_prior else 0
         return learning.losses(self.task, self.prior.units, answers, labels)
 
     def _one_seed(self, key: Array, features: Array, labels: Array) -> PyTree:
@@ -121,5 +127,5 @@ class Target:
         return weights
 
 
-def _labels(task: Task, examples: Examples) -> np.ndarray:
-    return np.asarray(unpacked({task.label: jnp.asarray(examples[task.label])})[task.label])
+def _labels(examples: Examples) -> np.ndarray:
+    return np.asarray(unpacked({"label": jnp.asarray(examples["label"])})["label"])
