@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import jaxtransfer
 from helpers import complaint, free_port
-from jaxtransfer import Network, Preprocess, Zoo
+from jaxtransfer import Network, Preprocess, Zoo, converters
 from jaxtransfer.aten import AtenProgram, Node, Value, Weight
 from jaxtransfer.cli import app
 from jaxtransfer.run import load_run
@@ -245,7 +245,9 @@ def test_help_does_not_wait_for_the_heavy_packages():
 
 def test_missing_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)  # cannot be imported
+    # As if no test before had imported it.
     monkeypatch.delitem(sys.modules, "jaxtransfer.converters.torch_export", raising=False)
+    monkeypatch.delattr(converters, "torch_export", raising=False)
     said = _refused("convert", "torch", tmp_path / "net.pt2", tmp_path / "zoo", "--name", "net")
     assert 'pip install "jaxtransfer[torch]"' in said
     assert not list(tmp_path.iterdir())
