@@ -143,6 +143,8 @@ class Zoo:
         beside = Path(tempfile.mkdtemp(prefix=".adding-", dir=self.path))
         try:
             ocp.save(str(beside / _WEIGHTS), params)
+            # Orbax wants this file in object stores, and writes into it the path that is about to be renamed.
+            (beside / _WEIGHTS / "commit_success.txt").write_text("Written as a whole.\n")
             (beside / _MANIFEST).write_text(json.dumps(manifest, indent=1))
             beside.chmod(0o755)
             beside.rename(self.path / network.name)

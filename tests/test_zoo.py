@@ -52,6 +52,11 @@ def test_manifest_is_readable(zoo: jt.Zoo) -> None:
     assert manifest["params"]["block"]["kernel"] == {"shape": [2, 3], "dtype": "float32"}
 
 
+def test_a_zoo_does_not_say_where_it_was_made(zoo: jt.Zoo) -> None:
+    place = str(zoo.path.parent).encode()
+    assert not [file for file in zoo.path.rglob("*") if file.is_file() and place in file.read_bytes()]
+
+
 def test_hash_sees_every_bit_name_and_type() -> None:
     hashes = {
         weights_hash(p)
