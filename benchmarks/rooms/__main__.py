@@ -123,23 +123,26 @@ def measure(options: argparse.Namespace) -> None:
     wanted = {
         (source, target): folder / f"{target}-{source}.npz" for source in (*sources, SCRATCH) for target in targets
     }
+    missing = [file for file in wanted.values() if not file.exists()]
     with _bar("measuring transfers") as progress:
+
+        def keep(file: Path, measured: transfer.Measured) -> None:
+            write_arrays(file, measured._asdict())
+            missing.remove(file)
+            progress(len(wanted) - len(missing), len(wanted))
+
         for source in sources:
             network = untrained(RANDOM, train_sets) if source == RANDOM else zoo[source]
             for shown in dict.fromkeys(task.input for task in tasks):
-                alike = [task for task in tasks if task.input is shown and not wanted[source, task.name].exists()]
+                alike = [task for task in tasks if task.input is shown and wanted[source, task.name] in missing]
                 if not alike:
                     continue
                 few, many = (transfer.represented(network, alike[0], each) for each in (train_sets, held_out))
                 for task in alike:
-                    measured = targets[task.name].measure(few, many)
-                    write_arrays(wanted[source, task.name], measured._asdict())
-                    progress(sum(file.exists() for file in wanted.values()), len(wanted))
+                    keep(wanted[source, task.name], targets[task.name].measure(few, many))
         for task in tasks:
-            if not (file := wanted[SCRATCH, task.name]).exists():
-                measured = _from_scratch(task, targets[task.name].prior, train_sets, held_out, chosen)
-                write_arrays(file, measured._asdict())
-                progress(sum(file.exists() for file in wanted.values()), len(wanted))
+            if (file := wanted[SCRATCH, task.name]) in missing:
+                keep(file, _from_scratch(task, targets[task.name].prior, train_sets, held_out, chosen))
     rows, sure = [], []
     for name, target in targets.items():
         losses, counts = {}, np.ones(len(held_out))
