@@ -7,9 +7,12 @@ import pytest
 from scipy.stats import spearmanr
 
 from benchmarks.rooms import scores, variants
-from benchmarks.rooms.gradients import Representation, init
+from benchmarks.rooms.gradients import Representation, init, symmetry
 from helpers import quick_jit
 from jaxtransfer import Affinity, Oracle
+from jaxtransfer.pge.batches import Minibatches
+from jaxtransfer.pge.losses import RidgeHead
+from jaxtransfer.pge.symmetry import check_symmetry
 
 COUNT = 12
 NAMES = tuple(f"n{i}" for i in range(COUNT))
@@ -38,6 +41,14 @@ def test_agreement_is_spearmans_correlation() -> None:
     expected = np.array([found.statistic for found in pairs])  # pyright: ignore[reportAttributeAccessIssue]
     np.testing.assert_allclose(scores.agreement(values, wanted), expected, atol=1e-12)
     np.testing.assert_allclose(scores.agreement(np.exp(wanted), wanted), 1)
+
+
+def test_agreement_is_of_what_is_known() -> None:
+    values, wanted = matrix(0), matrix(1)
+    values[:, 3] = np.nan
+    others = [i for i in range(COUNT) if i != 3]
+    expected = scores.agreement(values[np.ix_(others, others)], wanted[np.ix_(others, others)])
+    np.testing.assert_allclose(scores.agreement(values, wanted)[others], expected, atol=1e-12)
 
 
 def test_ranks_are_places_between_minus_one_and_one() -> None:
@@ -118,3 +129,12 @@ def test_views_share_an_encoder() -> None:
 
     single, pair = quick_jit(both)(jax.random.key(0))
     np.testing.assert_allclose(pair.reshape(4, 2, 2, 128), jnp.concatenate([single, single], -1), atol=1e-4)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_units_that_are_exchanged_can_be(views: int, quick: None) -> None:
+    """Whether representations are flat, of one view or of two."""
+    rng = np.random.default_rng(0)
+    images, wanted = rng.normal(size=(8, 16, 16, 3 * views)).astype(np.float32), rng.normal(size=(8, 2))
+    batches = Minibatches.of(images, wanted.astype(np.float32), size=8)
+    check_symmetry(init, RidgeHead(Representation(flat=True)), batches, symmetry(), jax.random.key(0))

@@ -195,7 +195,7 @@ def _rows(target: str, losses: dict[str, np.ndarray], prior: Loss) -> list[dict[
 def judge(options: argparse.Namespace) -> None:
     """Holds every measure against the transfers that ship with the package."""
     oracle, chosen = Oracle.rooms(), settings.read(options.settings)
-    examples = _examples(options, "train", chosen.world.train, chosen.world.size).part(0, _LABELLED)
+    examples = _examples(options, "labelled", _LABELLED, chosen.world.size)
     with _bar("comparing encoders") as progress:
         found = evaluate.measured(options.work, options.photos, progress)
     with _bar("averaging gradients") as progress:

@@ -24,7 +24,7 @@ _PROBES = (64, 250, 1000, 2000)
 _MOST_OF_SVCCA = 250  # images; its time grows with their cube
 _OF_SEEDS = 64
 _OF_VARIANTS = 200
-_RESTARTS = 16
+_RESTARTS = 128
 
 Progress = Callable[[int, int], None]
 

@@ -25,6 +25,7 @@ from jaxtransfer.rooms import TASKS, Task
 from jaxtransfer.rooms.networks import Encoder
 
 _BATCH = 32
+_HEADS = 4  # mirrored pairs of random ones
 
 
 def _fresh(key: Key[Array, ""]) -> Encoder:
@@ -36,10 +37,31 @@ def init(key: Key[Array, ""]) -> PyTree:
     return nnx.to_pure_dict(nnx.state(_fresh(key), nnx.Param))
 
 
+def symmetry() -> PyTree:
+    """Which units of an encoder can be exchanged; its last two blocks add to what they were given."""
+
+    def norm(group: str) -> dict[str, tuple[str]]:
+        return {"bias": (group,), "scale": (group,)}
+
+    blocks, source = {}, "stem"
+    for number, block in jax.eval_shape(init, jax.random.key(0))["blocks"].items():
+        inner, target = f"{number}.inner", str(number) if "shortcut" in block else source
+        blocks[number] = {
+            "conv1": {"kernel": (None, None, source, inner)},
+            "norm1": norm(inner),
+            "conv2": {"kernel": (None, None, inner, target)},
+            "norm2": norm(target),
+        }
+        if "shortcut" in block:
+            blocks[number]["shortcut"] = {"kernel": (source, target)}
+        source = target
+    return {"conv": {"kernel": (None, None, None, "stem")}, "norm": norm("stem"), "blocks": blocks}
+
+
 @functools.cache
 def _structure() -> tuple[nnx.GraphDef, PyTree]:
     graph, _, seen = nnx.split(nnx.eval_shape(_fresh, jax.random.key(0)), nnx.Param, ...)
-    return graph, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), nnx.to_pure_dict(seen))
+    return graph, nnx.to_pure_dict(seen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +77,8 @@ class Representation:
     def __call__(self, params: PyTree, images: Float[Array, "n h w c"]) -> Float[Array, "n ..."]:
         """The features."""
         graph, seen = _structure()
-        encoder = nnx.merge(graph, params, seen, copy=True)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), seen)
+        encoder = nnx.merge(graph, params, zeros)
         both = jnp.concatenate(jnp.split(images, images.shape[-1] // 3, -1))
         found = jnp.concatenate(jnp.split(encoder(both), len(both) // len(images)), -1)
         return found.reshape(len(found), -1) if self.flat else found
@@ -90,13 +113,20 @@ def measures(examples: Examples, restarts: int, progress: Callable[[int, int], N
         "random heads": lambda task: SquaredError(Representation(not task.pixels), task.outputs),
         "ridge heads": lambda task: RidgeHead(Representation(not task.pixels)),
     }
-    found, done = {}, 0
+    found, done, exchanged = {}, 0, symmetry()
     steps = len(heads) * len(TASKS) + 1
     for name, head in heads.items():
         gradients = {}
         for task in TASKS.values():
             gradients[task.name] = principal_gradient(
-                init, head(task), batches[task.name], jax.random.key(0), restarts=restarts, control=False
+                init,
+                head(task),
+                batches[task.name],
+                jax.random.key(0),
+                restarts=restarts,
+                symmetry=exchanged,
+                heads=_HEADS if name == "random heads" else None,
+                control=False,
             )
             done += 1
             progress(done, steps)

@@ -79,10 +79,12 @@ def ranks(wanted: Matrix) -> Matrix:
 
 
 def agreement(values: Matrix, wanted: Matrix) -> Float[np.ndarray, " targets"]:
-    """For every target Spearman's correlation over its sources; 0 where all are equal."""
+    """For every target Spearman's correlation over its sources with a value; 0 where all are equal."""
     found = []
     for target in range(len(values)):
-        places = [rankdata(np.delete(each[target], target)) for each in (values, wanted)]
+        known = np.delete(np.arange(len(values)), target)
+        known = known[~np.isnan(values[target, known])]
+        places = [rankdata(each[target, known]) for each in (values, wanted)]
         a, b = (each - each.mean() for each in places)
         length = np.sqrt((a @ a) * (b @ b))
         found.append(a @ b / length if length > 0 else 0.0)
