@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import jaxtransfer as jt
 from helpers import complaint
+from jaxtransfer import rooms
 from jaxtransfer.affinity import similarities
 from jaxtransfer.cli import app
 
@@ -181,9 +182,22 @@ def test_bfloat16_under_vmap_and_shard_map() -> None:
         chex.assert_trees_all_close(others, expected, atol=0.02 * float(jnp.abs(expected["saliency"]).max()))
 
 
-def test_bfloat16_keeps_affinities_and_rankings() -> None:
+def trained() -> tuple[list[jt.Network], np.ndarray]:
+    """Encoders of Rooms, with pieces of a photo."""
+    pytest.importorskip("skimage")
+    from skimage import data
+
+    photo = data.astronaut()
+    pieces = photo.reshape(8, 64, 8, 64, 3).swapaxes(1, 2)[[0, 2, 3, 5, 6, 7], [1, 3, 3, 4, 2, 6]]
+    tasks = ("autoencoding", "inpainting", "edge_texture", "depth_zbuffer", "depth_euclidean", "normal")
+    return [rooms.zoo()[task] for task in tasks], pieces
+
+
+@pytest.mark.parametrize("compared", [lambda: (networks(deep), PROBE), trained], ids=["deep", "trained"])
+def test_bfloat16_keeps_affinities_and_rankings(compared: Any) -> None:
+    several, images = compared()
     usual, rounded = (
-        jt.affinity_matrix(networks(deep), PROBE, methods=[*jt.METHODS, "rsa"], precision=precision)
+        jt.affinity_matrix(several, images, methods=[*jt.METHODS, "rsa"], precision=precision)
         for precision in ("float32", "bfloat16")
     )
     for method in jt.METHODS:
