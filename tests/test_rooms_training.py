@@ -116,6 +116,16 @@ def test_training_learns(trained) -> None:
     assert again.run(3, examples, Drawn(32, seed=1), lambda _: None).losses.mean() < 0.8 * prior.value
 
 
+def test_normalisation_forgets_at_its_momentum(quick: None) -> None:
+    """Without any, a network is tested as it was just trained; the first step does not move the weights yet."""
+    task, examples = rooms.TASKS["room_layout"], Drawn(8)
+    settings = dataclasses.replace(QUICK, steps=1, momentum=0.0)
+    trainer = Trainer(task, settings, learning.prior(task, examples, 1))
+    found = trainer.run(0, examples, examples, lambda _: None)
+    each, _ = jax.jit(lambda batch: trainer._losses(trainer._model(0), batch))(examples.of(task).all())
+    np.testing.assert_allclose(found.losses, each, rtol=1e-3)
+
+
 def test_training_that_was_killed_goes_on_to_the_same_bits(trained, tmp_path: Path) -> None:
     script = f"""
         import os, signal

@@ -28,6 +28,7 @@ class Learning:
         batch: Examples in a step.
         learning_rate: The highest.
         weight_decay: Of AdamW.
+        momentum: What a step leaves of the means that an encoder normalises by when it is tested.
         hidden: Channels of a readout.
         kernel: Height and width of the convolution of a readout for pixels.
         every: Of pixels, every such row and column is asked.
@@ -38,6 +39,7 @@ class Learning:
     batch: int
     learning_rate: float
     weight_decay: float
+    momentum: float
     hidden: int
     kernel: int
     every: int

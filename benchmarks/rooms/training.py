@@ -144,7 +144,8 @@ class Trainer:
         return Trained(_together(state.weights["encoder"], state.seen["encoder"]), each, counts)
 
     def _model(self, seed: int) -> Model:
-        return Model(self.task, self.settings, rngs=nnx.Rngs(seed))
+        model = Model(self.task, self.settings, rngs=nnx.Rngs(seed))
+        return nnx.with_attributes(model, only=nnx.BatchNorm, momentum=self.settings.momentum)
 
     def _first(self, seed: int) -> State:
         """Fresh weights."""
