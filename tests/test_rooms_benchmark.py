@@ -83,12 +83,12 @@ def test_probe_images_depend_on_seed_and_number_alone(quick: None, monkeypatch: 
 def test_affinities_are_of_other_tasks_and_follow_losses() -> None:
     found = rooms.transfers()
     assert found.targets == TASKS
-    assert found.sources == (*TASKS, "random")
-    assert found.loss.shape == found.stderr.shape == found.affinity.shape == (23, 22)
+    assert found.sources == (*TASKS, "random", "scratch")
+    assert found.loss.shape == found.stderr.shape == found.affinity.shape == (24, 22)
     assert (found.loss > 0).all()
     assert (found.stderr > 0).all()
     assert (found.prior > 0).all()
-    np.testing.assert_array_equal(np.isnan(found.affinity), np.eye(23, 22, dtype=bool) | (np.arange(23) > 21)[:, None])
+    np.testing.assert_array_equal(np.isnan(found.affinity), np.eye(24, 22, dtype=bool) | (np.arange(24) > 21)[:, None])
     np.testing.assert_allclose(np.nansum(found.affinity, axis=0), 1, atol=1e-4)
     agreements = []
     for loss, affinity in zip(found.loss.T, found.affinity.T, strict=True):

@@ -33,13 +33,14 @@ class Transfers:
     in docs/rooms.md.
 
     Attributes:
-        sources: The tasks of the encoders; then "random", an encoder with fresh weights.
+        sources: The tasks of the encoders; then "random", an encoder with fresh weights, and "scratch": encoder and
+            readout learn from the target's examples alone.
         targets: The tasks.
         loss: On examples that nobody was trained on, mean over seeds; >= 0.
         stderr: Standard errors of that, over seeds and examples.
         prior: The loss of the best answer that knows nothing of the image.
         affinity: Taskonomy's ordinal affinity of the other tasks' encoders: they sum to 1 for a target, and larger is
-            better. NaN where there is none: of a target's own encoder and "random".
+            better. NaN where there is none: of a target's own encoder, "random" and "scratch".
     """
 
     sources: tuple[str, ...]
