@@ -222,7 +222,8 @@ def test_shard_map_leaves_an_activation_whole(activation: Any) -> None:
     )
     for k in range(2):
         expected = jt.attribute(net, jax.tree.map(lambda w, k=k: w[k], models), IMAGES)
-        chex.assert_trees_all_close(jax.tree.map(lambda m, k=k: m[k], actual), expected, rtol=1e-6, atol=1e-6)
+        # What is divided by may be near zero, and processors round matrix products of other sizes differently.
+        chex.assert_trees_all_close(jax.tree.map(lambda m, k=k: m[k], actual), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_one_trace_for_any_number_of_batches() -> None:
