@@ -57,7 +57,7 @@ def of_gradients(work: Path, examples: Examples, progress: Progress) -> dict[str
     folder = work / "evaluate" / "gradients"
     if not folder.exists():
         for name, affinity in gradients.measures(examples, _RESTARTS, progress).items():
-            affinity.save(folder / name.replace(" ", "-"))
+            affinity.save(folder / name)
     return {each.name: Affinity.load(each) for each in sorted(folder.iterdir())}
 
 
