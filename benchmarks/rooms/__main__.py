@@ -11,7 +11,6 @@ examples and checkpoints are kept in `--work`.
 """
 
 import argparse
-import csv
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from benchmarks.rooms.settings import Settings
 from benchmarks.rooms.speed import speed
 from benchmarks.rooms.training import Trainer, untrained
 from jaxtransfer import rooms
-from jaxtransfer.files import write_arrays
+from jaxtransfer.files import write_arrays, write_csv
 from jaxtransfer.network import Network
 from jaxtransfer.oracle import Oracle
 from jaxtransfer.rooms.networks import encode, preprocess
@@ -153,10 +152,7 @@ def measure(options: argparse.Namespace) -> None:
         rows += _rows(name, usable, learning.prior_loss(target.task, target.prior, held_out, how.every))
         competing = [each for source, each in usable.items() if source in rooms.TASKS and source != name]
         sure.append(truth.significant(np.stack(competing))[np.tril_indices(len(competing), -1)].mean())
-    with (options.work / "transfers.csv").open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(options.work / "transfers.csv", [[*rows[0]], *([*row.values()] for row in rows)])
     CONSOLE.print(f"{np.mean(sure):.1%} of (pair of sources, target) have a significant order (95 %).")
 
 
@@ -196,8 +192,9 @@ def judge(options: argparse.Namespace) -> None:
     """Holds every measure against the transfers that ship with the package."""
     oracle, chosen = Oracle.rooms(), settings.read(options.settings)
     examples = _examples(options, "labelled", _LABELLED, chosen.world.size)
+    images = evaluate.shown(options.photos)
     with _bar("comparing encoders") as progress:
-        found = evaluate.measured(options.work, options.photos, progress)
+        found = evaluate.measured(options.work, images, progress)
     with _bar("averaging gradients") as progress:
         by_gradients = evaluate.of_gradients(options.work, examples, progress)
     rows = evaluate.score_all(found, by_gradients, oracle)
@@ -207,7 +204,7 @@ def judge(options: argparse.Namespace) -> None:
         CONSOLE.print(f"{value:.0%} of the variance of sources' places is {share}.")
     (of_seeds,) = (affinity for (kind, _), affinity in found.items() if kind == "seeds")
     evaluate.show_controls(of_seeds, CONSOLE)
-    evaluate.show_variants(options.photos, oracle, CONSOLE)
+    evaluate.show_variants(images, oracle, CONSOLE)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,11 +1,11 @@
 """Does a measure predict measured transfer? Every measure that the package has, held against Rooms."""
 
-import csv
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import UInt8
 from rich.console import Console
 from rich.table import Table
 
@@ -15,6 +15,7 @@ from benchmarks.rooms.scores import Matrix, Score
 from jaxtransfer import rooms
 from jaxtransfer.affinity import Affinity
 from jaxtransfer.attribution import METHODS
+from jaxtransfer.files import whole_directory, write_csv
 from jaxtransfer.oracle import Oracle
 from jaxtransfer.probe import load_probe
 from jaxtransfer.relatives import RELATIVES
@@ -27,26 +28,31 @@ _OF_VARIANTS = 200
 _RESTARTS = 128
 
 Progress = Callable[[int, int], None]
+Images = UInt8[np.ndarray, "images 64 64 3"]
 
 
-def measured(work: Path, photos: Path | None, progress: Progress) -> dict[tuple[str, int], Affinity]:
+def shown(photos: Path | None) -> dict[str, Images]:
+    """Images of every kind, of which probes are the first so many."""
+    rendered = {"rooms": rooms.probe(max(_PROBES))}
+    return rendered if photos is None else rendered | {"photos": load_probe(photos, size=64).images}
+
+
+def measured(work: Path, images: Mapping[str, Images], progress: Progress) -> dict[tuple[str, int], Affinity]:
     """Affinities of the tasks' encoders by all measures, for probes of several kinds and sizes; kept in `work`.
 
     And, as "seeds", those of all encoders that ship.
     """
-    drawn = rooms.probe(max(_PROBES))
-    probes = {("rooms", count): drawn[:count] for count in _PROBES}
-    if photos is not None:
-        images = load_probe(photos, size=64).images
-        probes |= {("photos", count): images[:count] for count in (64, len(images))}
-    probes["seeds", _OF_SEEDS] = drawn[:_OF_SEEDS]
+    probes = {("rooms", count): images["rooms"][:count] for count in _PROBES}
+    if (photos := images.get("photos")) is not None:
+        probes |= {("photos", count): photos[:count] for count in (64, len(photos))}
+    probes["seeds", _OF_SEEDS] = images["rooms"][:_OF_SEEDS]
     found, zoo = {}, rooms.zoo()
-    for done, ((kind, count), images) in enumerate(probes.items()):
+    for done, ((kind, count), probe) in enumerate(probes.items()):
         folder = work / "evaluate" / f"{kind}-{count}"
         if not (folder / "affinity.json").exists():
             networks = zoo if kind == "seeds" else [zoo[name] for name in rooms.TASKS]
             methods = [each for each in (*METHODS, *RELATIVES) if each != "svcca" or count <= _MOST_OF_SVCCA]
-            affinity_matrix(networks, images, methods=methods).save(folder)
+            affinity_matrix(networks, probe, methods=methods).save(folder)
         found[kind, count] = Affinity.load(folder)
         progress(done + 1, len(probes))
     return found
@@ -56,8 +62,10 @@ def of_gradients(work: Path, examples: Examples, progress: Progress) -> dict[str
     """Affinities of the tasks by their gradients; kept in `work`."""
     folder = work / "evaluate" / "gradients"
     if not folder.exists():
-        for name, affinity in gradients.measures(examples, _RESTARTS, progress).items():
-            affinity.save(folder / name)
+        found = gradients.measures(examples, _RESTARTS, progress)
+        with whole_directory(folder) as place:
+            for name, affinity in found.items():
+                affinity.save(place / name)
     return {each.name: Affinity.load(each) for each in sorted(folder.iterdir())}
 
 
@@ -96,10 +104,8 @@ def show_scores(rows: list[tuple[str, str, Score]], sources: int, console: Conso
 
 def write_scores(rows: list[tuple[str, str, Score]], file: Path) -> None:
     """The same as a file."""
-    with file.open("w", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["probe", "measure", *Score._fields])
-        writer.writerows([probe, measure, *(f"{value:.4f}" for value in each)] for probe, measure, each in rows)
+    scored = ([probe, measure, *(f"{value:.4f}" for value in each)] for probe, measure, each in rows)
+    write_csv(file, [["probe", "measure", *Score._fields], *scored])
 
 
 def show_controls(affinity: Affinity, console: Console) -> None:
@@ -120,19 +126,17 @@ def show_controls(affinity: Affinity, console: Console) -> None:
     console.print(table)
 
 
-def show_variants(photos: Path | None, oracle: Oracle, console: Console) -> None:
+def show_variants(images: Mapping[str, Images], oracle: Oracle, console: Console) -> None:
     """What changing the maps brings; chosen on half of the targets and held against the truth on the others."""
     names = tuple(oracle.scores)
     truth = scores.truth(oracle, names)
-    probes = {"rooms": rooms.probe(_OF_VARIANTS)}
-    if photos is not None:
-        probes["photos"] = load_probe(photos, size=64, limit=_OF_VARIANTS).images
     zoo = rooms.zoo()
-    for kind, images in probes.items():
-        made = variants.bases([zoo[name] for name in names], jnp.asarray(images, jnp.float32) / 255)
+    for kind, every in images.items():
+        probe = every[:_OF_VARIANTS]
+        made = variants.bases([zoo[name] for name in names], jnp.asarray(probe, jnp.float32) / 255)
         found = variants.affinities(made)
         agreed = {name: float(scores.agreement(matrix, truth).mean()) for name, matrix in found.items()}
-        table = Table("maps", *variants.columns(), title=f"Spearman by what is done to maps, {len(images)} {kind}")
+        table = Table("maps", *variants.columns(), title=f"Spearman by what is done to maps, {len(probe)} {kind}")
         for base in made:
             table.add_row(base, *(f"{agreed[f'{base}, {column}']:.2f}" for column in variants.columns()))
         console.print(table)

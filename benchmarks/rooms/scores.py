@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import rankdata
+from scipy.stats import rankdata, spearmanr
 
 from jaxtransfer.affinity import Affinity
 from jaxtransfer.confidence import retrieval_bands
@@ -84,10 +84,9 @@ def agreement(values: Matrix, wanted: Matrix) -> Float[np.ndarray, " targets"]:
     for target in range(len(values)):
         known = np.delete(np.arange(len(values)), target)
         known = known[~np.isnan(values[target, known])]
-        places = [rankdata(each[target, known]) for each in (values, wanted)]
-        a, b = (each - each.mean() for each in places)
-        length = np.sqrt((a @ a) * (b @ b))
-        found.append(a @ b / length if length > 0 else 0.0)
+        one, other = values[target, known], wanted[target, known]
+        varies = np.ptp(one) > 0 and np.ptp(other) > 0
+        found.append(np.asarray(spearmanr(one, other))[0] if varies else 0.0)
     return np.array(found)
 
 
