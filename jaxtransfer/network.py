@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from jaxtransfer import arguments
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.preprocess import PreprocessFn
 
@@ -48,7 +49,8 @@ class Network:
             preprocessings share one preprocessed copy of the probe.
 
     Raises:
-        JaxTransferError: The name could not be the name of a folder.
+        JaxTransferError: The name could not be the name of a folder, `apply` cannot be called with weights and images,
+            the weights hold something that is no array, or `preprocess` is no function.
     """
 
     name: str
@@ -57,10 +59,20 @@ class Network:
     preprocess: PreprocessFn | None = None
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise JaxTransferError(
                 f"{self.name!r} cannot be the name of a network: use letters, digits and . _ + - only, "
                 "beginning with a letter or digit."
+            )
+        try:
+            arguments.check_apply(self.apply)
+            arguments.check_params(self.params)
+        except JaxTransferError as error:
+            raise JaxTransferError(f"Network {self.name!r}: {error}") from None
+        if self.preprocess is not None and not callable(self.preprocess):
+            raise JaxTransferError(
+                f"Network {self.name!r}: preprocess must be a jaxtransfer.Preprocess or another function of images, "
+                f"not {self.preprocess!r}."
             )
 
 
