@@ -128,7 +128,7 @@ def call(apply: Callable[[Any, Any], Any], params: PyTree, images: Array) -> PyT
                 "apply changes the model's state, as batch normalisation in training mode does; use running "
                 f"statistics (model.eval(), use_running_average=True) ({type(error).__name__})."
             ) from error
-        if _library(apply) is not None and isinstance(error, TypeError | AttributeError):
+        if _library(apply) is not None:
             raise JaxTransferError(f"{_CALL}, not {_named(apply)}{_hint(apply)}.") from error
         raise
     for leaf in jax.tree.leaves(outputs):
@@ -193,7 +193,7 @@ def check_scalars(scalars: Any, images: int) -> None:
 
 def _library(value: Any) -> str | None:
     """The library whose model a value is; None where it is none's."""
-    if inspect.isroutine(value):
+    if inspect.isroutine(value) or type(value).__name__.startswith("_"):  # wrappers of functions, eqx.filter_jit's
         return None
     for each in type(value).__mro__:
         library = each.__module__.partition(".")[0]

@@ -194,7 +194,7 @@ def _faults_at_first_sight(
 
 def _faults(usual: Evidence, signed: Evidence) -> tuple[str, ...]:
     usual, signed = jax.device_get((usual, signed))
-    if (signed.target > 0).any():
+    if (signed.strays > 0).any():
         raise JaxTransferError(
             "The target mixes images: its scalar for one image depends on the outputs for others; compute each image's "
             "scalar from that image's outputs alone, without statistics over the first axis."
@@ -241,7 +241,7 @@ def attribution_pass(
         units = [arguments.is_representation(leaf, count) for leaf in jax.tree.leaves(shapes)]
         if not methods:
             outputs = jax.tree.unflatten(jax.tree.structure(shapes), network(*jax.tree.leaves((params, images))))
-            return {}, outputs, Evidence(every_image(0), every_image(0), *known)
+            return {}, outputs, Evidence(every_image(0), every_image(0), every_image(0), *known)
 
         def outputs_of(attributed: list[Array], others: list[Array]) -> PyTree:
             some, rest = iter(attributed), iter(others)
@@ -269,13 +269,12 @@ def attribution_pass(
             gradient, modified = (lambda cotangent: pull(cotangent)[0]), None
         if precision == "bfloat16":
             gradient, modified = products_in_bfloat16(gradient), modified and products_in_bfloat16(modified)
-        cotangents = scalars, attributed, lambda leaves: scalars_of(leaves, others)
-        if signed is None:
-            cotangent, strays = _of_target(*cotangents)
-        else:
-            cotangent, strays = jax.lax.cond(signed, lambda: _of_signs(*cotangents), lambda: _of_target(*cotangents))
+        usual = functools.partial(_of_target, scalars, attributed)
+        other = functools.partial(_of_signs, scalars, attributed, lambda leaves: scalars_of(leaves, others))
+        cotangent, value, strays = usual() if signed is None else jax.lax.cond(signed, other, usual)
         maps, seen = _maps(images, methods, cotangent, gradient, modified)
-    return maps, outputs_of(attributed, others) if with_outputs else None, Evidence(_largest(seen), strays, *known)
+    evidence = Evidence(_largest(seen), value, strays, *known)
+    return maps, outputs_of(attributed, others) if with_outputs else None, evidence
 
 
 # Cotangents of one scalar per image, and of the units that it is made of.
@@ -283,29 +282,30 @@ _Cotangents = tuple[Float[Array, " images"], list[Float[Array, "images ..."]]]
 
 
 def _of_target(
-    scalars: Float[Array, " images"], units: list[Float[Array, "images ..."]], target: TargetFn
-) -> tuple[_Cotangents, Float[Array, " images"]]:
-    """The cotangents that make maps; what strays between images is not known."""
-    return (jnp.ones_like(scalars), [jnp.zeros_like(leaf) for leaf in units]), jnp.zeros(len(scalars), jnp.float32)
+    scalars: Float[Array, " images"], units: list[Float[Array, "images ..."]]
+) -> tuple[_Cotangents, Float[Array, " images"], Float[Array, " images"]]:
+    """The cotangents that make maps, what they are of, and zeros."""
+    cotangents = jnp.ones_like(scalars), [jnp.zeros_like(leaf) for leaf in units]
+    return cotangents, _wide(scalars), jnp.zeros(len(scalars), jnp.float32)
 
 
 def _of_signs(
     scalars: Float[Array, " images"], units: list[Float[Array, "images ..."]], target: TargetFn
-) -> tuple[_Cotangents, Float[Array, " images"]]:
+) -> tuple[_Cotangents, Float[Array, " images"], Float[Array, " images"]]:
     """Every unit's derivative of the target with a random sign, on every second image, and zeros on the others.
 
-    Also the largest derivative of those images' scalars with respect to the outputs for each of the others.
+    Also each image's sum of units so weighted, and the largest derivative of the scalars of every second image with
+    respect to the outputs for each of the others.
     """
     every_second = signed_images(len(scalars))
     _, pull = jax.vjp(target, units)
     (weights,), (derivatives,) = pull(jnp.ones_like(scalars)), pull(every_second.astype(scalars.dtype))
     signs = unit_signs([leaf.shape[1:] for leaf in units])
-    cotangents = [
-        jnp.abs(weight) * (every_second.reshape(-1, *[1] * sign.ndim) * sign[None]).astype(weight.dtype)
-        for weight, sign in zip(weights, signs, strict=True)
-    ]
+    signed = [jnp.abs(weight) * sign.astype(weight.dtype)[None] for weight, sign in zip(weights, signs, strict=True)]
+    cotangents = [leaf * every_second.astype(leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1)) for leaf in signed]
+    value = _sum_of_units([_wide(leaf) * _wide(unit) for leaf, unit in zip(signed, units, strict=True)])
     strays = functools.reduce(jnp.maximum, map(_largest, derivatives))
-    return (jnp.zeros_like(scalars), cotangents), jnp.where(every_second > 0, jnp.float32(0), strays)
+    return (jnp.zeros_like(scalars), cotangents), value.astype(_wide(scalars).dtype), strays * (1 - every_second)
 
 
 def _maps(
@@ -339,6 +339,10 @@ def traced(
     closed, shapes = jax.make_jaxpr(functools.partial(arguments.call, apply), return_shape=True)(params, images)
     arguments.check_outputs(shapes, len(images), floating=floating, chosen=chosen)
     return closed, shapes
+
+
+def _wide(values: Float[Array, "..."]) -> Float[Array, "..."]:
+    return values.astype(jnp.float64 if values.dtype == jnp.float64 else jnp.float32)
 
 
 def _largest(values: Float[Array, "images ..."]) -> Float[Array, " images"]:

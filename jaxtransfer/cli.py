@@ -236,8 +236,8 @@ def affinity(
     target: Annotated[
         Literal["sum", "random-signs"],
         typer.Option(
-            help="What maps are of: the sum of a network's units, or their sum with random signs, for networks that end "
-            "in a softmax or a norm."
+            help="What maps are of: the sum of a network's units, or their sum with random signs, for networks that "
+            "end in a softmax or a norm."
         ),
     ] = "sum",
     similarity: Annotated[

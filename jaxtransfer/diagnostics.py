@@ -1,9 +1,9 @@
 """Faults of a network that make its attribution maps meaningless, and how one more backward pass shows them.
 
 The pass that makes maps can be run with other cotangents: random signs of the units on every second image, zeros on the
-others. Where the gradient of the attributed scalar vanishes beside that of the signs, the scalar does not depend on the
-image (a sum after a softmax). Where images with zeros have a gradient, images of a batch are coupled (batch
-normalisation in training mode).
+others. Where the gradient of the attributed scalar vanishes beside that of the signs, or its differences between images
+beside theirs, the scalar does not depend on the image (a sum after a softmax). Where images with zeros have a gradient,
+images of a batch are coupled (batch normalisation in training mode).
 """
 
 import functools
@@ -35,14 +35,16 @@ class Evidence(NamedTuple):
 
     Attributes:
         gradient: Largest absolute entry of the gradient of the scalar with respect to the image.
-        target: Largest absolute derivative of the target for other images with respect to this image's outputs.
-        tolerance: A gradient smaller than this share of a comparable one is rounding noise: the square root of the
-            machine epsilon of the coarsest floating-point type in the network.
+        value: The scalar.
+        strays: Largest absolute derivative of the target for other images with respect to this image's outputs.
+        tolerance: What is smaller than this share of something comparable has lost half of its digits or more to
+            cancellation: the square root of the machine epsilon of the coarsest floating-point type in the network.
         draws: 1 if the output depends on random numbers that the network draws, else 0.
     """
 
     gradient: Float[Array | np.ndarray, " images"]
-    target: Float[Array | np.ndarray, " images"]
+    value: Float[Array | np.ndarray, " images"]
+    strays: Float[Array | np.ndarray, " images"]
     tolerance: Float[Array | np.ndarray, " images"]
     draws: Float[Array | np.ndarray, " images"]
 
@@ -62,7 +64,7 @@ def random_signs(outputs: PyTree) -> Float[Array, " images"]:
     """
     leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(outputs)]
     signs = unit_signs([leaf.shape[1:] for leaf in leaves])
-    sums = [(leaf * sign.astype(leaf.dtype)).sum(1) for leaf, sign in zip(leaves, signs, strict=True)]
+    sums = [(leaf * sign.astype(leaf.dtype)[None]).sum(1) for leaf, sign in zip(leaves, signs, strict=True)]
     return functools.reduce(jnp.add, sums)
 
 
@@ -92,10 +94,15 @@ def faults_of(usual: Evidence, signed: Evidence) -> tuple[str, ...]:
         usual: With the cotangents that make maps; NumPy arrays.
         signed: With random signs on the images of `signed_images`, zeros on the others.
     """
-    maps, signs, tolerance = usual.gradient[::2], signed.gradient[::2], usual.tolerance[::2]
+    tolerance = usual.tolerance.max(initial=0)
+    maps, signs = usual.gradient[::2], signed.gradient[::2]
     compared = np.isfinite(maps) & np.isfinite(signs) & (signs > 0)
+    flat = compared.any() and (maps <= tolerance * signs)[compared].all()
+    # A softmax that is sure of itself has hardly a gradient, whatever the units are weighted with; its values tell.
+    finite = np.isfinite(usual.value) & np.isfinite(signed.value)
+    spread = [np.ptp(each.value[finite]) if finite.any() else 0 for each in (usual, signed)]
     shown = {
-        "constant_scalar": compared.any() and (maps <= tolerance * signs)[compared].all(),
+        "constant_scalar": flat or spread[0] <= tolerance * spread[1] > 0,
         "coupled_images": (signed.gradient[1::2] > 0).any(),
         "random_numbers": (usual.draws > 0).any(),
     }

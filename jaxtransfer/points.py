@@ -63,11 +63,11 @@ class Points:
         with self._said():
             return Point(self, self._array(network, kind, {}, open=True))
 
-    def finish(self, network: str, keys: Mapping[str, Key], faults: Sequence[str] = ()) -> None:
-        """Says that points are whole, what they were computed for, and what is wrong with the network (`FAULTS`)."""
+    def finish(self, network: str, keys: Mapping[str, Key], faults: Mapping[str, Sequence[str]]) -> None:
+        """Says that points are whole, what they were computed for, and (codes of `FAULTS`) what is wrong with them."""
         with self._said():
             contents = {
-                kind: json.dumps({**key, _FAULTS: list(faults)}, indent=1).encode() for kind, key in keys.items()
+                kind: json.dumps({**key, _FAULTS: list(faults[kind])}, indent=1).encode() for kind, key in keys.items()
             }
             self.wait([self._folder(network, kind).write("key.json", each) for kind, each in contents.items()])
 

@@ -303,9 +303,9 @@ class Sweep:
             for row, (name, of_kinds) in enumerate(keys.items()):
                 if owns(self.mesh, row):
                     faults = faults_of(*(_first_of_row(evidence, row) for evidence in (usual, signed)))
-                    for kind, key in of_kinds.items():
-                        concern = [code for code in faults if kind != REPRESENTATION or code != "constant_scalar"]
-                        points.finish(name, {kind: key}, concern)
+                    of_outputs = [code for code in faults if code != "constant_scalar"]  # that is of maps alone
+                    concern = {kind: of_outputs if kind == REPRESENTATION else faults for kind in of_kinds}
+                    points.finish(name, of_kinds, concern)
 
     def _compare(
         self,

@@ -85,7 +85,7 @@ class Callable:
         (lambda: jt.Network("c", lambda p, x: x, PARAMS), "cannot be stored.*top level of a module"),
         (lambda: jt.Network("c", Callable(), PARAMS), "cannot be stored"),
         (lambda: jt.Network("c", apply, [np.ones(3)]), "nested dicts of arrays.*hold a list"),
-        (lambda: jt.Network("c", apply, {"w": "text"}), "hold a str"),
+        (lambda: jt.Network("c", apply, {"w": "text"}), "pytree of arrays, but at .* is 'text'"),
         (lambda: jt.Network("c", apply, {1: np.ones(3)}), "string keys"),
         (lambda: jt.Network("c", apply, PARAMS, lambda x: x), "use jaxtransfer.Preprocess"),
     ],
