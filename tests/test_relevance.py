@@ -321,18 +321,18 @@ def test_relevance_turns_into_input_x_gradient_as_epsilon_vanishes() -> None:
     assert 1 - cosines[-1] < 1e-8
 
 
-def test_product_of_two_activations_shares_relevance_equally() -> None:
-    """Gates, squeeze-and-excite and attention: half of it each (Achtibat et al. 2024)."""
+def test_product_of_two_arrays_shares_relevance_equally() -> None:
+    """Half of it each (Achtibat et al. 2024)."""
     w, v = np.asarray(normal(7, 3, 8)), np.asarray(normal(8, 3, 8))
 
     def gated(params: Any, x: jax.Array) -> jax.Array:
-        return (x @ params[0]) * jax.nn.sigmoid(x @ params[1])
+        return (x @ params[0]) * jnp.tanh(x @ params[1])
 
     x = IMAGES
     a, z = x @ w, x @ v
-    s = 1 / (1 + np.exp(-z))
-    ratio = s / (z + EPSILON * np.where(z >= 0, 1.0, -1.0))
-    expected = x * (0.5 * s @ w.T + 0.5 * (a * ratio) @ v.T)
+    t = np.tanh(z)
+    ratio = t / (z + EPSILON * np.where(z >= 0, 1.0, -1.0))
+    expected = x * (0.5 * t @ w.T + 0.5 * (a * ratio) @ v.T)
     np.testing.assert_allclose(relevance(gated, (w, v)), expected, rtol=1e-10)
 
     def bilinear(params: Any, x: jax.Array) -> jax.Array:
@@ -342,6 +342,37 @@ def test_product_of_two_activations_shares_relevance_equally() -> None:
     np.testing.assert_allclose(
         maps.sum((1, 2, 3)), np.asarray(bilinear((w, v), jnp.asarray(x))).sum((1, 2)), rtol=1e-10
     )
+
+
+GATES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "sigmoid": jax.nn.sigmoid,
+    "sigmoid written out": lambda z: 1 / (1 + jnp.exp(-z)),
+    "the other side of a sigmoid": lambda z: 1 - jax.nn.sigmoid(z),
+    "sigmoid, scaled by weights": lambda z: jax.nn.sigmoid(z) * normal(3, 8).reshape(1, 1, 1, 8),
+    "sigmoid, some of it": lambda z: jnp.concatenate([jax.nn.sigmoid(z)[..., :3], jax.nn.sigmoid(z)[..., 3:]], -1),
+    "hard sigmoid": jax.nn.hard_sigmoid,
+    "softplus": jax.nn.softplus,
+    "1 / b": lambda z: 1 / z,
+}
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_gate_passes_no_relevance(name: str) -> None:
+    """The signal takes all (Arras et al. 2017): as if the gate were an array of weights."""
+    gate = GATES[name]
+
+    def gated(params: Any, x: jax.Array) -> jax.Array:
+        return gate(x @ params[1]) * (x @ params[0])
+
+    def held(params: Any, x: jax.Array) -> jax.Array:
+        return lax.stop_gradient(gate(x @ params[1])) * (x @ params[0])
+
+    params = normal(7, 3, 8), normal(8, 3, 8)
+    expected = IMAGES * input_gradient(held, params)
+    np.testing.assert_allclose(relevance(gated, params), expected, rtol=1e-10)
+    divided = relevance(lambda params, x: (x @ params[0]) / (2 + gate(x @ params[1])), params)
+    held_divisor = lambda params, x: (x @ params[0]) / lax.stop_gradient(2 + gate(x @ params[1]))  # noqa: E731
+    np.testing.assert_allclose(divided, IMAGES * input_gradient(held_divisor, params), rtol=1e-10)
 
 
 def squeeze_and_excite(params: Any, x: jax.Array) -> jax.Array:
@@ -456,7 +487,6 @@ def _frozen_attention(params: Any, x: jax.Array) -> jax.Array:
     ("name", "layer"),
     [
         ("reduce_prod", lambda x: jnp.prod(x, axis=-1)),
-        ("cumlogsumexp", lambda x: lax.cumlogsumexp(x, axis=1)),
         ("cholesky", lambda x: jnp.linalg.cholesky(jnp.einsum("nhwc,nhwd->ncd", x, x) + 9 * jnp.eye(3)[None])),
         ("atan2", lambda x: jnp.arctan2(x[..., :1], x[..., 1:2])),
         ("while", lambda x: lax.while_loop(lambda c: c[0] < 1, lambda c: (c[0] + 1, jnp.sin(c[1])), (0, x))[1]),

@@ -6,31 +6,57 @@ gathered into a single activation when the later one depends on the images throu
 
 * equations that meet again (`x * sigmoid(x)`) belong together, with the nearest array they all come from as z;
 * chains whose other operands are plain numbers in the program text (`log(1 + exp(x))`) belong together;
-* a chain ends where an array of weights enters linearly: frozen batch norm is not part of the ReLU after it.
+* a chain ends where an array of weights enters linearly: frozen batch norm is not part of the ReLU after it;
+* the parts of a softmax are no activations.
 """
 
 from __future__ import annotations
 
+from collections.abc import Container
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
 from jaxtransfer.relevance._graph import Graph, Node, Value, is_elementwise
-from jaxtransfer.relevance._primitives import AFFINE
+from jaxtransfer.relevance._primitives import AFFINE, CUSTOM, MOVING, SPREADING
+
+# An activation whose value at 0 is farther from 0 than this is open there: it is a gate.
+_CLOSED = 1e-6
 
 
 class Activations:
     """For every value in a graph, whether and of which array it is an activation."""
 
-    def __init__(self, graph: Graph) -> None:
-        """Finds all activations of a graph."""
+    def __init__(self, graph: Graph, others: Container[Node]) -> None:
+        """Finds all activations of a graph; `others` are nodes that have rules of their own."""
         self._parent: dict[Value, Value] = {}
         self._root: dict[Value, Value] = {}
         self._nonlinear: set[Value] = set()
         for node in graph.nodes:
-            if is_elementwise(node) and node.dependents:
+            if is_elementwise(node) and node.dependents and node not in others:
                 self._visit(node)
 
     def root(self, value: Value) -> Value | None:
         """The array z of which `value` is an activation f(z), or None if it is not an activation."""
         root = self._root.get(value)
         return root if value in self._nonlinear and value.active and root is not None and root.active else None
+
+    def is_gate(self, value: Value) -> bool:
+        """Whether a factor of a product only says how much of the other one passes.
+
+        Such a factor is an activation f with f(0) other than 0, like a sigmoid, possibly scaled by weights or spread
+        over more entries. Nothing flows through an activation with f(0) = 0 when nothing flows in; a gate is open then.
+        """
+        if (root := self.root(value)) is not None:
+            return not abs(_value_at_zero(value, root)) <= _CLOSED  # also where it is not a number
+        node = value.node
+        if node is None or not node.actives:
+            return False
+        scaled = len(node.actives) == 1 and (node.name == "mul" or (node.name == "div" and node.inputs[0].active))
+        passed_on = scaled or node.name in MOVING or node.name in SPREADING
+        return passed_on and all(self.is_gate(v) for v in node.actives)
 
     def _visit(self, node: Node) -> None:
         (out,) = node.outputs
@@ -79,3 +105,31 @@ def _is_affine(node: Node, *, joint: bool) -> bool:
     if node.name == "div":
         return node.inputs[0].dependent
     return node.name == "select_n" and not node.inputs[0].dependent
+
+
+def _value_at_zero(value: Value, root: Value) -> complex:
+    """The value of an activation of `root` where that is 0; its weights, which are not known, are taken to be 1."""
+    known: dict[Value, Any] = {root: np.zeros((), root.aval.dtype)}
+
+    def evaluate(value: Value) -> Any:
+        if value not in known:
+            known[value] = np.asarray(compute(value), value.aval.dtype)
+        return known[value]
+
+    def compute(value: Value) -> Any:
+        node = value.node
+        if node is None or not (value.dependent or value.uniform):
+            constant = value.constant
+            plain = value.uniform and constant is not None and not isinstance(constant, Tracer)
+            return constant if plain else 1
+        inputs = [evaluate(v) for v in node.inputs]
+        if node.name in CUSTOM:
+            (body,) = node.bodies
+            known.update(zip(body.inputs, inputs, strict=True))
+            return evaluate(body.outputs[node.outputs.index(value)])
+        if node.name in SPREADING:
+            return inputs[0]
+        return node.eqn.primitive.bind(*inputs, **node.eqn.params)
+
+    with jax.ensure_compile_time_eval():
+        return complex(evaluate(value))
