@@ -12,9 +12,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 import jaxtransfer as jt
 from helpers import quick_jit
+from jaxtransfer.relevance import unbounded_ratios
 from torch_oracle import torch_maps
 
 EPSILON = 1e-4
@@ -216,6 +218,23 @@ def test_custom_gradient_of_a_block_is_kept_and_its_body_gets_the_rules() -> Non
     np.testing.assert_allclose(relevance(apply(lying)), relevance(apply(block)), rtol=1e-12)
 
 
+def _halved_until_small(x: jax.Array) -> jax.Array:
+    return lax.while_loop(lambda y: abs(y).max() > 1, lambda y: y / 2, x)
+
+
+def test_relevance_follows_the_own_backward_pass_of_a_function_whose_body_has_no_rule() -> None:
+    """The gradient of a loop without a fixed number of turns can only be a function's own."""
+    loop = jax.custom_vjp(_halved_until_small)
+    loop.defvjp(lambda x: ((y := _halved_until_small(x)), y.ravel()[0] / x.ravel()[0]), lambda r, c: (r * c,))
+
+    def apply_with(activation: Callable) -> Callable:
+        return lambda params, x: loop(activation(conv(x, params["a"])))
+
+    with pytest.warns(UserWarning, match=r"own backward pass, .*'while'.*test_relevance\.py:\d+"):
+        actual = relevance(apply_with(jax.nn.softplus))
+    np.testing.assert_allclose(actual, by_definition(apply_with, jax.nn.softplus), rtol=1e-10, atol=1e-12)
+
+
 def test_scan_over_layers_with_stacked_weights() -> None:
     stacked = normal(3, 4, 3, 3, 8, 8) * 0.3
 
@@ -277,6 +296,12 @@ def test_parametric_activations_are_one_activation() -> None:
         lambda x: jnp.einsum("nhwc,cd->ndhw", x, normal(6, 8, 3)),
         lambda x: jnp.where(jnp.arange(8) > 3, x, 0.0) + jnp.cumsum(x, 1),
         lambda x: jnp.maximum(x[..., :4], x[..., 4:]),
+        lambda x: checkpoint_name(x, "kept"),
+        lambda x: jnp.fft.fft2(x, axes=(1, 3)).real,
+        lambda x: jnp.fft.irfft(jnp.fft.rfft(x, axis=1) * (2 + 1j), axis=1),
+        lambda x: lax.complex(x[..., :4], x[..., 4:]).conj().imag,
+        lambda x: lax.cumlogsumexp(x, axis=1),
+        lambda x: jnp.logaddexp(x[..., :4], x[..., 4:]),
     ],
 )
 def test_everything_else_keeps_its_gradient(layer: Callable) -> None:
@@ -497,6 +522,19 @@ def _frozen_attention(params: Any, x: jax.Array) -> jax.Array:
 def test_unknown_primitive_is_named_with_its_place(name: str, layer: Callable, wrap: Callable) -> None:
     with pytest.raises(jt.JaxTransferError, match=rf"no rule for the primitive '{name}'.*test_relevance\.py:\d+"):
         jt.attribute(lambda params, x: wrap(layer)(x * params), 2.0, jnp.asarray(IMAGES))
+
+
+def test_activations_without_a_bound_are_listed_with_their_places() -> None:
+    def apply(params: Any, x: jax.Array) -> jax.Array:
+        h = jax.nn.softplus(conv(x, params["a"]))
+        h = conv(h, params["c"]) * jax.nn.sigmoid(h[..., ::-1])  # a gate
+        h = jax.nn.softmax(jnp.tanh(h))
+        return lax.scan(lambda c, _: (jnp.cos(conv(c, params["c"])), None), h, length=2)[0]
+
+    places = unbounded_ratios(apply, WEIGHTS, jnp.asarray(IMAGES))
+    assert [place.rsplit(":", 1)[0].rsplit("/", 1)[-1] for place in places] == [
+        f"test_relevance.py:{apply.__code__.co_firstlineno + line}" for line in (4, 1)
+    ]
 
 
 def test_unknown_primitive_off_the_path_of_the_images_is_no_matter() -> None:

@@ -43,14 +43,19 @@ class Activations:
         root = self._root.get(value)
         return root if value in self._nonlinear and value.active and root is not None and root.active else None
 
+    def is_open(self, value: Value) -> bool:
+        """Whether an activation f has f(0) other than 0, so that f(z) / z has no bound."""
+        root = self.root(value)
+        return root is not None and not abs(_value_at_zero(value, root)) <= _CLOSED  # also where it is not a number
+
     def is_gate(self, value: Value) -> bool:
         """Whether a factor of a product only says how much of the other one passes.
 
         Such a factor is an activation f with f(0) other than 0, like a sigmoid, possibly scaled by weights or spread
         over more entries. Nothing flows through an activation with f(0) = 0 when nothing flows in; a gate is open then.
         """
-        if (root := self.root(value)) is not None:
-            return not abs(_value_at_zero(value, root)) <= _CLOSED  # also where it is not a number
+        if self.root(value) is not None:
+            return self.is_open(value)
         node = value.node
         if node is None or not node.actives:
             return False

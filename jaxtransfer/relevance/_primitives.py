@@ -42,8 +42,9 @@ ROUTING = frozenset(
 INLINED = frozenset("call closed_call core_call jit named_call pjit".split())
 CUSTOM_BACKWARD = frozenset("custom_vjp_call custom_vjp_call_jaxpr".split())
 CUSTOM = CUSTOM_BACKWARD | {"custom_jvp_call"}
-# Log-sum-exp as a primitive, or by the name of a function with derivatives of its own.
-LOG_SUMS = frozenset("cumlogsumexp logaddexp logaddexp2".split())
+# Log-sum-exps; of two arrays it is a function with derivatives of its own, in which there are at least these.
+LOG_SUMS = frozenset({"cumlogsumexp"})
+IN_LOGADDEXP = frozenset({"exp", "log1p", "max"}), frozenset({"exp2", "log1p", "max"})
 
 CHECKPOINTS = frozenset("checkpoint remat remat2".split())
 STOPS_GRADIENT = frozenset({"stop_gradient"})

@@ -22,7 +22,16 @@ from jaxtyping import Array, Float, PyTree
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.relevance._activations import Activations
 from jaxtransfer.relevance._graph import Graph, Node, Value, build, loop_sizes, sources
-from jaxtransfer.relevance._primitives import AFFINE, BILINEAR, CUSTOM, CUSTOM_BACKWARD, LINEAR, LOG_SUMS, ROUTING
+from jaxtransfer.relevance._primitives import (
+    AFFINE,
+    BILINEAR,
+    CUSTOM,
+    CUSTOM_BACKWARD,
+    IN_LOGADDEXP,
+    LINEAR,
+    LOG_SUMS,
+    ROUTING,
+)
 from jaxtransfer.relevance._roles import normaliser
 from jaxtransfer.relevance._softmax import softmax_shares
 
@@ -80,6 +89,26 @@ def rule_vjp(
     return RuleVJP(output, aux, backward(0.0), backward(1.0))
 
 
+def unbounded_ratios(function: Callable[[PyTree, Array], PyTree], params: PyTree, images: Array) -> list[str]:
+    """Lists the activations f of `function(params, images)` that can make relevance explode, by their places.
+
+    Where f(0) is not 0, as for a sigmoid, the ratio f(z) / (z + epsilon sign(z)) reaches |f(0)| / epsilon near z = 0.
+    Gates are not listed, because they pass no relevance on.
+
+    Args:
+        function: Pure function of weights and images.
+        params: Weights, or their shapes and types.
+        images: Images, or their shape and type.
+
+    Returns:
+        Places in the program, like "net.py:12:8 (apply)", from the output towards the images, each once.
+    """
+    closed = jax.make_jaxpr(function)(params, images)
+    graph = build(closed, [False] * len(jax.tree.leaves(params)) + [True])
+    nodes = _Rules(graph, 1.0, softmax_shares(graph)).unbounded()
+    return list(dict.fromkeys(_place(node) for node in nodes))
+
+
 def _run(graph: Graph, rules: _Rules, arrays: Sequence[Any]) -> tuple[list[Any], Token]:
     """Evaluates a graph with the rules: its outputs, and the token."""
     env: dict[Value, Any] = dict(zip(graph.inputs, arrays, strict=True))
@@ -98,11 +127,15 @@ def _run(graph: Graph, rules: _Rules, arrays: Sequence[Any]) -> tuple[list[Any],
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """One thing to evaluate: arrays for `inputs` go in, arrays for `outputs` and maybe a token come out."""
+    """One thing to evaluate: arrays for `inputs` go in, arrays for `outputs` and maybe a token come out.
+
+    No relevance goes back to the inputs in `held`.
+    """
 
     inputs: Sequence[Value]
     outputs: Sequence[Value]
     compute: Callable[..., tuple[Sequence[Any], Token | None]]
+    held: Sequence[Value] = ()
 
 
 class _Rules:
@@ -131,6 +164,22 @@ class _Rules:
             needed.update(step.inputs)
             steps.append(step)
         return steps[::-1]
+
+    def unbounded(self) -> list[Node]:
+        """The activations with f(0) other than 0 that relevance reaches, from the outputs backwards."""
+        reached, nodes = set(self._graph.outputs), []
+        for step in reversed(self.steps):
+            if reached.isdisjoint(step.outputs):
+                continue
+            reached.update(value for value in step.inputs if value not in step.held)
+            node = step.outputs[0].node
+            assert node is not None
+            if self._activations.is_open(step.outputs[0]):
+                nodes.append(node)
+            elif self._activations.root(step.outputs[0]) is None:
+                bodies = (_Rules(body, self._epsilon, self._softmax) for body in node.bodies)
+                nodes.extend(node for body in bodies for node in body.unbounded())
+        return nodes
 
     def _step(self, node: Node) -> _Step:
         if not any(value.active for value in node.outputs):
@@ -212,15 +261,16 @@ class _Rules:
 
     def _custom(self, node: Node) -> _Step:
         """Its own derivative for the gradient, the rules inside its body for relevance."""
-        if node.eqn.params.get("name") in LOG_SUMS and len(node.actives) > 1:
+        (body,) = node.bodies
+        if len(node.actives) == 2 and any({n.name for n in body.nodes}.issuperset(names) for names in IN_LOGADDEXP):
             return _plain(node)
         try:
-            inner = self._inner(node.bodies[0])
+            inner = self._inner(body)
         except JaxTransferError as error:
             if node.name not in CUSTOM_BACKWARD:
                 raise
             warnings.warn(
-                f"Inside a function with a backward pass of its own, relevance follows that backward pass: {error}",
+                f"Relevance follows a function's own backward pass, because there is no rule for its body: {error}",
                 stacklevel=2,
             )
             return _plain(node)
@@ -282,7 +332,8 @@ def _shared(node: Node, shares: Sequence[float]) -> _Step:
                 token = token + more
         return node.bind(*scaled), token
 
-    return _Step(node.inputs, node.outputs, compute)
+    held = [value for value, share in zip(node.inputs, shares, strict=True) if share == 0]
+    return _Step(node.inputs, node.outputs, compute, held)
 
 
 @jax.custom_vjp
@@ -320,7 +371,9 @@ def _epsilon_rule(function: Callable[..., Array], epsilon: float) -> Callable[..
         cotangent, switch = cotangents
         (ordinary,) = pull(cotangent)
         stabiliser = jnp.where(z >= 0, epsilon, -epsilon).astype(z.dtype)
-        modified = (cotangent * y).astype(z.dtype) / (z + stabiliser)
+        # Nothing comes from nothing, also where f(z) is infinite, like the offset at which a running softmax begins.
+        product = jnp.where(cotangent == 0, jnp.zeros_like(cotangent), cotangent * y)
+        modified = product.astype(z.dtype) / (z + stabiliser)
         return jnp.where(switch > 0, modified, ordinary), *([None] * num_constants)
 
     rule.defvjp(forward, backward)
@@ -364,13 +417,16 @@ def _two_functions(
     return rule
 
 
-def _no_rule(node: Node) -> str:
+def _place(node: Node) -> str:
+    """Where in the user's program an equation comes from."""
     # Inside a library's own compiled function JAX may know no line of the user's; then the call of it is the place.
-    places = (source_info_util.summarize(eqn.source_info) for eqn in (node.eqn, *reversed(node.callers)))
-    where = next(filter(None, places), "an unknown line")
+    lines = (source_info_util.summarize(eqn.source_info) for eqn in (node.eqn, *reversed(node.callers)))
     module = str(node.eqn.source_info.name_stack)
+    return next(filter(None, lines), "an unknown line") + (f", in {module}" if module else "")
+
+
+def _no_rule(node: Node) -> str:
     return (
         f"epsilon-LRP has no rule for the primitive {node.name!r} applied to arrays that depend on the images "
-        f"(at {where}{', in ' + module if module else ''}); saliency and input_x_gradient need none: leave epsilon_lrp "
-        "out of the methods."
+        f"(at {_place(node)}); saliency and input_x_gradient need none: leave epsilon_lrp out of the methods."
     )
