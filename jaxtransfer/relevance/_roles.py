@@ -13,7 +13,16 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
-from jaxtransfer.relevance._primitives import BILINEAR, ELEMENTWISE, EXPONENTIALS, LINEAR, REDUCING, ROUTING, SPREADING
+from jaxtransfer.relevance._primitives import (
+    BILINEAR,
+    ELEMENTWISE,
+    EXPONENTIALS,
+    LINEAR,
+    MOVING,
+    REDUCING,
+    ROUTING,
+    SPREADING,
+)
 
 if TYPE_CHECKING:
     from jaxtransfer.relevance._graph import Node, Value
@@ -29,7 +38,8 @@ class Role(enum.Flag):
         MASS: Exponentials, and what is linear in them.
         SUMMED: A mass that adds several exponentials.
         RECIPROCAL: Something divided by a summed mass, that waits for a mass to be multiplied with.
-        LOG_MASS: The logarithm of a summed mass, plus or minus anything.
+        SOFTMAX: A mass divided by a summed mass.
+        LOG_MASS: The logarithm of a summed mass or of a softmax, plus or minus anything.
     """
 
     STATISTIC = enum.auto()
@@ -38,6 +48,7 @@ class Role(enum.Flag):
     MASS = enum.auto()
     SUMMED = enum.auto()
     RECIPROCAL = enum.auto()
+    SOFTMAX = enum.auto()
     LOG_MASS = enum.auto()
 
 
@@ -54,13 +65,13 @@ def roles_of(node: Node) -> Role:
     """The roles of the one output of a node without a body."""
     if not node.actives:
         return NO_ROLE
-    return _statistic(node) | _mass(node) | _log_mass(node)
+    return _statistic(node) | _mass(node) | _softmax(node) | _log_mass(node)
 
 
 def closes_softmax(node: Node) -> bool:
-    """Whether a node divides a mass by a summed mass, or takes the logarithm of a summed mass."""
+    """Whether a node divides a mass by a summed mass, or takes the logarithm of a summed mass or a softmax."""
     if node.name in _LOGARITHMS:
-        return SUMMED_MASS in node.inputs[0].roles
+        return SUMMED_MASS in node.inputs[0].roles or Role.SOFTMAX in node.inputs[0].roles
     if node.name == "div":
         top, bottom = node.inputs
         return Role.MASS in top.roles and SUMMED_MASS in bottom.roles
@@ -150,6 +161,13 @@ def _mass(node: Node) -> Role:
 
 
 _KEEPING = ROUTING | _ADDING | frozenset("abs copy div neg reduce_precision sub".split())
+
+
+def _softmax(node: Node) -> Role:
+    if node.name not in _LOGARITHMS and (closes_softmax(node) or is_normalised_exponential(node)):
+        return Role.SOFTMAX
+    kept = node.name in SPREADING or node.name in MOVING or node.name in _KEEPING
+    return Role.SOFTMAX if kept and all(Role.SOFTMAX in value.roles for value in node.actives) else NO_ROLE
 
 
 def _log_mass(node: Node) -> Role:
