@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from jaxtransfer.relevance._graph import Graph, Node, Value, is_elementwise
+from jaxtransfer.relevance._graph import Graph, Node, Value, all_nodes, is_elementwise
 from jaxtransfer.relevance._primitives import AFFINE, CUSTOM, MOVING, SPREADING
 
 # An activation whose value at 0 is farther from 0 than this is open there: it is a gate.
@@ -27,14 +27,14 @@ _CLOSED = 1e-6
 
 
 class Activations:
-    """For every value in a graph, whether and of which array it is an activation."""
+    """For every value in a graph and its bodies, whether and of which array it is an activation."""
 
     def __init__(self, graph: Graph, others: Container[Node]) -> None:
         """Finds all activations of a graph; `others` are nodes that have rules of their own."""
         self._parent: dict[Value, Value] = {}
         self._root: dict[Value, Value] = {}
         self._nonlinear: set[Value] = set()
-        for node in graph.nodes:
+        for node in all_nodes(graph):
             if is_elementwise(node) and node.dependents and node not in others:
                 self._visit(node)
 
@@ -54,14 +54,20 @@ class Activations:
         Such a factor is an activation f with f(0) other than 0, like a sigmoid, possibly scaled by weights or spread
         over more entries. Nothing flows through an activation with f(0) = 0 when nothing flows in; a gate is open then.
         """
-        if self.root(value) is not None:
-            return self.is_open(value)
-        node = value.node
-        if node is None or not node.actives:
-            return False
-        scaled = len(node.actives) == 1 and (node.name == "mul" or (node.name == "div" and node.inputs[0].active))
-        passed_on = scaled or node.name in MOVING or node.name in SPREADING
-        return passed_on and all(self.is_gate(v) for v in node.actives)
+        seen: set[Value] = set()
+        todo = [value]
+        while todo:
+            current = todo.pop()
+            if current in seen or not current.active:
+                continue
+            seen.add(current)
+            if self.root(current) is None:
+                if not (made_of := _passed_on(current)):
+                    return False
+                todo.extend(made_of)
+            elif not self.is_open(current):
+                return False
+        return bool(seen)
 
     def _visit(self, node: Node) -> None:
         (out,) = node.outputs
@@ -97,6 +103,18 @@ class Activations:
         first, *rest = (self._chain(value) for value in values)
         common = set(first).intersection(*rest)
         return next((value for value in first if value in common), None)
+
+
+def _passed_on(value: Value) -> list[Value]:
+    """The values that another is made of by calls, by moving entries about, or by scaling with weights."""
+    node = value.node
+    if node is None:
+        return value.feeds
+    if node.bodies:
+        return [body.outputs[node.outputs.index(value)] for body in node.bodies]
+    actives = node.actives
+    scaled = len(actives) == 1 and (node.name == "mul" or (node.name == "div" and node.inputs[0].active))
+    return actives if scaled or node.name in MOVING or node.name in SPREADING else []
 
 
 def _is_affine(node: Node, *, joint: bool) -> bool:

@@ -103,6 +103,14 @@ class Graph:
     outputs: list[Value]
 
 
+def all_nodes(graph: Graph) -> Iterator[Node]:
+    """The nodes of a graph, and those of the bodies of its nodes."""
+    for node in graph.nodes:
+        yield node
+        for body in node.bodies:
+            yield from all_nodes(body)
+
+
 def build(closed: jex.ClosedJaxpr, active: Sequence[bool]) -> Graph:
     """Makes the graph of a jaxpr; `active` says which inputs stand for the images."""
     inputs = [

@@ -74,7 +74,7 @@ def rule_vjp(
     structure, aux_structure = map(jax.tree.structure, shape)
     count = structure.num_leaves
     graph = build(closed, is_image)
-    rules = _Rules(graph, epsilon, softmax_shares(graph))
+    rules = _Rules.of(graph, epsilon)
 
     def rewritten(images: Array) -> tuple[tuple[list[Array], Token], list[Array]]:
         outputs, token = _run(graph, rules, [*leaves, images])
@@ -105,7 +105,7 @@ def unbounded_ratios(function: Callable[[PyTree, Array], PyTree], params: PyTree
     """
     closed = jax.make_jaxpr(function)(params, images)
     graph = build(closed, [False] * len(jax.tree.leaves(params)) + [True])
-    nodes = _Rules(graph, 1.0, softmax_shares(graph)).unbounded()
+    nodes = _Rules.of(graph, epsilon=1.0).unbounded()
     return list(dict.fromkeys(_place(node) for node in nodes))
 
 
@@ -141,12 +141,23 @@ class _Step:
 class _Rules:
     """Chooses the rule for every node of a graph."""
 
-    def __init__(self, graph: Graph, epsilon: float, softmax: Mapping[Node, tuple[float, ...]]) -> None:
+    def __init__(
+        self, graph: Graph, epsilon: float, softmax: Mapping[Node, tuple[float, ...]], activations: Activations
+    ) -> None:
         self._graph = graph
         self._epsilon = epsilon
         self._softmax = softmax
-        self._activations = Activations(graph, softmax)
+        self._activations = activations
         self._order = {node: position for position, node in enumerate(graph.nodes)}
+
+    @classmethod
+    def of(cls, graph: Graph, epsilon: float) -> _Rules:
+        """The rules of a whole function."""
+        softmax = softmax_shares(graph)
+        return cls(graph, epsilon, softmax, Activations(graph, softmax))
+
+    def _of_body(self, body: Graph) -> _Rules:
+        return _Rules(body, self._epsilon, self._softmax, self._activations)
 
     @functools.cached_property
     def steps(self) -> list[_Step]:
@@ -177,7 +188,7 @@ class _Rules:
             if self._activations.is_open(step.outputs[0]):
                 nodes.append(node)
             elif self._activations.root(step.outputs[0]) is None:
-                bodies = (_Rules(body, self._epsilon, self._softmax) for body in node.bodies)
+                bodies = map(self._of_body, node.bodies)
                 nodes.extend(node for body in bodies for node in body.unbounded())
         return nodes
 
@@ -255,7 +266,7 @@ class _Rules:
         return _Step([bottom, top], node.outputs, compute)
 
     def _inner(self, graph: Graph) -> Callable[..., tuple[list[Any], Token]]:
-        rules = _Rules(graph, self._epsilon, self._softmax)
+        rules = self._of_body(graph)
         _ = rules.steps
         return lambda *arrays: _run(graph, rules, arrays)
 

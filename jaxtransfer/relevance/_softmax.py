@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from jaxtransfer.relevance._graph import Graph, Node, Value
+from jaxtransfer.relevance._graph import Graph, Node, Value, all_nodes
 from jaxtransfer.relevance._primitives import EXPONENTIALS
 from jaxtransfer.relevance._roles import IN_SOFTMAX, closes_softmax, is_normalised_exponential
 
@@ -24,19 +24,12 @@ def softmax_shares(graph: Graph) -> dict[Node, tuple[float, ...]]:
     Nodes of the bodies of loops, branches and calls are among them, and the nodes that have these bodies.
     """
     search = _Search()
-    for node in _all_nodes(graph):
+    for node in all_nodes(graph):
         if closes_softmax(node):
             search.close(node)
         elif is_normalised_exponential(node):
             search.shares[node] = (1.0,)
     return search.result()
-
-
-def _all_nodes(graph: Graph) -> Iterator[Node]:
-    for node in graph.nodes:
-        yield node
-        for body in node.bodies:
-            yield from _all_nodes(body)
 
 
 class _Search:
