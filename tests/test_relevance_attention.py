@@ -220,6 +220,6 @@ def test_attention_of_the_libraries(name: str) -> None:
 
     reference = network(gelu, lambda _, h: around(attend)(weights(), h))
     x, first = normal(1, 2, HEIGHT, WIDTH, 3), normal(2, 3, CHANNELS)
-    # `jax.nn.dot_product_attention`, which NNX uses, takes the softmax in float32; Keras asks for scale and masks in it.
+    # JAX's function, which NNX uses, takes the softmax in float32, and Keras rounds its scale to that.
     tolerance = 2e-6 if name.startswith(("jax", "nnx", "keras")) else 1e-8
     assert_follows(network(jax.nn.gelu, layer), reference, (first, params), x, tolerance)
