@@ -228,8 +228,8 @@ def affinity(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="saliency, input_x_gradient, epsilon_lrp, or of representations rsa, depara, cka, svcca; may be "
-            "repeated.",
+            help="saliency, input_x_gradient, epsilon_lrp, or of representations rsa, depara, cka, cka_biased, svcca; "
+            "may be repeated.",
             show_default="the first three",
         ),
     ] = None,

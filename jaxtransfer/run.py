@@ -109,6 +109,8 @@ def run_affinity(
     }
     if "depara" in methods:
         settings["edge_weight"] = edge_weight
+    if "cka" in methods:
+        settings["cka"] = "unbiased"  # in earlier versions it was not, see `record.read`
     about = {
         "settings": settings,
         "zoo": str(zoo.path),

@@ -22,7 +22,7 @@ from jaxtransfer.network import Network
 from jaxtransfer.passes import REPRESENTATION, SKETCH, Images, Inputs, Layout, Pass, bytes_needed, input_shape
 from jaxtransfer.points import Key, Points, chunks
 from jaxtransfer.precision import Precision, matmul_precision
-from jaxtransfer.relatives import RELATIVES, Representations, cka, depara, rsa, svcca
+from jaxtransfer.relatives import RELATIVES, Representations, cka, cka_biased, depara, rsa, svcca
 from jaxtransfer.rows import compare_maps
 from jaxtransfer.sketch import Projection
 from jaxtransfer.sources import Source, loaded_ahead, sources_of
@@ -93,7 +93,7 @@ def affinity_matrix(
 
     Raises:
         JaxTransferError: No networks or images, two networks of one name, images of the wrong kind, an unknown method,
-            similarity or precision, a network without any usable map or fewer than four usable representations, a batch
+            similarity or precision, a network without any usable map or too few usable representations, a batch
             that does not fit into memory, several processes without a directory, or what `attribute` raises.
         OSError: Something cannot be written, because the disk is full for example.
     """
@@ -383,7 +383,8 @@ def _compare_representations(
     if nodes is not None and nodes.pseudo_values is not None:
         found = depara(representations, nodes.pseudo_values, edge_weight=edge_weight)
     else:
-        found = {"rsa": rsa, "cka": cka, "svcca": svcca}[method](representations)
+        by_name = {"rsa": rsa, "cka": cka, "cka_biased": cka_biased, "svcca": svcca}
+        found = by_name[method](representations)
     stderr = squareform(found.pseudo_values.std(0, ddof=1) / np.sqrt(len(found.pseudo_values)))
     counts = np.full(stderr.shape, found.usable.all(0).sum())
     unusable = _unusable(list(representations), image_names, found.usable)

@@ -11,6 +11,7 @@ from PIL import Image
 import jaxtransfer
 from jaxtransfer import JaxTransferError, Network, Preprocess, Zoo
 from jaxtransfer.network import weights_hash
+from jaxtransfer.record import read
 from jaxtransfer.run import load_run, run_affinity
 
 
@@ -152,6 +153,47 @@ def test_order_of_methods_does_not_matter(tmp_path, zoo, images):
     for methods in (["epsilon_lrp", "saliency"], ["saliency", "epsilon_lrp"]):
         affinity, _ = run_affinity(zoo, images, tmp_path / "run", command=[], methods=methods)
         assert affinity.methods == ("saliency", "epsilon_lrp")
+
+
+def _as_an_earlier_version_wrote_it(out: Path) -> None:
+    """Turns a run of cka_biased into one of the version in which it was called cka."""
+    for file in out.glob("*_cka_biased.*"):
+        file.rename(out / file.name.replace("cka_biased", "cka"))
+    for file in (out / "run.json", out / "affinity.json"):
+        file.write_text(file.read_text().replace("cka_biased", "cka"))
+    description = json.loads((out / "affinity.json").read_text())
+    del description["format"]
+    (out / "affinity.json").write_text(json.dumps(description))
+
+
+@pytest.mark.filterwarnings("ignore:On 5 images cka")
+def test_biased_cka_of_an_earlier_version_keeps_its_meaning(tmp_path, zoo, images):
+    out = tmp_path / "run"
+    affinity, _ = run_affinity(zoo, images, out, command=[], methods=("cka_biased", "saliency"))
+    _as_an_earlier_version_wrote_it(out)
+    loaded = load_run(out)
+    assert loaded.methods == ("saliency", "cka_biased")
+    np.testing.assert_array_equal(loaded["cka_biased"], affinity["cka_biased"])
+    np.testing.assert_array_equal(loaded.pseudo_values("cka_biased"), affinity.pseudo_values("cka_biased"))
+    about = read(out)
+    assert about is not None
+    assert about["settings"]["methods"] == ["saliency", "cka_biased"]
+    assert about["unusable"] == {"saliency": [], "cka_biased": []}
+
+    with pytest.raises(JaxTransferError, match=r"another configuration .*cka: biased there, unbiased here"):
+        run_affinity(zoo, images, out, command=[], methods=("cka", "saliency"))
+    zoo.add(network("four", 4))
+    resumed, _ = run_affinity(zoo, images, out, command=[], methods=("cka_biased", "saliency"))
+    assert resumed.names == ("four", *affinity.names)
+    np.testing.assert_array_equal(resumed.only(affinity.names)["cka_biased"], affinity["cka_biased"])
+
+
+@pytest.mark.filterwarnings("ignore:On 5 images cka")
+def test_cka_of_this_version_is_found_again(tmp_path, zoo, images):
+    affinity, _ = run_affinity(zoo, images, tmp_path / "run", command=[], methods=("cka",))
+    run_affinity(zoo, images, tmp_path / "run", command=[], methods=("cka",))
+    assert load_run(tmp_path / "run").methods == ("cka",)
+    np.testing.assert_array_equal(load_run(tmp_path / "run")["cka"], affinity["cka"])
 
 
 def test_unfinished_run_is_not_ranked(tmp_path, zoo, images, monkeypatch):
