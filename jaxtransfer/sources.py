@@ -59,7 +59,8 @@ def _in_zoo(zoo: Zoo, name: str) -> Source:
 
 def _at_hand(network: Network) -> Source:
     leaves, structure = jax.tree.flatten(network.params)
-    architecture = network.apply, structure, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    kinds = ((np.shape(leaf), jnp.result_type(leaf), jax.typeof(leaf).weak_type) for leaf in leaves)
+    architecture = network.apply, structure, (*kinds,)
     apply = network.apply
     owner = apply if hasattr(apply, "__qualname__") else type(apply)
     described = f"{owner.__module__}:{owner.__qualname__}"
