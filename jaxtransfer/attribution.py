@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.network import ApplyFn
+from jaxtransfer.network import ApplyFn, check_weights
 from jaxtransfer.precision import Precision, matmul_precision, products_in_bfloat16
 from jaxtransfer.relevance import rule_vjp
 
@@ -78,7 +78,7 @@ def attribute(
 
     Args:
         apply: Pure function `apply(params, images) -> [images, ...]` that treats its images independently.
-        params: Weights: a pytree of arrays.
+        params: Weights: a pytree of arrays, with or without PRNG keys and Python numbers.
         images: The network's input: floating point, [images, height, width, channels].
         methods: Any of `METHODS`.
         target: Maps the network's output to one scalar per image, [images]; default: the sum over all units.
@@ -91,8 +91,9 @@ def attribute(
         One map per method, of the shape of `images`; float32, or float64 for float64 images.
 
     Raises:
-        JaxTransferError: Unknown method or precision, images that are not floating point or not four-dimensional,
-            epsilon <= 0, a target without one scalar per image, or (for `epsilon_lrp`) a primitive without a rule.
+        JaxTransferError: Unknown method or precision, params that are not arrays, images that are not floating point or
+            not four-dimensional, epsilon <= 0, a target without one scalar per image, or (for `epsilon_lrp`) a
+            primitive without a rule.
     """
     unknown = [method for method in methods if method not in METHODS]
     if unknown or not methods:
@@ -107,6 +108,7 @@ def attribute(
             "images must be floating point, [images, height, width, channels], "
             f"not {images.dtype} of shape {images.shape}."
         )
+    check_weights(params)
     static = tuple(methods), target, float(epsilon), precision, with_outputs
     with jax.default_matmul_precision(matmul_precision(precision)):
         maps, outputs = _attribute(apply, params, jnp.asarray(images), *static)
@@ -126,7 +128,8 @@ def _attribute(
     with_outputs: bool,
 ) -> tuple[Maps, PyTree]:
     def scalar(params: PyTree, images: Array) -> tuple[Array, PyTree]:
-        outputs = apply(params, images)
+        # Made again, because a variable of Flax can be changed only in the trace that made it, here a derivative's.
+        outputs = apply(jax.tree.map(lambda leaf: leaf, params), images)
         scalars = _sum_of_units(outputs) if target is None else target(outputs)
         if scalars.shape != images.shape[:1]:
             raise JaxTransferError(

@@ -232,7 +232,7 @@ class Sweep:
             layout = Layout.of(self.mesh, len(self._images), most)
             static = (network.apply, network.preprocess, kinds, self._similarity, self._epsilon, self._precision)
             one = Pass(*static, self._images.shape[1:], layout)
-            program = one.compiled(params, self._projection)
+            program = one.compiled(params, self._projection, network.params)
             bytes_ = bytes_needed(program)
             if self._batch_size is not None or bytes_ <= _OF_MEMORY * memory or layout.batch == 1:
                 break

@@ -275,6 +275,15 @@ def test_parametric_activations_are_one_activation() -> None:
         np.testing.assert_allclose(relevance(residual_net(f)), by_definition(residual_net, f), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("keepdims", [True, False])
+def test_activation_of_a_mean_is_one_of_the_mean(keepdims: bool) -> None:
+    def apply_with(activation: Callable) -> Callable:
+        return lambda params, x: activation(conv(x, params["a"]).mean((1, 2), keepdims=keepdims))
+
+    for f in (jnp.tanh, jax.nn.hard_swish):
+        np.testing.assert_allclose(relevance(apply_with(f)), by_definition(apply_with, f), rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "layer",
     [

@@ -7,6 +7,7 @@ gathered into a single activation when the later one depends on the images throu
 * equations that meet again (`x * sigmoid(x)`) belong together, with the nearest array they all come from as z;
 * chains whose other operands are plain numbers in the program text (`log(1 + exp(x))`) belong together;
 * a chain ends where an array of weights enters linearly: frozen batch norm is not part of the ReLU after it;
+* a sum over entries, divided by their number, is a mean: the division is no part of an activation after it;
 * the parts of a softmax are no activations.
 """
 
@@ -20,7 +21,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxtransfer.relevance._graph import Graph, Node, Value, all_nodes, is_elementwise
-from jaxtransfer.relevance._primitives import AFFINE, CUSTOM, MOVING, SPREADING
+from jaxtransfer.relevance._primitives import AFFINE, CUSTOM, MOVING, SCALING, SPREADING, SUMS
 
 # An activation whose value at 0 is farther from 0 than this is open there: it is a gate.
 _CLOSED = 1e-6
@@ -35,7 +36,7 @@ class Activations:
         self._root: dict[Value, Value] = {}
         self._nonlinear: set[Value] = set()
         for node in all_nodes(graph):
-            if is_elementwise(node) and node.dependents and node not in others:
+            if is_elementwise(node) and node.dependents and node not in others and not _is_mean(node):
                 self._visit(node)
 
     def root(self, value: Value) -> Value | None:
@@ -115,6 +116,16 @@ def _passed_on(value: Value) -> list[Value]:
     actives = node.actives
     scaled = len(actives) == 1 and (node.name == "mul" or (node.name == "div" and node.inputs[0].active))
     return actives if scaled or node.name in MOVING or node.name in SPREADING else []
+
+
+def _is_mean(node: Node) -> bool:
+    """Whether a sum over entries is multiplied or divided by a plain number."""
+    if node.name not in SCALING or len(node.actives) != 1 or not all(v.active or v.uniform for v in node.inputs):
+        return False
+    before = node.actives[0].node
+    while before is not None and before.name in SPREADING:
+        before = before.inputs[0].node
+    return before is not None and before.name in SUMS
 
 
 def _is_affine(node: Node, *, joint: bool) -> bool:

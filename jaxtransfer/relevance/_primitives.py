@@ -55,5 +55,6 @@ SPREADING = frozenset(
 )
 # Picks some of the entries, or puts entries together.
 MOVING = frozenset("concatenate dynamic_slice gather rev slice split stack tile unstack".split())
+SUMS = frozenset({"reduce_sum", "reduce_window_sum"})
 EXPONENTIALS = frozenset({"exp", "exp2"})
-REDUCING = frozenset("reduce_max reduce_min reduce_sum reduce_window_sum".split())
+REDUCING = SUMS | {"reduce_max", "reduce_min"}

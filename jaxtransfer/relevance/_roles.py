@@ -22,6 +22,7 @@ from jaxtransfer.relevance._primitives import (
     REDUCING,
     ROUTING,
     SPREADING,
+    SUMS,
 )
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ SUMMED_MASS = Role.MASS | Role.SUMMED
 IN_SOFTMAX = Role.MASS | Role.RECIPROCAL
 
 _ADDING = frozenset({"add", "add_any"})
-_SUMS = frozenset("cumsum psum psum2 psum_invariant reduce_scatter reduce_sum reduce_window_sum scatter-add".split())
+_SUMMING = SUMS | frozenset("cumsum psum psum2 psum_invariant reduce_scatter scatter-add scatter_add".split())
 _LOGARITHMS = frozenset({"log", "log1p"})
 
 
@@ -153,7 +154,7 @@ def _mass(node: Node) -> Role:
         return Role.RECIPROCAL
     if not linear or not all(Role.MASS in role for role in roles):
         return NO_ROLE
-    adds = name in _SUMS or name in ("dot_general", "conv_general_dilated")
+    adds = name in _SUMMING or name in ("dot_general", "conv_general_dilated")
     if name in _ADDING and len(actives) == 2:
         first, second = (value.origin for value in actives)
         adds = first is None or first is not second  # not two exponentials of one array, as in a tanh
