@@ -252,7 +252,8 @@ class MobileNetV3(nn.Module):
         x = nn.Conv(WIDTH, (3, 3))(x)
         for i in range(2):
             x = InvertedResidual(name=f"block{i}")(x)
-        return nn.Dense(CLASSES)(nn.hard_swish(x.mean((1, 2))))
+        x = nn.hard_swish(nn.Dense(16)(x.mean((1, 2))))
+        return nn.Dense(CLASSES)(x)
 
 
 def mobilenet_v3(variables: Any, x: jax.Array) -> jax.Array:
@@ -265,7 +266,8 @@ def mobilenet_v3(variables: Any, x: jax.Array) -> jax.Array:
         z = relu(convolve(p["Conv_2"], y.mean((1, 2), keepdims=True)))
         y = gated(jax.nn.hard_sigmoid(convolve(p["Conv_3"], z)), y)
         x = x + norm(2, convolve(p["Conv_4"], y))
-    return dense(variables["params"]["Dense_0"], hard_swish(x.mean((1, 2))))
+    x = hard_swish(dense(variables["params"]["Dense_0"], x.mean((1, 2))))
+    return dense(variables["params"]["Dense_1"], x)
 
 
 # The MLP of LLaMA (Touvron et al. 2023) with Equinox.
