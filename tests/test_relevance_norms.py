@@ -373,7 +373,7 @@ def test_norm_in_wrappers(name: str, make: Callable[..., Layer], definition: Any
 
 LOW = [
     "linen LayerNorm, use_scale, use_bias, use_fast_variance", "linen GroupNorm, bare", "nnx LayerNorm, bare",
-    "nnx RMSNorm, use_scale", "haiku LayerNorm, create_scale, create_offset",
+    "nnx RMSNorm, use_scale", "haiku LayerNorm, bare",
     "haiku InstanceNorm, bare", "equinox LayerNorm, use_weight, use_bias", "equinox GroupNorm, channelwise_affine",
     "keras LayerNormalization, scale, center", "keras UnitNormalization",
 ]  # fmt: skip
