@@ -103,11 +103,24 @@ class Affinity:
 
     `affinity[method]` is the float32 [M, M] matrix, rows and columns in the order of `names`; larger is nearer. None
     stands for the only method there is.
+
+    Attributes:
+        names: The networks.
+        similarity: Of maps.
+        faults: By network, codes of what makes its maps mean little, see `jaxtransfer.FAULTS`; networks without faults,
+            or that were computed before faults were looked for, are not in it.
     """
 
-    def __init__(self, names: Sequence[str], similarity: Similarity, results: Mapping[str, MethodResult]) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        similarity: Similarity,
+        results: Mapping[str, MethodResult],
+        faults: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         """Holds results; `affinity_matrix`, `Affinity.of` and `Affinity.load` make them."""
         self.names = tuple(names)
+        self.faults = {name: tuple(faults[name]) for name in names if name in faults} if faults else {}
         self.similarity: Similarity = similarity
         self._results = dict(results)
 
@@ -220,7 +233,7 @@ class Affinity:
             matrices = (each.affinity[square], each.stderr[square], each.counts[square])
             sketch_stderr = None if each.sketch_stderr is None else each.sketch_stderr[square]
             results[method] = MethodResult(*matrices, unusable, parts, sketch_stderr)
-        return Affinity(names, self.similarity, results)
+        return Affinity(names, self.similarity, results, self.faults)
 
     def complete(self, method: str | None) -> "Affinity":
         """The affinities of the networks that are left when those with most missing values go, until none is missing.
@@ -258,6 +271,7 @@ class Affinity:
             "similarity": self.similarity,
             "methods": list(self.methods),
             "unusable": self.unusable,
+            "faults": self.faults,
         }
         with whole(directory / "affinity.json") as partial:
             partial.write_text(json.dumps(description, indent=1) + "\n")
@@ -291,8 +305,8 @@ class Affinity:
                     pseudo_values,
                     read_table(sketched, np.float32)[1] if (sketched := files["sketch_stderr"]).exists() else None,
                 )
-            return cls(names, description["similarity"], results)
-        except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+            return cls(names, description["similarity"], results, description.get("faults"))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
             raise JaxTransferError(
                 f"{directory} does not hold a finished affinity run: {type(error).__name__}: {error}"
             ) from error

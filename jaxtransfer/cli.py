@@ -259,6 +259,13 @@ def affinity(
             show_default="the first three",
         ),
     ] = None,
+    target: Annotated[
+        Literal["sum", "random-signs"],
+        typer.Option(
+            help="What maps are of: the sum of a network's units, or their sum with random signs, for networks that "
+            "end in a softmax or a norm."
+        ),
+    ] = "sum",
     similarity: Annotated[
         Literal["cosine", "correlation"],
         typer.Option(help="Of maps; correlation removes each map's mean over pixels first."),
@@ -312,6 +319,7 @@ def affinity(
             out,
             command=sys.argv,
             methods=method or METHODS,
+            target="random_signs" if target == "random-signs" else "sum",
             similarity=similarity,
             edge_weight=edge_weight,
             sketch=sketch,
@@ -357,6 +365,7 @@ def rank(
             sure = ["" if above is None else f"{above:.0%}", "" if more is None else str(more)]
             table.add_row(source, f"{-value if gaps else value:{digits[0]}}", f"{error:{digits[1]}}", *sure)
         _print(table)
+    _print_faults(found.faults)
     print("Above the next: how probable that order is; about so many more, like those there are, would make it 95 %.")
 
 
@@ -541,6 +550,7 @@ def _print_affinity(found: "Affinity", probe: "Probe", out: Path) -> None:
         best = [found.rank(target, method=method)[0] for method in found.methods]
         table.add_row(target, *(f"{name}\n{value:.3f} ± {error:.3f}" for name, value, error in best))
     _print(table)
+    _print_faults(found.faults)
     print(f"{len(probe.names)} images were used and {len(probe.skipped)} files skipped.")
     for name, reason in probe.skipped[:5]:
         print(f"  skipped {name}: {reason}")
@@ -634,6 +644,14 @@ def _print_findings(found: "Findings", out: Path) -> None:
             more = ", ..." if len(task.left_out) > 5 else ""
             print(f"{task.name}: classes with too few images were left out, {len(task.left_out)}: {small}{more}")
     print(f"Matrices, ranking, control and heat map are in {out}.")
+
+
+def _print_faults(faults: "Mapping[str, Sequence[str]]") -> None:
+    """One marked line for each fault, with the networks that have it."""
+    from jaxtransfer.diagnostics import in_sentences
+
+    for sentence in in_sentences(faults):
+        print(f"!! {sentence}")
 
 
 def _print(table: Table) -> None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from jaxtransfer import arguments
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.preprocess import PreprocessFn
 
@@ -50,7 +51,8 @@ class Network:
             preprocessings share one preprocessed copy of the probe.
 
     Raises:
-        JaxTransferError: The name could not be the name of a folder, or `params` hold something that is no array.
+        JaxTransferError: The name could not be the name of a folder, `apply` cannot be called with weights and images,
+            the weights hold something that is no array, or `preprocess` is no function.
     """
 
     name: str
@@ -59,12 +61,21 @@ class Network:
     preprocess: PreprocessFn | None = None
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise JaxTransferError(
                 f"{self.name!r} cannot be the name of a network: use letters, digits and . _ + - only, "
                 "beginning with a letter or digit."
             )
+        try:
+            arguments.check_apply(self.apply)
+        except JaxTransferError as error:
+            raise JaxTransferError(f"Network {self.name!r}: {error}") from None
         check_weights(self.params, f"The params of network {self.name!r}")
+        if self.preprocess is not None and not callable(self.preprocess):
+            raise JaxTransferError(
+                f"Network {self.name!r}: preprocess must be a jaxtransfer.Preprocess or another function of images, "
+                f"not {self.preprocess!r}."
+            )
 
 
 def check_weights(params: PyTree, what: str = "params") -> None:

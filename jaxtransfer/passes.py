@@ -16,13 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
 from jaxtransfer.affinity import Similarity, directions
-from jaxtransfer.attribution import attribute
+from jaxtransfer.attribution import TargetFn, attribution_pass
 from jaxtransfer.devices import DATA, MODEL, distribute, memory_per_device
+from jaxtransfer.diagnostics import Evidence
 from jaxtransfer.network import ApplyFn, is_key
-from jaxtransfer.precision import Precision, matmul_precision
+from jaxtransfer.precision import Precision
 from jaxtransfer.preprocess import PreprocessFn, restore_maps
 from jaxtransfer.sketch import Projection
 
@@ -97,6 +98,7 @@ class Pass:
         preprocess: How its inputs were made.
         kinds: Of points to make.
         similarity: For which sketches are made.
+        target: The scalar that maps are of; None: the sum over units.
         epsilon: Stabiliser of epsilon-LRP.
         precision: Of the passes; sketches and what brings maps to probe size are float32.
         shape: Height, width and channels of the probe images.
@@ -107,15 +109,17 @@ class Pass:
     preprocess: PreprocessFn | None
     kinds: tuple[str, ...]
     similarity: Similarity
+    target: TargetFn | None
     epsilon: float
     precision: Precision
     shape: tuple[int, int, int]
     layout: Layout
 
     def compiled(self, params: PyTree, projection: Projection | None, own: PyTree | None = None) -> jax.stages.Compiled:
-        """The program `(params, inputs, numbers, projection) -> {kind: points}` for weights of these shapes.
+        """The program `(params, inputs, numbers, projection, signed) -> ({kind: points}, evidence)`.
 
-        It is compiled once in a process, whatever the weights.
+        `signed` and the evidence are those of `attribution_pass`. The program is for weights of these shapes, and
+        compiled once in a process.
 
         Args:
             params: Weights on the mesh, see `place_weights`.
@@ -151,11 +155,12 @@ def _compiled(
     program = jax.shard_map(
         functools.partial(_on_device, one),
         mesh=one.layout.mesh,
-        in_specs=(_ONE_NETWORK_A_ROW, _ONE_SHARE_A_COLUMN, _ONE_SHARE_A_COLUMN, _EVERYWHERE),
+        in_specs=(_ONE_NETWORK_A_ROW, _ONE_SHARE_A_COLUMN, _ONE_SHARE_A_COLUMN, _EVERYWHERE, _EVERYWHERE),
         out_specs=_BY_BOTH,
         check_vma=False,
     )
-    return jax.jit(program).lower(params, inputs, numbers, projection).compile()
+    signed = jax.ShapeDtypeStruct((), jnp.bool_, sharding=NamedSharding(one.layout.mesh, _EVERYWHERE))
+    return jax.jit(program).lower(params, inputs, numbers, projection, signed).compile()
 
 
 def _on_device(
@@ -164,7 +169,8 @@ def _on_device(
     inputs: Float[Array, "images h w channels"],
     numbers: Int[Array, " images"],
     projection: Projection | None,
-) -> dict[str, Float[Array, "1 images ..."]]:
+    signed: Bool[Array, ""],
+) -> tuple[dict[str, Float[Array, "1 images ..."]], Evidence]:
     """Maps at probe size, averaged over colour channels (methods A.3), or sketches of them, and representations.
 
     One forward pass gives all. The sketch of a map without direction is not a number. Weights and results have an axis
@@ -173,14 +179,10 @@ def _on_device(
     params = jax.tree.map(lambda leaf: leaf[0], params)
     methods = {kind: kind.partition("-")[0] for kind in one.kinds if kind != REPRESENTATION}
     with jax.default_matmul_precision("highest"):
-        if methods:
-            maps, outputs = attribute(
-                one.apply, params, inputs,
-                methods=[*methods.values()], epsilon=one.epsilon, precision=one.precision, with_outputs=True,
-            )  # fmt: skip
-        else:
-            with jax.default_matmul_precision(matmul_precision(one.precision)):
-                maps, outputs = {}, one.apply(params, inputs)
+        maps, outputs, evidence = attribution_pass(
+            one.apply, params, inputs, signed if methods else None,
+            (*methods.values(),), one.target, one.epsilon, one.precision, True,
+        )  # fmt: skip
         found = {}
         for kind, method in methods.items():
             found[kind] = restore_maps(one.preprocess, maps[method].mean(-1), one.shape[:2])
@@ -190,7 +192,7 @@ def _on_device(
         if REPRESENTATION in one.kinds:
             units = [leaf.reshape(leaf.shape[0], -1).astype(jnp.float32) for leaf in jax.tree.leaves(outputs)]
             found[REPRESENTATION] = jnp.concatenate(units, axis=1)
-    return {kind: each[None] for kind, each in found.items()}
+    return jax.tree.map(lambda of_images: of_images[None], (found, evidence))
 
 
 def bytes_needed(program: jax.stages.Compiled) -> int:

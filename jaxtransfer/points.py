@@ -25,6 +25,7 @@ Key = dict[str, Any]
 
 # Chunks that were written or read and may be wanted again.
 CACHE_BYTES = 128 * 2**20
+_FAULTS = "faults"  # in the file of a key, beside what belongs to the key; older files have none
 _CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
 
 
@@ -43,7 +44,11 @@ class Points:
 
     def missing(self, network: str, keys: Mapping[str, Key]) -> tuple[str, ...]:
         """Those kinds whose point is not there, or there for another key."""
-        return tuple(kind for kind, key in keys.items() if self._key(network, kind) != key)
+        return tuple(kind for kind, key in keys.items() if self._noted(network, kind)[0] != key)
+
+    def faults(self, network: str, kinds: Iterable[str]) -> tuple[str, ...]:
+        """The faults that were found when finished points were made, see `finish`."""
+        return tuple(dict.fromkeys(fault for kind in kinds for fault in self._noted(network, kind)[1]))
 
     def create(self, network: str, kind: str, shape: Sequence[int], chunk: int) -> None:
         """Makes room for an array that is written `chunk` images at a time; what was there is gone."""
@@ -58,10 +63,12 @@ class Points:
         with self._said():
             return Point(self, self._array(network, kind, {}, open=True))
 
-    def finish(self, network: str, keys: Mapping[str, Key]) -> None:
-        """Says that points are whole, and what they were computed for."""
+    def finish(self, network: str, keys: Mapping[str, Key], faults: Mapping[str, Sequence[str]]) -> None:
+        """Says that points are whole, what they were computed for, and (codes of `FAULTS`) what is wrong with them."""
         with self._said():
-            contents = {kind: json.dumps(key, indent=1).encode() for kind, key in keys.items()}
+            contents = {
+                kind: json.dumps({**key, _FAULTS: list(faults[kind])}, indent=1).encode() for kind, key in keys.items()
+            }
             self.wait([self._folder(network, kind).write("key.json", each) for kind, each in contents.items()])
 
     def wait(self, begun: Iterable[ts.Future | ts.WriteFutures]) -> list[Any]:
@@ -95,13 +102,15 @@ class Points:
         except (ValueError, EOFError, zipfile.BadZipFile):
             return None
 
-    def _key(self, network: str, kind: str) -> Key | None:
+    def _noted(self, network: str, kind: str) -> tuple[Key | None, list[str]]:
+        """The key of a finished point, None where there is none, and the faults that stand beside it."""
         with self._said():
             content = self._folder(network, kind).read("key.json").result().value
         try:
-            return json.loads(content or b"null")
+            key = json.loads(content or b"null")
         except ValueError:
-            return None
+            return None, []
+        return key, key.pop(_FAULTS, []) if isinstance(key, dict) else []
 
     def _folder(self, *names: str) -> ts.KvStore:
         return ts.KvStore.open(f"{self._url}{'/'.join(names)}/", context=_CONTEXT).result()

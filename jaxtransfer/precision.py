@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.relevance._graph import Node, Value, body, build
@@ -34,18 +34,19 @@ def matmul_precision(precision: Precision) -> str:
     return "tensorfloat32" if precision == "tf32" else "highest"
 
 
-def products_in_bfloat16(pull: Callable[[Array], Array]) -> Callable[[Array], Array]:
+def products_in_bfloat16(pull: Callable[[PyTree], Array]) -> Callable[[PyTree], Array]:
     """A backward pass whose matrix products and convolutions take and give bfloat16.
 
     All between them keeps its type, and so do products in which no cotangent takes part, and those in the bodies of
     `cond` and `jax.checkpoint`, which may repeat a forward pass.
 
     Args:
-        pull: From the cotangent of a scalar to that of the images, linear, as `jax.vjp` returns it.
+        pull: From cotangents of what is attributed to that of the images, linear, as `jax.vjp` returns it.
     """
 
-    def narrowed(cotangent: Array) -> Array:
-        (result,) = _evaluate(jax.make_jaxpr(pull)(cotangent), [True], cotangent)
+    def narrowed(cotangents: PyTree) -> Array:
+        leaves = jax.tree.leaves(cotangents)
+        (result,) = _evaluate(jax.make_jaxpr(pull)(cotangents), [True] * len(leaves), *leaves)
         return result
 
     return narrowed

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from jaxtransfer import record
 from jaxtransfer.affinity import SIMILARITIES, Affinity, Similarity
+from jaxtransfer.arguments import checked_methods
 from jaxtransfer.attribution import METHODS
 from jaxtransfer.confidence import RetrievalBands, retrieval_bands
 from jaxtransfer.devices import is_first, together
@@ -24,7 +25,7 @@ from jaxtransfer.pge.findings import read_findings
 from jaxtransfer.precision import Precision
 from jaxtransfer.probe import Probe, load_probe
 from jaxtransfer.relatives import RELATIVES
-from jaxtransfer.sweep import Sweep
+from jaxtransfer.sweep import TARGETS, Sweep, Target
 from jaxtransfer.zoo import Zoo
 
 _KIND = "affinity"
@@ -37,7 +38,8 @@ def run_affinity(
     out: str | Path,
     *,
     command: Sequence[str],
-    methods: Sequence[str] = METHODS,
+    methods: str | Sequence[str] = METHODS,
+    target: Target = "sum",
     similarity: Similarity = "cosine",
     edge_weight: float = 0.25,
     sketch: int | None = None,
@@ -62,7 +64,8 @@ def run_affinity(
         images: The folder of probe images, see `load_probe`.
         out: The run directory: new, empty, or of a run with the same settings.
         command: What the user typed, for `run.json`.
-        methods: Any of `METHODS` and `RELATIVES`.
+        methods: Any of `METHODS` and `RELATIVES`, one or several.
+        target: "sum" or "random_signs", see `affinity_matrix`.
         similarity: "cosine", or "correlation" for cosines of maps whose mean over pixels was removed.
         edge_weight: How much the edges of DEPARA count beside its nodes.
         sketch: Keep so many numbers of each map, see `affinity_matrix`; None: whole maps.
@@ -87,6 +90,7 @@ def run_affinity(
     """
     out = Path(out)
     with together():
+        methods = checked_methods(methods)
         if not zoo.path.is_dir():
             raise JaxTransferError(f"There is no zoo at {zoo.path}; `jaxtransfer convert` makes one.")
         if len(zoo) < 2:
@@ -94,6 +98,7 @@ def run_affinity(
             raise JaxTransferError(f"The zoo {zoo.path} has {count}; affinities need two or more.")
         for kind, asked, known in [
             ("method", methods, (*METHODS, *RELATIVES)),
+            ("target", [target], TARGETS),
             ("similarity", [similarity], SIMILARITIES),
         ]:
             if unknown := [name for name in asked if name not in known]:
@@ -104,6 +109,7 @@ def run_affinity(
         probe = load_probe(images, size=size, limit=limit, strict=strict)
     settings = {
         "methods": list(methods),
+        "target": target,
         "similarity": similarity,
         "epsilon": _EPSILON,
         "sketch": sketch,
@@ -129,16 +135,19 @@ def run_affinity(
         },
         "points": f"{points}/points" if "://" in str(points) else os.path.relpath(Path(points or out) / "points", out),
         "unusable": None,
+        "faults": None,
     }
     sweep = Sweep(
-        zoo, probe.images, methods=methods, similarity=similarity, epsilon=_EPSILON, edge_weight=edge_weight,
-        sketch=sketch, precision=precision, batch_size=batch_size, mesh=mesh, image_names=probe.names,
+        zoo, probe.images, methods=methods, target=target, similarity=similarity, epsilon=_EPSILON,
+        edge_weight=edge_weight, sketch=sketch, precision=precision, batch_size=batch_size, mesh=mesh,
+        image_names=probe.names,
     )  # fmt: skip
     with record.running(out, _KIND, about, _differences, command, mesh=dict(sweep.mesh.shape)) as results:
         affinity = sweep.run(points or out, progress)
         if is_first():
             _write(out, affinity, len(probe.names))
         results["batch_sizes"] = sweep.batch_sizes
+        results["faults"] = {name: list(codes) for name, codes in affinity.faults.items()}
         results["unusable"] = {method: [list(pair) for pair in affinity.unusable[method]] for method in methods}
     return affinity, probe
 
@@ -181,7 +190,7 @@ class Evaluation:
 
 
 def evaluate_run(
-    directory: str | Path, oracle: Oracle, *, relevant: int = 5, methods: Sequence[str] | None = None
+    directory: str | Path, oracle: Oracle, *, relevant: int = 5, methods: str | Sequence[str] | None = None
 ) -> dict[str, Evaluation]:
     """Scores a finished run against an oracle.
 
@@ -193,7 +202,7 @@ def evaluate_run(
         directory: The run.
         oracle: What really happened.
         relevant: How many of a target's sources are relevant.
-        methods: Some of the run's; None: all there are.
+        methods: One or some of the run's; None: all there are.
 
     Returns:
         What is to be said of every method.
@@ -205,7 +214,7 @@ def evaluate_run(
     affinity = load_run(directory)
     found = {
         method: evaluate(affinity, oracle, method, relevant)
-        for method in (affinity.methods if methods is None else methods)
+        for method in (affinity.methods if methods is None else checked_methods(methods))
     }
     write_evaluation(directory, found, oracle)
     return found
@@ -288,6 +297,8 @@ def affinity_of(directory: Path, found: record.Record) -> Affinity:
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """What makes two records ones of different runs; networks may come, go and change."""
+    # Runs from before there was a choice are of the sum.
+    there = {**there, "settings": {"target": "sum", **there["settings"]}}
     found = record.other_settings(there, here)
     if any(there["probe"][key] != here["probe"][key] for key in ("size", "sha256")):
         one, other = (f"{len(each['probe']['images'])} of {each['probe']['size'][0]} pixels" for each in (there, here))

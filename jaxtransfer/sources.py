@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from jaxtransfer.devices import own_rows
+from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.network import Network, Storable, weights_hash
 from jaxtransfer.passes import place_weights
 from jaxtransfer.points import Key
@@ -41,11 +43,21 @@ class Source:
 
 
 def sources_of(networks: Zoo | Iterable[Network]) -> list[Source]:
-    """What there is to know of networks without their weights."""
+    """What there is to know of networks without their weights.
+
+    Raises:
+        JaxTransferError: They are no networks.
+    """
     if isinstance(networks, Zoo):
         manifests = {name: networks.manifest(name) for name in networks.names}
         networks.check_modules(manifests.values())
         return [_in_zoo(networks, name, manifest) for name, manifest in manifests.items()]
+    if not isinstance(networks, Iterable) or isinstance(networks, str | Path):
+        raise JaxTransferError(f"networks must be a Zoo or a list of Network, not a {type(networks).__name__}.")
+    networks = list(networks)
+    if strangers := [each for each in networks if not isinstance(each, Network)]:
+        kind = type(strangers[0]).__name__
+        raise JaxTransferError(f"networks must hold Network(name, apply, params) only, not a {kind}.")
     return [_at_hand(network) for network in networks]
 
 

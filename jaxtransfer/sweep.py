@@ -1,11 +1,14 @@
 """The sweep: many networks over one set of probe images, their points, and the affinities between them."""
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
 import tempfile
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +17,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, PyTree
 from rich.filesize import decimal
 
+from jaxtransfer import arguments
 from jaxtransfer.affinity import SIMILARITIES, Affinity, MethodResult, Similarity
-from jaxtransfer.attribution import METHODS
-from jaxtransfer.devices import MODEL, everywhere, exchanged, memory_per_device, owns, together, usual_mesh
+from jaxtransfer.attribution import METHODS, TargetFn
+from jaxtransfer.devices import MODEL, everywhere, exchanged, is_first, memory_per_device, owns, together, usual_mesh
+from jaxtransfer.diagnostics import Evidence, faults_of, in_sentences, random_signs
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.network import Network
 from jaxtransfer.passes import REPRESENTATION, SKETCH, Images, Inputs, Layout, Pass, bytes_needed, input_shape
@@ -31,6 +36,10 @@ from jaxtransfer.zoo import Zoo
 
 ProgressFn = Callable[[int, int, str], None]
 
+Target = Literal["sum", "random_signs"]
+TARGETS: tuple[Target, ...] = get_args(Target)
+
+_TARGETS: dict[Target, TargetFn | None] = {"sum": None, "random_signs": random_signs}
 _NODES = "input_x_gradient"
 
 # Pixels of a batch that picks itself, on each device; more gained nothing on CPUs.
@@ -46,7 +55,8 @@ def affinity_matrix(
     networks: Zoo | Iterable[Network],
     images: Images | Float[Array, "images height width channels"],
     *,
-    methods: Sequence[str] = METHODS,
+    methods: str | Sequence[str] = METHODS,
+    target: Target = "sum",
     similarity: Similarity = "cosine",
     epsilon: float = 1e-4,
     edge_weight: float = 0.25,
@@ -68,10 +78,16 @@ def affinity_matrix(
     compiled once; each distinct preprocessing runs once per image. Networks run in `precision`; all else is computed in
     float32 at the highest matrix product precision.
 
+    The first batch of every network goes through the same program once more, to see what would make its maps mean
+    little (see `find_faults`; coupled images are seen where a device has two or more at a time). One warning names the
+    networks, and `Affinity.faults` has them; they are kept with the points.
+
     Args:
         networks: A zoo, or networks with different names.
         images: Probe images, [images, height, width, channels]: uint8, or floating point in [0, 1].
-        methods: Any of `METHODS` and `RELATIVES`.
+        methods: Any of `METHODS` and `RELATIVES`, one or several.
+        target: What maps are of: "sum" of all units of a representation (the paper's) or "random_signs", their sum with
+            fixed random signs (`jaxtransfer.random_signs`), for networks whose sum does not depend on the image.
         similarity: Of maps: "cosine" (the paper's) or "correlation" (each map's mean over pixels removed first).
         epsilon: Stabiliser of epsilon-LRP; > 0.
         edge_weight: How much the edges of DEPARA count beside its nodes; >= 0.
@@ -93,13 +109,15 @@ def affinity_matrix(
 
     Raises:
         JaxTransferError: No networks or images, two networks of one name, images of the wrong kind, an unknown method,
-            similarity or precision, a network without any usable map or too few usable representations, a batch
-            that does not fit into memory, several processes without a directory, or what `attribute` raises.
+            target, similarity or precision, a network whose function fails, or without any usable map, or with too few
+            usable representations, a batch that does not fit into memory, several processes without a directory, or
+            what `attribute` raises.
         OSError: Something cannot be written, because the disk is full for example.
     """
     sweep = Sweep(
-        networks, images, methods=methods, similarity=similarity, epsilon=epsilon, edge_weight=edge_weight,
-        sketch=sketch, precision=precision, batch_size=batch_size, mesh=mesh, image_names=image_names,
+        networks, images, methods=methods, target=target, similarity=similarity, epsilon=epsilon,
+        edge_weight=edge_weight, sketch=sketch, precision=precision, batch_size=batch_size, mesh=mesh,
+        image_names=image_names,
     )  # fmt: skip
     if directory is not None:
         return sweep.run(directory, progress)
@@ -122,7 +140,8 @@ class Sweep:
         networks: Zoo | Iterable[Network],
         images: Images | Float[Array, "images height width channels"],
         *,
-        methods: Sequence[str],
+        methods: str | Sequence[str],
+        target: Target,
         similarity: Similarity,
         epsilon: float,
         edge_weight: float,
@@ -135,10 +154,14 @@ class Sweep:
         """Takes `affinity_matrix`'s arguments."""
         self._images = _checked_images(images)
         self._image_names = [str(n) for n in range(len(self._images))] if image_names is None else list(image_names)
+        self._methods = methods = arguments.checked_methods(methods)
         self._sources = sources_of(networks)
-        self._methods = tuple(methods)
         names = [source.name for source in self._sources]
         _check_arguments(names, methods, similarity, edge_weight, batch_size, sketch, self._images, self._image_names)
+        if target not in TARGETS:
+            raise JaxTransferError(f"The target must be one of {', '.join(TARGETS)}, not {target!r}.")
+        arguments.check_positive("epsilon", epsilon)
+        self._target: Target = target
         matmul_precision(precision)  # there is such a one
         self._precision: Precision = precision
         self._kinds = _kinds(methods, similarity, sketch)
@@ -158,7 +181,11 @@ class Sweep:
             source.name: {kind: self._key(source, kind) for kind in self._kinds.values()} for source in self._sources
         }
         self._make_points(points, keys, progress)
-        return self._compare(points, keys, progress)
+        faults = {name: points.faults(name, of_kinds) for name, of_kinds in keys.items()}
+        faults = {name: codes for name, codes in faults.items() if codes}
+        if faults and is_first():
+            warnings.warn(" ".join(in_sentences(faults)), stacklevel=3)
+        return self._compare(points, keys, faults, progress)
 
     def _make_points(self, points: Points, keys: Mapping[str, Mapping[str, Key]], progress: ProgressFn | None) -> None:
         """Makes what is missing; networks of one architecture go over the rows of the mesh together."""
@@ -224,15 +251,17 @@ class Sweep:
         self, network: Network, kinds: tuple[str, ...], params: PyTree, architecture: Hashable
     ) -> tuple[Pass, jax.stages.Compiled]:
         """A compiled pass over batches as large as is useful and fits, or as was asked for."""
-        height, width = input_shape(network.preprocess, 1, self._images.shape[1:])[1:3]
+        with _of_network(network.name):
+            height, width = input_shape(network.preprocess, 1, self._images.shape[1:])[1:3]
         useful = max(1, _PIXELS.get(jax.default_backend(), _PIXELS_OF_OTHERS) // (height * width))
         most = self._most.get(architecture, self._batch_size or useful)
         memory = memory_per_device()
         while True:
             layout = Layout.of(self.mesh, len(self._images), most)
-            static = (network.apply, network.preprocess, kinds, self._similarity, self._epsilon, self._precision)
-            one = Pass(*static, self._images.shape[1:], layout)
-            program = one.compiled(params, self._projection, network.params)
+            static = (network.apply, network.preprocess, kinds, self._similarity, _TARGETS[self._target])
+            one = Pass(*static, self._epsilon, self._precision, self._images.shape[1:], layout)
+            with _of_network(network.name):
+                program = one.compiled(params, self._projection, network.params)
             bytes_ = bytes_needed(program)
             if self._batch_size is not None or bytes_ <= _OF_MEMORY * memory or layout.batch == 1:
                 break
@@ -255,15 +284,17 @@ class Sweep:
         if self._inputs is None or self._inputs.key != (one.preprocess, one.layout):
             self._inputs = Inputs(self._images, one.preprocess, one.layout)
         inputs, layout = self._inputs, one.layout
-        writer = Writer(points, list(keys), layout, program.out_info)
+        writer = Writer(points, list(keys), layout, program.out_info[0])
         with together():
             writer.create()
+        off, on = (everywhere(np.bool_(signed), self.mesh) for signed in (False, True))
         # One step is computed while the one before it is written.
-        ahead = program(params, *inputs[0], self._projection)
+        ahead, usual = program(params, *inputs[0], self._projection, off)
+        signed = program(params, *inputs[0], self._projection, on)[1] if set(one.kinds) != {REPRESENTATION} else usual
         for step in range(layout.steps):
             now = ahead
             if step + 1 < layout.steps:
-                ahead = program(params, *inputs[step + 1], self._projection)
+                ahead, _ = program(params, *inputs[step + 1], self._projection, off)
             writer.take(step, now)
             tell(len(keys) * layout.done(step + 1))
         with together():
@@ -271,9 +302,18 @@ class Sweep:
         with together():
             for row, (name, of_kinds) in enumerate(keys.items()):
                 if owns(self.mesh, row):
-                    points.finish(name, of_kinds)
+                    faults = faults_of(*(_first_of_row(evidence, row) for evidence in (usual, signed)))
+                    of_outputs = [code for code in faults if code != "constant_scalar"]  # that is of maps alone
+                    concern = {kind: of_outputs if kind == REPRESENTATION else faults for kind in of_kinds}
+                    points.finish(name, of_kinds, concern)
 
-    def _compare(self, points: Points, keys: Mapping[str, Mapping[str, Key]], progress: ProgressFn | None) -> Affinity:
+    def _compare(
+        self,
+        points: Points,
+        keys: Mapping[str, Mapping[str, Key]],
+        faults: Mapping[str, tuple[str, ...]],
+        progress: ProgressFn | None,
+    ) -> Affinity:
         names = tuple(keys)
         results, images = {}, len(self._images)
         for method, kind in self._kinds.items():
@@ -298,10 +338,11 @@ class Sweep:
                 results[method] = _compare_representations(
                     method, representations, self._image_names, nodes, self._edge_weight
                 )
-        return Affinity(names, self._similarity, {method: results[method] for method in self._methods})
+        return Affinity(names, self._similarity, {method: results[method] for method in self._methods}, faults)
 
     def _key(self, source: Source, kind: str) -> Key:
         """All that a point depends on."""
+        of_target = {} if self._target == "sum" or kind == REPRESENTATION else {"target": self._target}
         return {
             **source.identity,
             "probe_sha256": self._probe_hash,
@@ -309,6 +350,7 @@ class Sweep:
             "epsilon": self._epsilon if kind.startswith("epsilon_lrp") else None,
             "precision": self._precision,
             "sketch": self._projection.size if self._projection is not None and kind != REPRESENTATION else None,
+            **of_target,  # nothing for the sum, so that earlier points are still known
         }
 
 
@@ -326,15 +368,38 @@ def _projection(images: Images, size: int, mesh: Mesh) -> Projection:
     return everywhere(Projection.of(pixels, size, jax.random.key(0)), mesh)
 
 
+@contextlib.contextmanager
+def _of_network(name: str) -> Iterator[None]:
+    """Says of which network an error is; what JAX says of memory stays as it is."""
+    try:
+        yield
+    except (JaxTransferError, jax.errors.JaxRuntimeError, OSError) as error:
+        if isinstance(error, JaxTransferError):
+            raise JaxTransferError(f"Network {name!r}: {error}") from error
+        raise
+    except Exception as error:
+        said = str(error).strip().splitlines() or [""]
+        raise JaxTransferError(f"Network {name!r}: its function failed: {type(error).__name__}: {said[0]}") from error
+
+
+def _first_of_row(evidence: Evidence, row: int) -> Evidence:
+    """What the first device of a row of the mesh says of its images; this process has that device."""
+
+    def own(array: Array) -> Float[np.ndarray, " images"]:
+        at = {(shard.index[0].start or 0, shard.index[1].start or 0): shard for shard in array.addressable_shards}
+        return jax.device_get(at[row, 0].data)[0]
+
+    return jax.tree.map(own, evidence)
+
+
 def _checked_images(images: Images | Float[Array, "images height width channels"]) -> Images:
+    arguments.check_array(images, "probe images")
     array = np.asarray(images)
     if array.ndim != 4 or not (array.dtype == np.uint8 or jnp.issubdtype(array.dtype, jnp.floating)):
         raise JaxTransferError(
             "Probe images must be uint8 or floating point, [images, height, width, channels], "
             f"not {array.dtype} of shape {array.shape}."
         )
-    if not len(array):
-        raise JaxTransferError("There are no probe images.")
     return array
 
 

@@ -227,7 +227,7 @@ class TestWorkIsDoneOnce:
             runs.clear()
             jt.affinity_matrix(options.pop("nets", nets), IMAGES, batch_size=13, directory=tmp_path, **options)
             jax.effects_barrier()
-            return len(runs)
+            return len(runs) // 2  # of the one batch of a network a second pass looks for faults
 
         assert work(nets=nets[:2]) == 2
         assert work() == 1  # only the new network

@@ -14,7 +14,7 @@ from tiny_networks import fill, gelu, network, relu
 
 import jaxtransfer as jt
 from jaxtransfer import passes, sweep
-from jaxtransfer.devices import device_mesh
+from jaxtransfer.devices import device_mesh, everywhere
 from jaxtransfer.passes import Inputs, Layout, Pass, bytes_needed, place_weights
 from jaxtransfer.sweep import Sweep
 
@@ -85,9 +85,9 @@ def test_where_arrays_live(shape):
     nets = [network(seed) for seed in (0, 3)]
     params = place_weights({row: nets[row].params for row in range(shape[0])}, mesh)
     inputs, numbers = Inputs(IMAGES, None, layout)[0]
-    one = Pass(relu, None, ("saliency",), "cosine", 1e-4, "float32", (12, 14, 3), layout)
+    one = Pass(relu, None, ("saliency",), "cosine", None, 1e-4, "float32", (12, 14, 3), layout)
     program = one.compiled(params, None)
-    made = program(params, inputs, numbers, None)["saliency"]
+    made = program(params, inputs, numbers, None, everywhere(np.bool_(False), mesh))[0]["saliency"]
     weights = params["a"]
     assert made.shape == (shape[0], shape[1] * layout.batch, *IMAGES.shape[1:3])
     for row, column in np.ndindex(*shape):

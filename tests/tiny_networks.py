@@ -65,8 +65,8 @@ def run(
         connect(place)
     finish = Points.finish
 
-    def finish_and_say(points: Points, name: str, keys: Any) -> None:
-        finish(points, name, keys)
+    def finish_and_say(points: Points, name: str, keys: Any, faults: Any) -> None:
+        finish(points, name, keys, faults)
         with (out.parent / f"finished{jax.process_index()}").open("a") as file:
             file.write(f"{name}\n")
 
