@@ -55,7 +55,8 @@ class EveryLayer(nnx.Module):
         x = self.attention(self.sequential(x)) + self.embed(jnp.arange(x.shape[1]) % 4)[None]
         for recurrent in (self.lstm, self.gru):
             x = jnp.asarray(recurrent(x)) + self.low_rank(x)
-        return x * self.scale[...] * self.times[...] + jax.random.uniform(self.key[...][0], (8,))[None, None]
+        bits = jax.random.key_data(self.key[...][0])
+        return x * self.scale[...] * self.times[...] + (bits % 8).astype(x.dtype).sum()
 
 
 GRAPH = nnx.graphdef(nnx.view(EveryLayer(nnx.Rngs(0)), deterministic=True, use_running_average=True))
