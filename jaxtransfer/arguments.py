@@ -2,7 +2,7 @@
 
 import inspect
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ _MODELS = {
     "torch": "save it with `torch.export.save` and convert it with `jaxtransfer convert torch`",
 }
 _CALL = "apply must be a function called as apply(params, images)"
+_ARRAYS = np.ndarray, jax.Array
 # What libraries call an attempt to change a model's state during a call.
 _UPDATES = ("TraceContextError", "ModifyScopeVariableError", "UnexpectedTracerError", "LeakedTracer")
 
@@ -55,7 +56,7 @@ def check_array(images: Any, name: str = "images") -> None:
     Raises:
         JaxTransferError: They are a list, a tensor of another library or a picture, or there are none.
     """
-    if not isinstance(images, np.ndarray | jax.Array):
+    if not isinstance(images, _ARRAYS):
         kind = f"{type(images).__module__.partition('.')[0]}.{type(images).__name__}".removeprefix("builtins.")
         how = {
             "torch": "take images.numpy(), with channels last: images.permute(0, 2, 3, 1)",
@@ -72,20 +73,37 @@ def check_apply(apply: Any) -> None:
     """Checks that a network's function can be called with weights and images.
 
     Raises:
-        JaxTransferError: It cannot be called, or not with two arguments.
+        JaxTransferError: It cannot.
     """
-    if not callable(apply):
-        raise JaxTransferError(f"{_CALL}, not {_named(apply)}.")
-    try:
-        inspect.signature(apply).bind(None, None)
-    except TypeError:
-        raise JaxTransferError(f"{_CALL}, which {_named(apply)} is not{_hint(apply)}.") from None
-    except ValueError:
-        pass  # it does not say what it takes
-    try:
-        hash(apply)
-    except TypeError:
-        raise JaxTransferError(f"apply must be hashable, which {_named(apply)} is not{_hint(apply)}.") from None
+    _check_call(apply, 2, _CALL)
+
+
+def check_estimation(init: Any, losses: Iterable[Any], batches: Iterable[Any], key: Any) -> None:
+    """Checks what principal gradients are computed from.
+
+    Raises:
+        JaxTransferError: The initialiser or a loss is no such function, batches are neither a sampler nor a pair of
+            arrays, or the key is no key.
+    """
+    _check_call(init, 1, 'init must be a function called as init(key), like jaxtransfer.backbone("conv4").init')
+    for loss in losses:
+        _check_call(loss, 3, "loss must be a function called as loss(params, batch, key), like Prototypical")
+    for each in batches:
+        if callable(each):
+            continue
+        arrays = [part for part in each if isinstance(part, _ARRAYS)] if isinstance(each, tuple | list) else []
+        if len(arrays) != 2 or len(each) != 2:
+            raise JaxTransferError(
+                "batches must be a sampler, like Episodes.of(images, labels), or a pair of arrays (images, labels), "
+                f"each [batches, n, ...], not {_named(each)}."
+            )
+        counts = [len(array) for array in arrays]
+        if counts[0] != counts[1] or not counts[0]:
+            raise JaxTransferError(
+                f"There are {counts[0]} batches of images and {counts[1]} of labels; there must be one of each."
+            )
+    if not isinstance(key, _ARRAYS):
+        raise JaxTransferError(f"key must be a key, like jax.random.key(0), not {_named(key)}.")
 
 
 def check_target(target: Any) -> None:
@@ -176,6 +194,21 @@ def check_scalars(scalars: Any, images: int) -> None:
         raise JaxTransferError(f"The target must give one scalar per image, shape {(images,)}, not {what}.")
     if not jnp.issubdtype(scalars.dtype, jnp.floating):
         raise JaxTransferError(f"The target must give floating-point numbers, not {scalars.dtype}.")
+
+
+def _check_call(function: Any, count: int, must: str) -> None:
+    if not callable(function):
+        raise JaxTransferError(f"{must}, not {_named(function)}.")
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError:
+        raise JaxTransferError(f"{must}, which {_named(function)} is not{_hint(function)}.") from None
+    except ValueError:
+        pass  # it does not say what it takes
+    try:
+        hash(function)
+    except TypeError:
+        raise JaxTransferError(f"{must}, and hashable, which {_named(function)} is not{_hint(function)}.") from None
 
 
 def _library(value: Any) -> str | None:

@@ -124,10 +124,10 @@ def attribute(
     images = _checked(apply, params, images, target)
     matmul_precision(precision)  # there is such a one
     static = methods, target, float(epsilon), precision, with_outputs
-    inside = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, images)))
-    signed = None if inside else jax.device_put(False)
-    maps, outputs, evidence = attribution_pass(apply, params, images, signed, *static)
-    if not inside:
+    unsigned = jax.device_put(False)
+    inside = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, images, unsigned)))
+    maps, outputs, evidence = attribution_pass(apply, params, images, None if inside else unsigned, *static)
+    if not inside and not isinstance(evidence.gradient, Tracer):
         faults = _faults_at_first_sight(apply, target, images.shape, images.dtype)
         if not faults:
             *_, signed = attribution_pass(apply, params, images, jax.device_put(True), *static)

@@ -1,6 +1,6 @@
 """Finished runs of known affinities, for tests of what is made of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,12 @@ AWKWARD = (
 
 
 def attribution_run(
-    directory: Path, names: Sequence[str], *, maps: bool = True, unusable: Sequence[tuple[str, str]] = ()
+    directory: Path,
+    names: Sequence[str],
+    *,
+    maps: bool = True,
+    unusable: Sequence[tuple[str, str]] = (),
+    faults: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
     """A finished run under two methods, with three photos and, for names that can be folders, maps."""
     rng = np.random.default_rng(0)
@@ -49,7 +54,7 @@ def attribution_run(
         "points": "points",
     }  # fmt: skip
     _finish(directory, "affinity", about, {"unusable": {method: list(map(list, unusable)) for method in METHODS}})
-    Affinity(names, "cosine", results).save(directory)
+    Affinity(names, "cosine", results, faults).save(directory)
     points = Points(directory / "points")
     for name in names if maps else ():
         for method in METHODS:

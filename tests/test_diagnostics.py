@@ -200,9 +200,9 @@ class Net(nn.Module):
 VARIABLES = Net().init(jax.random.key(0), jnp.asarray(IMAGES))
 
 
-def linen(**training: bool) -> tuple[Any, Any]:
+def linen(*, norm: bool = False, drop: bool = False) -> tuple[Any, Any]:
     def apply(v: Any, x: jax.Array) -> jax.Array:
-        return Net(**training).apply(v, x, mutable=["batch_stats"], rngs={"dropout": jax.random.key(1)})[0]
+        return Net(norm=norm, drop=drop).apply(v, x, mutable=["batch_stats"], rngs={"dropout": jax.random.key(1)})[0]
 
     return apply, VARIABLES
 
@@ -234,7 +234,7 @@ def with_haiku(*, norm: bool = False, drop: bool = False) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("library", [linen, with_nnx, with_haiku])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:haiku")
-def test_training_mode_is_named(library):
+def test_training_mode_is_named(library: Any):
     for training, expected in (
         ({}, ()),
         ({"norm": True}, ("coupled_images",)),
@@ -247,7 +247,8 @@ def test_training_mode_is_named(library):
 
 def test_a_state_that_is_updated_is_named():
     model = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
-    for apply, params in ((Net(norm=True).apply, VARIABLES), (lambda _, x: model(x), {})):
+    functions: list[tuple[Any, Any]] = [(Net(norm=True).apply, VARIABLES), (lambda _, x: model(x), {})]
+    for apply, params in functions:
         with pytest.raises(jt.JaxTransferError, match="changes the model's state, as batch normalisation in training"):
             jt.attribute(apply, params, IMAGES)
 
@@ -308,6 +309,10 @@ class TestAttribute:
     def test_says_nothing_under_jit_and_vmap(self):
         jax.jit(lambda x: jt.attribute(CONSTANT["layer norm"], WEIGHTS, x))(IMAGES)
         jax.vmap(lambda x: jt.attribute(CONSTANT["layer norm"], WEIGHTS, x))(IMAGES[None])
+        jax.jit(lambda: jt.attribute(CONSTANT["layer norm"], WEIGHTS, IMAGES))()
+        for transform in (jax.jit, jax.vmap):  # what is transformed is closed over
+            weights = jax.tree.map(lambda w: w[None], WEIGHTS) if transform is jax.vmap else WEIGHTS
+            transform(lambda p: jt.attribute(lambda _, x: CONSTANT["layer norm"](p, x), None, IMAGES))(weights)
 
     @pytest.mark.parametrize(
         "target",
@@ -468,7 +473,7 @@ class TwoArguments(eqx.Module):
     weight: jax.Array
 
     def __call__(self, x: jax.Array, key: Any) -> jax.Array:
-        return self.weight @ x.undefined
+        return key["not there"]
 
 
 class Tensor:
@@ -528,17 +533,18 @@ def test_what_is_wrong_is_said(function, changed, message):
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("changed", "message"),
     [
-        (lambda: jt.Network(3, logits, WEIGHTS), "3 cannot be the name of a network"),  # pyright: ignore[reportArgumentType]
-        (lambda: jt.Network("a", NotAFunction(jnp.ones(3)), WEIGHTS), f"Network 'a': {CALL}"),
-        (lambda: jt.Network("a", logits, {"w": "text"}), r"The params of network 'a' .* hold a str at \['w'\]"),
-        (lambda: jt.Network("a", logits, WEIGHTS, 3), "Network 'a': preprocess must be"),  # pyright: ignore[reportArgumentType]
+        ({"name": 3}, "3 cannot be the name of a network"),
+        ({"apply": NotAFunction(jnp.ones(3))}, f"Network 'a': {CALL}"),
+        ({"params": {"w": "text"}}, r"The params of network 'a' .* hold a str at \['w'\]"),
+        ({"preprocess": 3}, "Network 'a': preprocess must be"),
     ],
 )
-def test_a_network_says_what_is_wrong_with_it(make, message):
+def test_a_network_says_what_is_wrong_with_it(changed, message):
+    arguments: dict[str, Any] = {"name": "a", "apply": logits, "params": WEIGHTS} | changed
     with pytest.raises(jt.JaxTransferError, match=message):
-        make()
+        jt.Network(**arguments)
 
 
 @pytest.mark.parametrize(

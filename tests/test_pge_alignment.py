@@ -103,6 +103,8 @@ def test_on_several_devices():
 @pytest.mark.usefixtures("quick")
 def test_what_cannot_be_aligned():
     tasks = {str(i): batches(direction) for i, direction in enumerate(_DIRECTIONS)}
+    with pytest.raises(JaxTransferError, match=r"batches must be a dictionary .* not a list"):
+        gradient_alignment(init, loss, list(tasks.values()), _KEY)  # pyright: ignore[reportArgumentType]
     with pytest.raises(JaxTransferError, match="two tasks or more"):
         gradient_alignment(init, loss, {"one": tasks["0"]}, _KEY)
     with pytest.raises(JaxTransferError, match="no loss for 1, 2"):

@@ -279,3 +279,30 @@ def test_wrong_requests():
     wrong_loss = SquaredError(features, 3)
     with pytest.raises(JaxTransferError, match="do not fit targets"):
         principal_gradient(init, wrong_loss, targets, _KEY, restarts=16)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"init": 3}, r"init must be a function called as init\(key\), .* not 3"),
+        ({"init": lambda: 3}, r"init must be a function called as init\(key\)"),
+        (
+            {"loss": "prototypical"},
+            r"loss must be .* loss\(params, batch, key\), .* not 'prototypical'",
+        ),
+        ({"loss": lambda params, batch: 0.0}, "loss must be a function called as"),
+        ({"batches": [[1, 2], [3, 4]]}, "batches must be a sampler, .* not a list"),
+        ({"batches": (np.zeros((0, 4)), np.zeros((0, 4)))}, "There are 0 batches of images"),
+        ({"batches": (np.zeros((3, 4)), np.zeros((2, 4)))}, "3 batches of images and 2 of labels"),
+        ({"key": 0}, r"key must be a key, like jax.random.key\(0\), not 0"),
+        ({"restarts": "many"}, "restarts must be a number or \"auto\", not 'many'"),
+        ({"restarts": 2.5}, "not 2.5"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_said(changed, message):
+    loss, batches = task("prototypical", dense_features)
+    arguments = {"init": dense_init, "loss": loss, "batches": batches, "key": _KEY, "restarts": 16} | changed
+    with pytest.raises(JaxTransferError, match=message):
+        principal_gradient(
+            arguments["init"], arguments["loss"], arguments["batches"], arguments["key"], restarts=arguments["restarts"]
+        )

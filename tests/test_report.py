@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from helpers import affinity_of, complaint
-from jaxtransfer import JaxTransferError, Oracle, figures, report
+from jaxtransfer import FAULTS, JaxTransferError, Oracle, figures, report
 from jaxtransfer.cli import app
 from jaxtransfer.groups import load_groups, taskonomy_groups
 from jaxtransfer.report import write_report
@@ -74,6 +74,17 @@ def _pairs(folder: Path) -> set[str]:
     names = {kind: {file.stem for file in folder.glob(f"*.{kind}")} for kind in ("png", "svg")}
     assert names["png"] == names["svg"]
     return names["png"]
+
+
+def test_networks_whose_maps_mean_little_are_marked(tmp_path):
+    faults = {AWKWARD[0]: ("constant_scalar", "random_numbers"), "two": ("coupled_images",)}
+    page = Page(write_report(attribution_run(tmp_path / "run", ["one", *faults], maps=False, faults=faults)))
+    text = "".join(page.words)
+    for name, codes in faults.items():
+        for code in codes:
+            assert f"Network {name}: {FAULTS[code]}." in text
+    assert [bool(fault) for fault in page.data["faults"]] == [False, True, True]
+    assert FAULTS["coupled_images"] in page.data["faults"][2]
 
 
 def test_attribution_run(tmp_path):

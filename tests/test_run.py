@@ -7,11 +7,14 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 import jaxtransfer
 from jaxtransfer import JaxTransferError, Network, Preprocess, Zoo
+from jaxtransfer.cli import app
 from jaxtransfer.network import weights_hash
 from jaxtransfer.record import read
+from jaxtransfer.report import write_report
 from jaxtransfer.run import load_run, run_affinity
 
 
@@ -196,6 +199,62 @@ def test_cka_of_this_version_is_found_again(tmp_path, zoo, images):
     np.testing.assert_array_equal(load_run(tmp_path / "run")["cka"], affinity["cka"])
 
 
+def constant(params, images):
+    return jax.nn.softmax(tiny(params, images))
+
+
+@pytest.fixture
+def faulty(tmp_path) -> Zoo:
+    """Two networks whose sum does not depend on the image, and one whose sum does."""
+    zoo = Zoo(tmp_path / "faulty")
+    for seed, (name, apply) in enumerate([("one", constant), ("two", tiny), ("three", constant)]):
+        zoo.add(Network(name, apply, network(name, seed).params))
+    return zoo
+
+
+@pytest.mark.filterwarnings("always:Networks one, three")
+def test_faults_are_warned_of_recorded_and_shown(tmp_path, faulty, images):
+    out, expected = tmp_path / "run", {"one": ("constant_scalar",), "three": ("constant_scalar",)}
+    arguments = ["affinity", str(faulty.path), str(images), "--method", "saliency", "--size", "16"]
+    arguments += ["--import", __name__]
+    for _ in range(2):  # the second time all points are there
+        result = CliRunner().invoke(app, [*arguments, "--out", str(out)])
+        assert result.exit_code == 0
+        assert result.stderr.count("Warning: Networks one, three: the sum of its units") == 1
+        assert "!! Networks one, three: the sum of its units" in result.stdout
+        assert load_run(out).faults == expected
+        assert _record(out)["faults"] == {name: list(codes) for name, codes in expected.items()}
+    ranked = CliRunner().invoke(app, ["rank", str(out), "two"]).stdout
+    assert "!! Networks one, three: the sum of its units" in ranked
+    page = write_report(out).read_text()
+    assert "Maps that mean little" in page
+    assert "<li>Networks one, three: the sum of its units" in page
+
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "signs"), "--target", "random-signs"])
+    assert result.exit_code == 0
+    assert "Warning" not in result.stderr
+    assert "!!" not in result.stdout
+    assert load_run(tmp_path / "signs").faults == {}
+    assert _record(tmp_path / "signs")["settings"]["target"] == "random_signs"
+    assert "Maps that mean little" not in write_report(tmp_path / "signs").read_text()
+
+
+def test_runs_of_other_targets_and_from_before_there_was_a_choice(tmp_path, zoo, images):
+    out = tmp_path / "run"
+    run_affinity(zoo, images, out, command=[], methods=["saliency"], target="random_signs")
+    with pytest.raises(JaxTransferError, match="target: random_signs there, sum here"):
+        run_affinity(zoo, images, out, command=[], methods=["saliency"])
+
+    earlier = tmp_path / "earlier"
+    run_affinity(zoo, images, earlier, command=[], methods=["saliency"])
+    record = _record(earlier)
+    del record["settings"]["target"], record["faults"]
+    (earlier / "run.json").write_text(json.dumps(record))
+    with pytest.raises(JaxTransferError, match="target: sum there, random_signs here"):
+        run_affinity(zoo, images, earlier, command=[], methods=["saliency"], target="random_signs")
+    run_affinity(zoo, images, earlier, command=[], methods=["saliency"])
+
+
 def test_unfinished_run_is_not_ranked(tmp_path, zoo, images, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
@@ -236,6 +295,8 @@ def test_bad_arguments_leave_no_directory(tmp_path, zoo, images):
         ({"zoo": empty}, "has no networks"),
         ({"zoo": single}, "has only one network"),
         ({"methods": ["magic"]}, "'magic'"),
+        ({"methods": 3}, "methods must be names"),
+        ({"target": "magic"}, "There is no target 'magic'"),
         ({"similarity": "magic"}, "'magic'"),
         ({"limit": 0}, "limit"),
         ({"images": tmp_path / "empty"}, "holds no files"),

@@ -1,5 +1,6 @@
 """Sweeps in real processes: several that share the work, and some that are killed."""
 
+import json
 import random
 import time
 from pathlib import Path
@@ -8,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_networks import fill, start
+from tiny_networks import fill, network, softmax, start
 
-from jaxtransfer import Zoo
+from jaxtransfer import Network, Zoo
 from jaxtransfer.run import load_run
 
 NETWORKS, PHOTOS = 9, 6
@@ -62,6 +63,18 @@ def test_processes_share_a_run(zoo, images, alone, tmp_path, count):
     said = [file.read_text().split() for file in tmp_path.glob("finished*")]
     assert sorted(name for names in said for name in names) == sorted(found.names)
     assert len(said) == 2
+
+
+def test_faults_reach_the_process_that_writes(images, tmp_path):
+    """The second row of the mesh, of the second process, has the network with the fault."""
+    zoo = fill(Zoo(tmp_path / "zoo"), [0])
+    zoo.add(Network("n03", softmax, network(3).params))
+    zoo.add(Network("n06", softmax, network(6).params))
+    out = tmp_path / "run"
+    _join(start(2, zoo.path, images, out, "model=2", devices=1, methods=["saliency"]))
+    expected = dict.fromkeys(["n03", "n06"], ("constant_scalar",))
+    assert load_run(out).faults == expected
+    assert json.loads((out / "run.json").read_text())["faults"] == {k: list(v) for k, v in expected.items()}
 
 
 def test_what_goes_wrong_in_one_process_ends_all(zoo, images, tmp_path):

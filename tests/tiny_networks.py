@@ -35,6 +35,11 @@ def gelu(params: Any, x: jax.Array) -> jax.Array:
     return _conv(jax.nn.gelu(_conv(x, params["a"])), params["b"]).mean((1, 2))
 
 
+def softmax(params: Any, x: jax.Array) -> jax.Array:
+    """Its sum does not depend on the image."""
+    return jax.nn.softmax(relu(params, x))
+
+
 def network(seed: int) -> Network:
     """Of seeds 0, 1, 2, ... the architectures take turns: two functions, two preprocessings, two widths."""
     rng = np.random.default_rng(seed)

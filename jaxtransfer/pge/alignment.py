@@ -14,6 +14,7 @@ from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float, Key
 
 from jaxtransfer.affinity import Affinity, MethodResult
+from jaxtransfer.arguments import check_estimation
 from jaxtransfer.devices import everywhere
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.pge.batches import Batches, as_sampler, draw
@@ -63,8 +64,8 @@ def gradient_alignment(
         UserWarning: Losses draw a head at random, so that labels have no influence.
 
     Raises:
-        JaxTransferError: Fewer than two tasks, tasks without a loss, fewer restarts than groups, or a task whose
-            gradients have nothing in common from one batch to the next.
+        JaxTransferError: Arguments of a wrong kind, fewer than two tasks, tasks without a loss, fewer restarts than
+            groups, or a task whose gradients have nothing in common from one batch to the next.
     """
     estimation = AlignmentEstimation(init, losses, batches, key, heads=heads, groups=groups, mesh=mesh)
     if blind := estimation.label_blind:
@@ -92,12 +93,17 @@ class AlignmentEstimation(Accumulation):
         mesh: Mesh | None = None,
     ) -> None:
         """Takes `gradient_alignment`'s arguments."""
+        if not isinstance(batches, Mapping):
+            raise JaxTransferError(
+                f"batches must be a dictionary with the batches of each task, not a {type(batches).__name__}."
+            )
         self.names = tuple(batches)
         if len(self.names) < 2:
             raise JaxTransferError("An alignment needs two tasks or more.")
         by_name = dict(losses) if isinstance(losses, Mapping) else dict.fromkeys(self.names, losses)
         if missing := [name for name in self.names if name not in by_name]:
             raise JaxTransferError(f"There is no loss for {', '.join(missing)}.")
+        check_estimation(init, by_name.values(), batches.values(), key)
         of_tasks = tuple(with_heads(by_name[name], heads) for name in self.names)
         self._static = _Static(init, of_tasks, mesh and mesh.abstract_mesh)
         if few := [name for name, each in batches.items() if isinstance(each, tuple) and len(each[0]) < 2]:

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float, Key, PyTree
 
+from jaxtransfer.arguments import check_estimation
 from jaxtransfer.devices import everywhere
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.files import write_arrays
@@ -239,8 +240,11 @@ def principal_gradient(
         The group means with all that follows from them.
 
     Raises:
-        JaxTransferError: A wrong symmetry, heads for a loss without, too few restarts for the groups.
+        JaxTransferError: Arguments of a wrong kind, a wrong symmetry, heads for a loss without, or too few restarts for
+            the groups.
     """
+    if restarts != "auto" and (isinstance(restarts, bool) or not isinstance(restarts, int | np.integer)):
+        raise JaxTransferError(f'restarts must be a number or "auto", not {restarts!r}.')
     estimation = Estimation(
         init, loss, batches, key, symmetry=symmetry, heads=heads, control=control,
         restarts_per_batch=restarts_per_batch, groups=groups, together=together, mesh=mesh,
@@ -272,6 +276,7 @@ class Estimation(Accumulation):
         check: bool = True,
     ) -> None:
         """Takes `principal_gradient`'s arguments and, with `check`, checks the symmetry."""
+        check_estimation(init, [loss], [batches], key)
         loss = with_heads(loss, heads)
         self._batches, self._key = everywhere((as_sampler(batches), key), mesh)
         orbits = _orbits(init, symmetry)
