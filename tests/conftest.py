@@ -8,12 +8,9 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # benchmarks; behind the installed package, which is tested
 os.environ.setdefault("MPLBACKEND", "agg")
-# Compiling takes most of the time: less of LLVM's effort, fusions that compile in half the time, and what one process
-# has compiled all others read. They inherit these, those that tests start too. With a size the cache has a lock: no
-# process reads half a file.
-os.environ["XLA_FLAGS"] = " ".join(
-    ("--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false", os.environ.get("XLA_FLAGS", ""))
-)
+# Compiling takes most of the time: less of LLVM's effort, and what one process has compiled all others read. They
+# inherit these, those that tests start too. With a size the cache has a lock: no process reads half a file.
+os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=1 {os.environ.get('XLA_FLAGS', '')}"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory(prefix="jaxtransfer-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name

@@ -241,7 +241,7 @@ def test_command_line_records_it(tmp_path: Path) -> None:
         Image.fromarray((255 * image).astype(np.uint8)).save(photos / f"{i}.png")
 
     def affinity(*options: Any) -> Any:
-        arguments = ["affinity", tmp_path / "zoo", photos, "--method", "saliency", *options]
+        arguments = ["affinity", tmp_path / "zoo", photos, "--method", "saliency", "--import", __name__, *options]
         return CliRunner().invoke(app, [str(each) for each in arguments])
 
     assert affinity("--out", run, "--precision", "bfloat16").exit_code == 0
