@@ -23,6 +23,8 @@ SIMILARITIES: tuple[Similarity, ...] = ("cosine", "correlation")
 # A map whose entries differ from their mean by less than this share of its largest entry is constant up to rounding.
 _FLAT = 1e-6
 
+_FORMAT = 2  # of affinity.json; files of the first format, which have no number, call biased CKA "cka"
+
 
 @functools.partial(jax.jit, static_argnames="similarity")
 def similarities(
@@ -265,6 +267,7 @@ class Affinity:
                 with whole(parts) as partial, partial.open("wb") as stream:
                     np.save(stream, result.pseudo_values)
         description = {
+            "format": _FORMAT,
             "similarity": self.similarity,
             "methods": list(self.methods),
             "unusable": self.unusable,
@@ -276,6 +279,8 @@ class Affinity:
     @classmethod
     def load(cls, directory: str | Path) -> "Affinity":
         """Reads what `save` wrote.
+
+        Files that an earlier version saved hold biased CKA under the name "cka"; it is read as "cka_biased".
 
         Raises:
             JaxTransferError: The directory holds no saved affinity, or a damaged one.
@@ -291,7 +296,8 @@ class Affinity:
                 pseudo_values = np.load(parts, allow_pickle=False) if parts.exists() else None
                 if pseudo_values is not None and pseudo_values.shape[1:] != (math.comb(len(names), 2),):
                     raise ValueError(f"{parts.name} is of other networks than {files['affinity'].name}")
-                results[method] = MethodResult(
+                renamed = method == "cka" and "format" not in description
+                results["cka_biased" if renamed else method] = MethodResult(
                     affinity,
                     read_table(files["stderr"], np.float32)[1],
                     read_table(files["counts"], np.int64)[1],

@@ -119,19 +119,6 @@ def check_target(target: Any) -> None:
         )
 
 
-def check_params(params: PyTree) -> None:
-    """Checks that weights are a pytree of arrays.
-
-    Raises:
-        JaxTransferError: Something in it is no array.
-    """
-    numeric = (np.ndarray, np.generic, jax.Array, int, float, complex)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not isinstance(leaf, numeric) and not hasattr(leaf, "__jax_array__"):
-            where = f" at {jax.tree_util.keystr(path)}" if path else ""
-            raise JaxTransferError(f"params must be a pytree of arrays, but{where} is {_named(leaf)}{_hint(leaf)}.")
-
-
 def call(apply: Callable[[Any, Any], Any], params: PyTree, images: Array) -> PyTree:
     """Calls a network's function; what goes wrong with a library's model is said in one sentence.
 

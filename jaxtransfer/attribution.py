@@ -23,7 +23,7 @@ from jaxtransfer.diagnostics import (
     unit_signs,
 )
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.network import ApplyFn
+from jaxtransfer.network import ApplyFn, check_weights
 from jaxtransfer.precision import Precision, matmul_precision, products_in_bfloat16
 from jaxtransfer.relevance import rule_vjp
 
@@ -94,7 +94,7 @@ def attribute(
 
     Args:
         apply: Pure function `apply(params, images) -> [images, ...]` that treats its images independently.
-        params: Weights: a pytree of arrays.
+        params: Weights: a pytree of arrays, with or without PRNG keys and Python numbers.
         images: The network's input: floating point, [images, height, width, channels].
         methods: Any of `METHODS`, one or several.
         target: Maps the network's output to one scalar per image, [images], from that image's outputs alone; default:
@@ -108,9 +108,10 @@ def attribute(
         One map per method, of the shape of `images`; float32, or float64 for float64 images.
 
     Raises:
-        JaxTransferError: Unknown method or precision, images that are not floating point or not four-dimensional, or
-            none, epsilon <= 0, outputs that are not floating point or have no axis of images, a target without one
-            scalar per image or one that mixes images, or (for `epsilon_lrp`) a primitive without a rule.
+        JaxTransferError: Unknown method or precision, params that are not arrays, images that are not floating point or
+            not four-dimensional, or none, epsilon <= 0, outputs that are not floating point or have no axis of images,
+            a target without one scalar per image or one that mixes images, or (for `epsilon_lrp`) a primitive without
+            a rule.
     """
     methods = arguments.checked_methods(methods)
     unknown = [method for method in methods if method not in METHODS]
@@ -173,7 +174,7 @@ def find_faults(
 def _checked(apply: ApplyFn, params: PyTree, images: Any, target: TargetFn | None) -> Array:
     """The images as a JAX array, once all that `attribute` and `find_faults` are given is of the right kind."""
     arguments.check_apply(apply)
-    arguments.check_params(params)
+    check_weights(params)
     arguments.check_target(target)
     arguments.check_array(images)
     if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):

@@ -2,9 +2,12 @@
 
 import contextlib
 import errno
+import importlib
 import logging
 import math
+import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -220,6 +223,29 @@ def convert_torch(
     print(f"The zoo {zoo} now has {name}.")
 
 
+def _import(modules: Sequence[str]) -> None:
+    """Imports modules by name, from the current directory too."""
+    for name in modules:
+        if not all(part.isidentifier() for part in name.split(".")) or name.endswith(".py"):
+            raise JaxTransferError(
+                f"--import takes the name of a module, like my_nets for the file my_nets.py, not {name!r}."
+            )
+        if (here := os.getcwd()) not in sys.path:
+            sys.path.insert(0, here)
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise JaxTransferError(f"The module {name} cannot be imported: it needs {error.name}.") from error
+            raise JaxTransferError(f"There is no module {name}, installed or in the directory {here}.") from error
+        except (Exception, SystemExit) as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = "" if "importlib" in place.filename else f" in {place.filename}, line {place.lineno}"
+            raise JaxTransferError(
+                f"The module {name} cannot be imported{where}: {type(error).__name__}: {' '.join(str(error).split())}."
+            ) from error
+
+
 @app.command()
 def affinity(
     zoo: _Zoo,
@@ -228,8 +254,8 @@ def affinity(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="saliency, input_x_gradient, epsilon_lrp, or of representations rsa, depara, cka, svcca; may be "
-            "repeated.",
+            help="saliency, input_x_gradient, epsilon_lrp, or of representations rsa, depara, cka, cka_biased, svcca; "
+            "may be repeated.",
             show_default="the first three",
         ),
     ] = None,
@@ -265,6 +291,16 @@ def affinity(
         ),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where an image cannot be used.")] = False,
+    import_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import",
+            metavar="MODULE",
+            help="A module with functions of the zoo, installed or in the current directory; may be repeated. "
+            "Nothing else is imported for a zoo.",
+            show_default="jaxtransfer alone",
+        ),
+    ] = None,
     mesh: _Mesh = None,
     distributed: _Distributed = None,
 ) -> None:
@@ -275,9 +311,10 @@ def affinity(
     from jaxtransfer.zoo import Zoo
 
     devices = _connected(mesh, distributed)
+    _import(import_ or ())
     with _progress("Working on", shown=is_first()) as advance:
         found, probe = run_affinity(
-            Zoo(zoo),
+            Zoo(zoo, modules=import_ or ()),
             images,
             out,
             command=sys.argv,

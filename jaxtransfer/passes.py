@@ -22,7 +22,7 @@ from jaxtransfer.affinity import Similarity, directions
 from jaxtransfer.attribution import TargetFn, attribution_pass
 from jaxtransfer.devices import DATA, MODEL, distribute, memory_per_device
 from jaxtransfer.diagnostics import Evidence
-from jaxtransfer.network import ApplyFn
+from jaxtransfer.network import ApplyFn, is_key
 from jaxtransfer.precision import Precision
 from jaxtransfer.preprocess import PreprocessFn, restore_maps
 from jaxtransfer.sketch import Projection
@@ -115,17 +115,27 @@ class Pass:
     shape: tuple[int, int, int]
     layout: Layout
 
-    def compiled(self, params: PyTree, projection: Projection | None) -> jax.stages.Compiled:
+    def compiled(self, params: PyTree, projection: Projection | None, own: PyTree | None = None) -> jax.stages.Compiled:
         """The program `(params, inputs, numbers, projection, signed) -> ({kind: points}, evidence)`.
 
         `signed` and the evidence are those of `attribution_pass`. The program is for weights of these shapes, and
         compiled once in a process.
+
+        Args:
+            params: Weights on the mesh, see `place_weights`.
+            projection: For sketches.
+            own: A network's weights before they were placed: its Python numbers take part in type promotion as Python
+                numbers do. None: there are none.
         """
         at_once, by_share = self.layout.at_once, self.layout.by_share
         inputs = jax.ShapeDtypeStruct(input_shape(self.preprocess, at_once, self.shape), jnp.float32, sharding=by_share)
         numbers = jax.ShapeDtypeStruct((at_once,), jnp.int32, sharding=by_share)
+        arrays = jax.tree.leaves((params, projection))
+        weak = [jax.typeof(leaf).weak_type for leaf in jax.tree.leaves(own)]
+        weak += [False] * (len(arrays) - len(weak))
         given = [
-            jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for a in jax.tree.leaves((params, projection))
+            jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding, weak_type=is_weak)
+            for a, is_weak in zip(arrays, weak, strict=True)
         ]
         structure = jax.tree.structure((params, projection))
         return _compiled(self, structure, (*given,), inputs, numbers)
@@ -260,7 +270,10 @@ def place_weights(networks: Mapping[int, PyTree], mesh: Mesh) -> PyTree:
     """
     by_row = NamedSharding(mesh, _ONE_NETWORK_A_ROW)
 
-    def on_rows(*leaves: Array | np.ndarray) -> Array:
+    def on_rows(*leaves: Any) -> Array:
+        if is_key(leaves[0]):
+            bits = on_rows(*(jax.random.key_data(leaf) for leaf in leaves))
+            return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(leaves[0]))
         own = {row: np.asarray(leaf, jnp.result_type(leaf))[None] for row, leaf in zip(networks, leaves, strict=True)}
         shape = (mesh.shape[MODEL], *np.shape(leaves[0]))
         return distribute(shape, by_row, lambda index: own[index[0].start or 0])

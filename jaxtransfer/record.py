@@ -127,6 +127,8 @@ def _earlier(
 def read(directory: Path, kind: str | None = None) -> Record | None:
     """The record in a run directory; None where there is none.
 
+    A run of an earlier version, whose method "cka" was biased, reads as a run of "cka_biased".
+
     Args:
         directory: Of the run.
         kind: Name of the command that makes such runs; None: any.
@@ -141,6 +143,9 @@ def read(directory: Path, kind: str | None = None) -> Record | None:
         record = json.loads(file.read_text())
         known = record["format"] == _FORMAT
         found = record.setdefault("kind", "affinity")
+        settings = record.get("settings", {})
+        if "cka" in settings.get("methods", ()) and "cka" not in settings:
+            _rename_biased_cka(record)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise JaxTransferError(f"{file} is damaged; choose another run directory.") from error
     if not known:
@@ -148,6 +153,14 @@ def read(directory: Path, kind: str | None = None) -> Record | None:
     if kind not in (None, found):
         raise JaxTransferError(f"{directory} holds a run of `jaxtransfer {found}`, not of `jaxtransfer {kind}`.")
     return record
+
+
+def _rename_biased_cka(record: Record) -> None:
+    settings, unusable = record["settings"], record.get("unusable")
+    settings["methods"] = ["cka_biased" if method == "cka" else method for method in settings["methods"]]
+    settings["cka"] = "biased"
+    if unusable:
+        record["unusable"] = {("cka_biased" if method == "cka" else method): unusable[method] for method in unusable}
 
 
 def other_settings(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,8 @@
 """Measures that compare representations instead of attribution maps: RSA, DEPARA, linear CKA, SVCCA.
 
 All take one array [images, units] per network, which may lie on disk; units may differ in number. They are computed on
-the host in float64. None is a mean over images, so their errors come from the jackknife over groups of images.
+the host in float64. None is a mean over images, so their errors come from the jackknife over groups of images. All warn
+where even unrelated networks would score high on the given images, see `Comparison.chance`.
 """
 
 import itertools
@@ -17,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.points import Point, chunks
 
-RELATIVES = ("rsa", "depara", "cka", "svcca")
+RELATIVES = ("rsa", "depara", "cka", "cka_biased", "svcca")
 
 Units = Float[np.ndarray, "images units"] | Point
 Representations = Mapping[str, Units]
@@ -29,6 +30,8 @@ _GROUPS, _GROUPS_OF_SVCCA = 20, 10
 _DECIMALS = 9
 # Where less than this share of the squares varies, the rest is rounding.
 _CONSTANT = 1e-12
+# A value that unrelated networks reach by chance is too high to go without a warning.
+_HIGH = 0.1
 
 
 class Comparison(NamedTuple):
@@ -40,34 +43,74 @@ class Comparison(NamedTuple):
             in the order of `scipy.spatial.distance.squareform`.
         groups: The images of each group.
         usable: Which images are usable for which network; what is not usable for all was left out for all.
+        chance: The value that two unrelated networks would have on these images: each network's representations stay,
+            but the images of one are permuted. Root mean square over all permutations for `rsa`, the edges of `depara`
+            and `cka`, whose mean is 0; mean for `cka_biased`; root mean square of the canonical correlations, an upper
+            bound, for `svcca`. Symmetric, diagonal 1.
     """
 
     values: Float[np.ndarray, "networks networks"]
     pseudo_values: Float[np.ndarray, "groups pairs"]
     groups: tuple[Int[np.ndarray, " images"], ...]
     usable: Bool[np.ndarray, "networks images"]
+    chance: Float[np.ndarray, "networks networks"]
 
 
 def cka(representations: Representations) -> Comparison:
-    """Linear centred kernel alignment (Kornblith et al., ICML 2019), the biased form: 0 to 1.
+    """Unbiased linear centred kernel alignment: -1 to 1, around 0 for unrelated networks.
+
+    HSIC(X, Y) / sqrt(HSIC(X, X) HSIC(Y, Y)) with the unbiased HSIC of Song et al. (JMLR 2012, equation 5), as Nguyen et
+    al. (ICLR 2021) have it. It is the cosine between U-centred Gram matrices (Szekely and Rizzo 2014). The numerator is
+    unbiased for any number of images, the ratio has mean 0 over permutations of one network's images. Gram matrices are
+    made in tiles, so that memory does not hold images x images.
+
+    Warns:
+        UserWarning: Fewer than 16 images: unrelated networks score 0.1 and more by chance.
+
+    Raises:
+        JaxTransferError: Fewer than five images that are usable (finite) for all networks; a network whose
+            representation is the same for all of them, or has nothing left when U-centred, because all pairs of images
+            are equally alike or one image stands apart from all others, which are the same.
+    """
+    comparison = _aligned(representations, biased=False)
+    _warn_of_chance("cka", representations, comparison)
+    return comparison
+
+
+def cka_biased(representations: Representations) -> Comparison:
+    """Linear centred kernel alignment as first published (Kornblith et al., ICML 2019): 0 to 1, biased upwards.
 
     |Y'X|^2 / (|X'X| |Y'Y|) in Frobenius norms, of representations X and Y whose mean over images is removed; the same
-    as of the Gram matrices XX' and YY'. These are made in tiles, so that memory does not hold images x images.
+    as of the Gram matrices XX' and YY', which are made in tiles. Of unrelated networks with effective dimensions d and
+    e it is sqrt(d e) / (images - 1) on average, where d = (sum of variances)^2 / (sum of squared variances) over the
+    principal directions; with many more units than images that is nearly 1.
+
+    Warns:
+        UserWarning: Unrelated networks would have 0.1 and more on average.
 
     Raises:
         JaxTransferError: Fewer than four images that are usable (finite) for all networks, or a network whose
             representation is the same for all of them.
     """
+    comparison = _aligned(representations, biased=True)
+    _warn_of_chance("cka_biased", representations, comparison)
+    return comparison
+
+
+def _aligned(representations: Representations, *, biased: bool) -> Comparison:
     usable = _finite(representations)
-    order, groups = _grouped(np.all(usable, axis=0), _GROUPS)
+    # Unbiased values need four images, also when the jackknife has left one out.
+    order, groups = _grouped(np.all(usable, axis=0), _GROUPS, least=4 if biased else 5)
     count, networks = len(order), len(representations)
     means = [_mean(each, order) for each in representations.values()]
-    for (name, each), mean in zip(representations.items(), means, strict=True):
+    traces = np.zeros(networks)
+    for i, ((name, each), mean) in enumerate(zip(representations.items(), means, strict=True)):
         spread, squares = 0.0, 0.0
         for start, stop in _pieces(each, order):
             piece = _centred(each, order[start:stop], mean)
             spread, squares = spread + np.square(piece).sum(), squares + np.square(piece + mean).sum()
         _check_varies(name, spread > _CONSTANT * squares)
+        traces[i] = spread
     size = max(1, min(int((_HELD / networks) ** 0.5), _HELD // (2 * max(map(len, means)))))
     # Products of two networks' Gram matrices, summed over the rows of a group, and over its rows and columns.
     rows, within = (np.zeros((len(groups), networks, networks)) for _ in range(2))
@@ -80,6 +123,9 @@ def cka(representations: Representations) -> Comparison:
                     for each, mean in zip(representations.values(), means, strict=True)
                 ]
             )
+            if first == start and not biased:
+                diagonal = np.arange(stop - start)
+                tile[:, diagonal, diagonal] = 0
             for g, above in _within(groups, start, stop):
                 for h, across in _within(groups, first, last):
                     part = tile[:, above, across]
@@ -93,7 +139,8 @@ def cka(representations: Representations) -> Comparison:
                         rows[h] += product
                         within[h] += product * (g == h)
 
-    def alignment(left_out: int | None) -> Float[np.ndarray, "networks networks"]:
+    def inner_products(left_out: int | None) -> Float[np.ndarray, "networks networks"]:
+        """Inner products of the Gram matrices, centred, or U-centred if unbiased."""
         products, sums, kept = rows.sum(0), row_sums.sum(2), count
         if left_out is not None:
             products = products - 2 * rows[left_out] + within[left_out]
@@ -101,13 +148,30 @@ def cka(representations: Representations) -> Comparison:
             sums[:, groups[left_out]] = 0
             kept -= len(order[groups[left_out]])
         total = sums.sum(1)
-        centred = products - 2 / kept * sums @ sums.T + np.outer(total, total) / kept**2
-        own = np.diagonal(centred)
-        for name, before, after in zip(representations, np.diagonal(products), own, strict=True):
-            _check_varies(name, after > _CONSTANT * before)
-        return centred / np.sqrt(np.outer(own, own))
+        of_rows, of_total = (kept, kept**2) if biased else (kept - 2, (kept - 1) * (kept - 2))
+        centred = products - 2 / of_rows * sums @ sums.T + np.outer(total, total) / of_total
+        for name, before, after in zip(representations, np.diagonal(products), np.diagonal(centred), strict=True):
+            if biased:
+                _check_varies(name, after > _CONSTANT * before)
+            elif not after > _CONSTANT * before:
+                raise JaxTransferError(
+                    f"Network {name!r} gives unbiased CKA nothing to compare: all pairs of probe images are equally "
+                    "alike to it, or one image stands apart and all others are the same. Take other images."
+                )
+        return centred
 
-    return _jackknifed(alignment, order, groups, usable)
+    def alignment(left_out: int | None) -> Float[np.ndarray, "networks networks"]:
+        products = inner_products(left_out)
+        own = np.diagonal(products)
+        return products / np.sqrt(np.outer(own, own))
+
+    def chance() -> Float[np.ndarray, "networks networks"]:
+        if not biased:
+            return np.full((networks, networks), np.sqrt(2 / (count * (count - 3))))
+        dimensions = traces**2 / np.diagonal(inner_products(None))
+        return np.sqrt(np.outer(dimensions, dimensions)) / (count - 1)
+
+    return _jackknifed(alignment, chance, order, groups, usable)
 
 
 def rsa(representations: Representations) -> Comparison:
@@ -118,11 +182,16 @@ def rsa(representations: Representations) -> Comparison:
     agree to 9 decimals are tied and share their mean rank. An image without a correlation, because what is left of its
     representation is the same in all units, is not usable.
 
+    Warns:
+        UserWarning: Unrelated networks would have 0.1 and more by chance.
+
     Raises:
         JaxTransferError: Fewer than four images that are usable for all networks, or a network all of whose
             correlations are tied.
     """
-    return _by_pairs(representations, centred=True)
+    comparison = _by_pairs(representations, centred=True)
+    _warn_of_chance("rsa", representations, comparison)
+    return comparison
 
 
 def depara(
@@ -140,6 +209,9 @@ def depara(
         nodes: Similarity of the input x gradient maps of every image, pairs as in `Comparison`; NaN: not usable.
         edge_weight: The paper's lambda; in its code 0.25, 0.03 and 0.27 for Taskonomy, COCO and indoor scenes.
 
+    Warns:
+        UserWarning: The edges of unrelated networks would add 0.1 and more to the value by chance.
+
     Raises:
         JaxTransferError: Fewer than four images that are usable for all networks, or a network all of whose cosines are
             tied.
@@ -155,7 +227,11 @@ def depara(
     of_edges = squareform(found.values, checks=False)
     values = squareform((whole + edge_weight * of_edges) / (1 + edge_weight)) + np.eye(len(found.values))
     pseudo_values = (of_nodes + edge_weight * found.pseudo_values) / (1 + edge_weight)
-    return found._replace(values=values, pseudo_values=pseudo_values)
+    chance = found.chance * edge_weight / (1 + edge_weight)
+    np.fill_diagonal(chance, 1)
+    comparison = found._replace(values=values, pseudo_values=pseudo_values, chance=chance)
+    _warn_of_chance("depara", representations, comparison)
+    return comparison
 
 
 def svcca(representations: Representations, *, variance: float = 0.99) -> Comparison:
@@ -164,10 +240,12 @@ def svcca(representations: Representations, *, variance: float = 0.99) -> Compar
     Every representation, its mean over images removed, is reduced to the fewest principal directions that hold
     `variance` of its variance; the value is the mean canonical correlation of what two networks keep. What is
     decomposed is the smaller of images x images and units x units, and the latter is summed over pieces of images. The
-    number of directions jumps, so the error from the jackknife is too large rather than too small.
+    number of directions jumps, so the error from the jackknife is too large rather than too small. Of unrelated
+    networks that keep p and q directions the mean squared correlation is max(p, q) / (images - 1).
 
     Warns:
-        UserWarning: A network needs as many directions as its images can have, and so correlates fully with any.
+        UserWarning: The root of that is 0.1 or more. It is 1 for a network that needs as many directions as its images
+            can have, and so correlates fully with any.
 
     Raises:
         JaxTransferError: Fewer than four images that are usable (finite) for all networks, or a network whose
@@ -175,7 +253,7 @@ def svcca(representations: Representations, *, variance: float = 0.99) -> Compar
     """
     usable = _finite(representations)
     order, groups = _grouped(np.all(usable, axis=0), _GROUPS_OF_SVCCA)
-    full: list[str] = []
+    directions: list[int] = []
 
     def correlation(left_out: int | None) -> Float[np.ndarray, "networks networks"]:
         kept = order if left_out is None else np.delete(order, groups[left_out])
@@ -185,8 +263,8 @@ def svcca(representations: Representations, *, variance: float = 0.99) -> Compar
             for name, each in representations.items():
                 basis = _principal(each, kept, variance)
                 _check_varies(name, basis.size > 0)
-                if left_out is None and basis.shape[1] == len(kept) - 1:
-                    full.append(name)
+                if left_out is None:
+                    directions.append(basis.shape[1])
                 bases.append(scratch.keep(basis))
             for i, one in enumerate(bases):
                 for j, other in enumerate(bases[:i]):
@@ -195,14 +273,12 @@ def svcca(representations: Representations, *, variance: float = 0.99) -> Compar
                     values[i, j] = values[j, i] = np.sqrt(np.clip(squares, 0, 1)).mean()
         return values
 
-    found = _jackknifed(correlation, order, groups, usable)
-    if full:
-        warnings.warn(
-            f"SVCCA of {', '.join(full)} keeps all directions that {len(order)} images have, so it is 1 with "
-            "any network; it needs more images.",
-            stacklevel=2,
-        )
-    return found
+    def chance() -> Float[np.ndarray, "networks networks"]:
+        return np.sqrt(np.maximum.outer(directions, directions) / (len(order) - 1))
+
+    comparison = _jackknifed(correlation, chance, order, groups, usable)
+    _warn_of_chance("svcca", representations, comparison)
+    return comparison
 
 
 def _by_pairs(representations: Representations, *, centred: bool) -> Comparison:
@@ -223,6 +299,7 @@ def _by_pairs(representations: Representations, *, centred: bool) -> Comparison:
             levels.append(level)
         order, groups = _grouped(np.all(usable, axis=0), _GROUPS)
         places = np.searchsorted(finite, order)
+        of_images = np.empty(len(products))
 
         def spearman(left_out: int | None) -> Float[np.ndarray, "networks networks"]:
             kept = places if left_out is None else np.delete(places, groups[left_out])
@@ -239,25 +316,65 @@ def _by_pairs(representations: Representations, *, centred: bool) -> Comparison:
                 ranks -= ranks.mean()
                 _check_varies(name, ranks.any())
                 lists[i] = ranks / np.linalg.norm(ranks)
+                if left_out is None:
+                    of_images[i] = _share_of_images(lists[i], upper)
             parts = (lists[:, start:stop] for start, stop in chunks(lists.shape[1], _HELD // len(lists)))
             return np.clip(sum(part @ part.T for part in parts), -1, 1)
 
-        return _jackknifed(spearman, order, groups, usable)
+        def chance() -> Float[np.ndarray, "networks networks"]:
+            # Permutations mix what is additive in the two images of a pair and what is not, each only within itself:
+            # a space of images - 1 and one of images (images - 3) / 2 dimensions.
+            count = len(order)
+            squares = np.outer(of_images, of_images) / (count - 1)
+            squares += np.outer(1 - of_images, 1 - of_images) * 2 / (count * (count - 3))
+            return np.sqrt(squares)
+
+        return _jackknifed(spearman, chance, order, groups, usable)
+
+
+def _share_of_images(
+    pairs: Float[np.ndarray, " pairs"], upper: tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"]]
+) -> float:
+    """Share of the variance over pairs of images, mean 0 and length 1, that is a sum of the two images' own terms."""
+    count = 1 + int(upper[1].max())
+    sums = sum(np.bincount(side, pairs, count) for side in upper)
+    return float(np.square(sums).sum() / (count - 2))
 
 
 def _jackknifed(
     statistic: Callable[[int | None], Float[np.ndarray, "networks networks"]],
+    chance: Callable[[], Float[np.ndarray, "networks networks"]],
     order: Int[np.ndarray, " kept"],
     groups: list[slice],
     usable: Bool[np.ndarray, "networks images"],
 ) -> Comparison:
-    """The statistic of all images, and of all but each group."""
+    """The statistic of all images, and of all but each group; `chance` is called after the first."""
     values = statistic(None)
-    np.fill_diagonal(values, 1)
+    by_chance = chance()
+    for matrix in (values, by_chance):
+        np.fill_diagonal(matrix, 1)
     upper = np.triu_indices(len(values), 1)
     without = np.array([statistic(group)[upper] for group in range(len(groups))])
     pseudo_values = len(groups) * values[upper] - (len(groups) - 1) * without
-    return Comparison(values, pseudo_values, tuple(order[group] for group in groups), usable)
+    return Comparison(values, pseudo_values, tuple(order[group] for group in groups), usable, by_chance)
+
+
+def _warn_of_chance(method: str, representations: Representations, comparison: Comparison) -> None:
+    """Warns of values that unrelated networks would reach, and names the pair for which that is worst."""
+    upper = np.triu_indices(len(comparison.chance), 1)
+    chance = comparison.chance[upper]
+    if not (high := chance >= _HIGH).any():
+        return
+    worst = int(chance.argmax())
+    names = list(representations)
+    images = int(comparison.usable.all(0).sum())
+    advice = ", or the method cka" if method in ("cka_biased", "svcca") else ""
+    warnings.warn(
+        f"On {images} images {method} cannot be trusted: networks that have nothing in common would reach "
+        f"{chance[worst]:.2f} by chance ({names[upper[0][worst]]} and {names[upper[1][worst]]}), and {high.sum()} of "
+        f"{len(chance)} pairs {_HIGH} or more. Take more images{advice}.",
+        stacklevel=3,
+    )
 
 
 def _finite(representations: Representations) -> Bool[np.ndarray, "networks images"]:
@@ -268,12 +385,14 @@ def _finite(representations: Representations) -> Bool[np.ndarray, "networks imag
     return np.array(found)
 
 
-def _grouped(usable: Bool[np.ndarray, " images"], groups: int) -> tuple[Int[np.ndarray, " kept"], list[slice]]:
+def _grouped(
+    usable: Bool[np.ndarray, " images"], groups: int, least: int = 4
+) -> tuple[Int[np.ndarray, " kept"], list[slice]]:
     """The usable images in an order drawn once and for all, and the groups as slices of it."""
     kept = np.flatnonzero(usable)
-    if len(kept) < 4:
+    if len(kept) < least:
         raise JaxTransferError(
-            f"Representations are compared over four images or more that all networks can use; here are {len(kept)}."
+            f"Representations are compared over {least} images or more that all networks can use; here are {len(kept)}."
         )
     bounds = np.linspace(0, len(kept), min(groups, len(kept)) + 1).round().astype(int)
     slices = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]

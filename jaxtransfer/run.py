@@ -83,8 +83,9 @@ def run_affinity(
         The affinities, and the probe images they come from.
 
     Raises:
-        JaxTransferError: The zoo is empty or damaged, the images cannot be used, or `out` is no run directory, one of
-            a run with other settings, or one that another run is at work in.
+        JaxTransferError: The zoo is empty or damaged or has functions in modules that it may not use, the images cannot
+            be used, or `out` is no run directory, one of a run with other settings, or one that another run is at
+            work in.
         OSError: Something cannot be written, because the disk is full for example.
     """
     out = Path(out)
@@ -103,8 +104,9 @@ def run_affinity(
             if unknown := [name for name in asked if name not in known]:
                 raise JaxTransferError(f"There is no {kind} {unknown[0]!r}; there are: {', '.join(known)}.")
         methods = tuple(method for method in (*METHODS, *RELATIVES) if method in methods)
-        probe = load_probe(images, size=size, limit=limit, strict=strict)
         manifests = {name: zoo.manifest(name) for name in zoo.names}
+        zoo.check_modules(manifests.values())
+        probe = load_probe(images, size=size, limit=limit, strict=strict)
     settings = {
         "methods": list(methods),
         "target": target,
@@ -115,6 +117,8 @@ def run_affinity(
     }
     if "depara" in methods:
         settings["edge_weight"] = edge_weight
+    if "cka" in methods:
+        settings["cka"] = "unbiased"  # in earlier versions it was not, see `record.read`
     about = {
         "settings": settings,
         "zoo": str(zoo.path),

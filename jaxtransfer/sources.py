@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,9 @@ def sources_of(networks: Zoo | Iterable[Network]) -> list[Source]:
         JaxTransferError: They are no networks.
     """
     if isinstance(networks, Zoo):
-        return [_in_zoo(networks, name) for name in networks.names]
+        manifests = {name: networks.manifest(name) for name in networks.names}
+        networks.check_modules(manifests.values())
+        return [_in_zoo(networks, name, manifest) for name, manifest in manifests.items()]
     if not isinstance(networks, Iterable) or isinstance(networks, str | Path):
         raise JaxTransferError(f"networks must be a Zoo or a list of Network, not a {type(networks).__name__}.")
     networks = list(networks)
@@ -59,9 +61,9 @@ def sources_of(networks: Zoo | Iterable[Network]) -> list[Source]:
     return [_at_hand(network) for network in networks]
 
 
-def _in_zoo(zoo: Zoo, name: str) -> Source:
+def _in_zoo(zoo: Zoo, name: str, manifest: Mapping[str, Any]) -> Source:
     """A network that is loaded when its turn comes; its manifest says what it is."""
-    manifest, preprocess = zoo.manifest(name), zoo.preprocess(name)
+    preprocess = zoo.preprocess(name)
     architecture = json.dumps([manifest[key] for key in ("apply", "preprocess", "params")], sort_keys=True)
     apply = manifest["apply"]
     described = _described(apply["name"], apply["config"]) if "config" in apply else apply["name"]
@@ -71,7 +73,8 @@ def _in_zoo(zoo: Zoo, name: str) -> Source:
 
 def _at_hand(network: Network) -> Source:
     leaves, structure = jax.tree.flatten(network.params)
-    architecture = network.apply, structure, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    kinds = ((np.shape(leaf), jnp.result_type(leaf), jax.typeof(leaf).weak_type) for leaf in leaves)
+    architecture = network.apply, structure, (*kinds,)
     apply = network.apply
     owner = apply if hasattr(apply, "__qualname__") else type(apply)
     described = f"{owner.__module__}:{owner.__qualname__}"

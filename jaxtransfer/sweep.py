@@ -27,7 +27,7 @@ from jaxtransfer.network import Network
 from jaxtransfer.passes import REPRESENTATION, SKETCH, Images, Inputs, Layout, Pass, bytes_needed, input_shape
 from jaxtransfer.points import Key, Points, chunks
 from jaxtransfer.precision import Precision, matmul_precision
-from jaxtransfer.relatives import RELATIVES, Representations, cka, depara, rsa, svcca
+from jaxtransfer.relatives import RELATIVES, Representations, cka, cka_biased, depara, rsa, svcca
 from jaxtransfer.rows import compare_maps
 from jaxtransfer.sketch import Projection
 from jaxtransfer.sources import Source, loaded_ahead, sources_of
@@ -109,9 +109,9 @@ def affinity_matrix(
 
     Raises:
         JaxTransferError: No networks or images, two networks of one name, images of the wrong kind, an unknown method,
-            target, similarity or precision, a network whose function fails, or without any usable map, or with fewer
-            than four usable representations, a batch that does not fit into memory, several processes without a
-            directory, or what `attribute` raises.
+            target, similarity or precision, a network whose function fails, or without any usable map, or with too few
+            usable representations, a batch that does not fit into memory, several processes without a directory, or
+            what `attribute` raises.
         OSError: Something cannot be written, because the disk is full for example.
     """
     sweep = Sweep(
@@ -261,7 +261,7 @@ class Sweep:
             static = (network.apply, network.preprocess, kinds, self._similarity, _TARGETS[self._target])
             one = Pass(*static, self._epsilon, self._precision, self._images.shape[1:], layout)
             with _of_network(network.name):
-                program = one.compiled(params, self._projection)
+                program = one.compiled(params, self._projection, network.params)
             bytes_ = bytes_needed(program)
             if self._batch_size is not None or bytes_ <= _OF_MEMORY * memory or layout.batch == 1:
                 break
@@ -448,7 +448,8 @@ def _compare_representations(
     if nodes is not None and nodes.pseudo_values is not None:
         found = depara(representations, nodes.pseudo_values, edge_weight=edge_weight)
     else:
-        found = {"rsa": rsa, "cka": cka, "svcca": svcca}[method](representations)
+        by_name = {"rsa": rsa, "cka": cka, "cka_biased": cka_biased, "svcca": svcca}
+        found = by_name[method](representations)
     stderr = squareform(found.pseudo_values.std(0, ddof=1) / np.sqrt(len(found.pseudo_values)))
     counts = np.full(stderr.shape, found.usable.all(0).sum())
     unusable = _unusable(list(representations), image_names, found.usable)

@@ -52,6 +52,13 @@ def float64() -> Iterator[None]:
 
 
 @pytest.fixture
+def library_promotion() -> Iterator[None]:
+    """JAX's defaults, which the layers of other libraries are written for."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture
 def whole_precision() -> Iterator[None]:
     """Matrix products without a cheaper format."""
     with jax.default_matmul_precision("highest"):

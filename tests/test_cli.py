@@ -54,7 +54,8 @@ def here(tmp_path_factory) -> Path:
 
 
 def _run(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    named = ["--import", __name__] if arguments[0] == "affinity" else []
+    return CliRunner().invoke(app, [str(argument) for argument in (*arguments, *named)])
 
 
 def _refused(*arguments) -> str:
@@ -190,6 +191,59 @@ def test_as_a_process(here, tmp_path):
     assert failed.stdout == ""
     assert "Error: There is no zoo" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+@pytest.fixture
+def module_of_my_own(tmp_path) -> Path:
+    """A folder with a module, and a zoo with functions of it; nothing has imported the module."""
+    function = "def apply(params, x):\n    return x[..., :1] * params['w'][0, 0, 0, 0]\n"
+    marks = f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n"
+    (tmp_path / "my_nets_for_a_test.py").write_text(marks + function)
+    _fill(Zoo(tmp_path / "zoo"), ["one", "two"])
+    for manifest in (tmp_path / "zoo").glob("*/network.json"):
+        manifest.write_text(manifest.read_text().replace(f"{__name__}:tiny", "my_nets_for_a_test:apply"))
+    return tmp_path
+
+
+def test_functions_of_ones_own(here, module_of_my_own):
+    """As a user does: from a shell, in the folder of the module; and nothing runs that was not asked for."""
+    ran, options = module_of_my_own / "ran", {"cwd": module_of_my_own}
+    command = ("affinity", "zoo", here / "images", "--out", "run", "--size", "8", "--method", "saliency")
+    refused = _process(*command, **options)
+    assert refused.returncode == 2
+    assert refused.stdout == ""
+    (sentence,) = refused.stderr.strip().splitlines()
+    assert sentence.endswith("on the command line with --import my_nets_for_a_test.")
+    assert not ran.exists()
+    assert not (module_of_my_own / "run").exists()
+    done = _process(*command, "--import", "my_nets_for_a_test", **options)
+    assert done.returncode == 0, done.stderr
+    assert "one" in done.stdout
+    assert ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "message"),
+    [
+        ("nothing_like_that", None, "There is no module nothing_like_that, installed or in the directory /"),
+        ("no_package.nets", None, "There is no module no_package.nets, installed"),
+        ("wants_another", "import nothing_like_that", "wants_another cannot be imported: it needs nothing_like_that."),
+        ("fails", "x = 1\nx / 0", r"fails cannot be imported in .*fails.py, line 2: ZeroDivisionError: division by"),
+        ("misspelt", "def f(:", r"misspelt cannot be imported: SyntaxError: .*misspelt.py, line 1"),
+        ("leaves", "import sys\nsys.exit('usage: leaves.py')", "leaves cannot be imported.*SystemExit: usage"),
+        ("fails.py", "", "takes the name of a module, like my_nets for the file my_nets.py, not 'fails.py'"),
+        ("./fails", "", "takes the name of a module"),
+        ("", None, "takes the name of a module"),
+    ],
+)
+def test_modules_that_cannot_be_imported(here, tmp_path, monkeypatch, module, text, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    if text is not None:
+        Path(f"{module.removesuffix('.py')}.py").write_text(text)
+    sentence = _refused("affinity", here / "zoo", here / "images", "--out", "run", "--import", module)
+    assert re.search(message, sentence)
+    assert not Path("run").exists()
 
 
 def test_two_processes_are_one_command(tmp_path):

@@ -193,6 +193,7 @@ def trained() -> tuple[list[jt.Network], np.ndarray]:
     return [rooms.zoo()[task] for task in tasks], pieces
 
 
+@pytest.mark.filterwarnings("ignore:On . images rsa cannot be trusted")
 @pytest.mark.parametrize("compared", [lambda: (networks(deep), PROBE), trained], ids=["deep", "trained"])
 def test_bfloat16_keeps_affinities_and_rankings(compared: Any) -> None:
     several, images = compared()
@@ -240,7 +241,7 @@ def test_command_line_records_it(tmp_path: Path) -> None:
         Image.fromarray((255 * image).astype(np.uint8)).save(photos / f"{i}.png")
 
     def affinity(*options: Any) -> Any:
-        arguments = ["affinity", tmp_path / "zoo", photos, "--method", "saliency", *options]
+        arguments = ["affinity", tmp_path / "zoo", photos, "--method", "saliency", "--import", __name__, *options]
         return CliRunner().invoke(app, [str(each) for each in arguments])
 
     assert affinity("--out", run, "--precision", "bfloat16").exit_code == 0

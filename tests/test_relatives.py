@@ -1,6 +1,8 @@
 """RSA, DEPARA, CKA and SVCCA against their definitions written out, image by image, in float64."""
 
 import itertools
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,6 +16,8 @@ import jaxtransfer as jt
 from jaxtransfer import relatives
 from jaxtransfer.points import Points
 from jaxtransfer.relatives import Comparison
+
+pytestmark = pytest.mark.filterwarnings("ignore:On .* images .* cannot be trusted")
 
 UNITS = {"few": 3, "some": 17, "many": 90}
 
@@ -55,7 +59,22 @@ def slow_edges(x: np.ndarray, y: np.ndarray) -> float:
     return spearman(*lists)
 
 
+def slow_hsic(x: np.ndarray, y: np.ndarray) -> float:
+    """Equation 5 of Song et al. (2012)."""
+    a, b = (each.astype(float) @ each.astype(float).T for each in (x, y))
+    for gram in (a, b):
+        np.fill_diagonal(gram, 0)
+    n = len(a)
+    ones = np.ones(n)
+    last = 2 / (n - 2) * ones @ a @ b @ ones
+    return float((np.trace(a @ b) + ones @ a @ ones * (ones @ b @ ones) / ((n - 1) * (n - 2)) - last) / (n * (n - 3)))
+
+
 def slow_cka(x: np.ndarray, y: np.ndarray) -> float:
+    return slow_hsic(x, y) / np.sqrt(slow_hsic(x, x) * slow_hsic(y, y))
+
+
+def slow_cka_biased(x: np.ndarray, y: np.ndarray) -> float:
     x, y = (each.astype(float) - each.astype(float).mean(0) for each in (x, y))
     norms = [np.linalg.norm(each.T @ each) for each in (x, y)]
     return float(np.linalg.norm(y.T @ x) ** 2 / (norms[0] * norms[1]))
@@ -75,7 +94,12 @@ def slow_svcca(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.sqrt(np.clip(squares, 0, 1)).mean())
 
 
-SLOW = {"rsa": (relatives.rsa, slow_rsa), "cka": (relatives.cka, slow_cka), "svcca": (relatives.svcca, slow_svcca)}
+SLOW = {
+    "rsa": (relatives.rsa, slow_rsa),
+    "cka": (relatives.cka, slow_cka),
+    "cka_biased": (relatives.cka_biased, slow_cka_biased),
+    "svcca": (relatives.svcca, slow_svcca),
+}
 
 
 def check(found: Comparison, given_: dict[str, np.ndarray], slow: Any, atol: float = 1e-6) -> None:
@@ -94,7 +118,6 @@ def check(found: Comparison, given_: dict[str, np.ndarray], slow: Any, atol: flo
             np.testing.assert_allclose(pseudo_value, expected, atol=count * atol)
 
 
-@pytest.mark.filterwarnings("ignore:SVCCA of")
 @pytest.mark.parametrize("name", SLOW)
 @pytest.mark.parametrize("images", [7, 33])
 def test_equals_a_slow_rewrite(name: str, images: int) -> None:
@@ -131,7 +154,6 @@ def test_depara_is_nodes_and_edges() -> None:
         np.testing.assert_allclose(pseudo_value, 20 * whole - 19 * without, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:SVCCA of")
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), name=st.sampled_from(sorted(SLOW)), scale=st.floats(1e-3, 1e3))
 def test_invariances(seed: int, name: str, scale: float) -> None:
@@ -158,12 +180,143 @@ def test_order_of_images_and_networks_changes_nothing(name: str) -> None:
     np.testing.assert_allclose(fast(shuffled).values, fast(given_).values[::-1, ::-1], atol=1e-6)
 
 
-def test_svcca_of_too_few_images() -> None:
-    """With as many directions as images can have, every network contains every other."""
+def u_centred(x: np.ndarray) -> np.ndarray:
+    """Szekely and Rizzo (2014), definition 2, of the Gram matrix."""
+    gram = x @ x.T
+    n = len(gram)
+    result = np.zeros((n, n))
+    others = gram - np.diag(np.diag(gram))
+    for i, j in itertools.permutations(range(n), 2):
+        ends = others[i].sum() + others[j].sum()
+        result[i, j] = others[i, j] - ends / (n - 2) + others.sum() / ((n - 1) * (n - 2))
+    return result
+
+
+def over_distinct_images(x: np.ndarray, y: np.ndarray) -> float:
+    """HSIC as the mean over all fours of different images of what has it as its expectation."""
+    a, b = x @ x.T, y @ y.T
+    fours = itertools.permutations(range(len(a)), 4)
+    return float(np.mean([a[i, j] * (b[i, j] + b[k, m] - 2 * b[i, k]) for i, j, k, m in fours]))
+
+
+def test_cka_is_the_cosine_of_u_centred_matrices() -> None:
+    given_ = {name: each.astype(float) for name, each in representations(13, 8).items()}
+    found = relatives.cka(given_).values
+    for (i, x), (j, y) in itertools.product(enumerate(given_.values()), repeat=2):
+        a, b = u_centred(x), u_centred(y)
+        np.testing.assert_allclose(found[i, j], (a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()), atol=1e-10)
+        np.testing.assert_allclose(slow_hsic(x, y), (a * b).sum() / (8 * 5), rtol=1e-9)
+        np.testing.assert_allclose(slow_hsic(x, y), over_distinct_images(x, y), rtol=1e-9)
+
+
+def edges(given_: dict[str, np.ndarray]) -> Comparison:
+    """DEPARA with nodes that say nothing, and edges that count as much."""
+    count = len(given_)
+    nodes = np.zeros((len(next(iter(given_.values()))), count * (count - 1) // 2), np.float32)
+    return relatives.depara(given_, nodes, edge_weight=1e6)
+
+
+ALL: dict[str, Callable[[dict[str, np.ndarray]], Comparison]] = {
+    "rsa": relatives.rsa, "depara": edges, "cka": relatives.cka, "cka_biased": relatives.cka_biased,
+    "svcca": relatives.svcca,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_chance_is_what_permuted_images_give(name: str) -> None:
+    """All orders of five images of one network, whose similarities have no ties."""
+    rng = np.random.default_rng(14)
+    x, y = rng.gamma(0.5, size=(5, 3)), rng.gamma(0.5, size=(5, 2 if name == "svcca" else 6))
+    orders = itertools.permutations(range(5))
+    found = ALL[name]({"x": x} | {str(order): y[list(order)] for order in orders})
+    values, chance = found.values[0, 1:], found.chance[0, 1:]
+    np.testing.assert_allclose(chance, chance[0], rtol=1e-9)
+    if name == "cka_biased":
+        np.testing.assert_allclose(values.mean(), chance[0], rtol=1e-9)
+    elif name == "svcca":  # a mean of correlations lies between that of their squares and its root
+        assert chance[0] ** 2 < values.mean() < chance[0] < 1
+    else:
+        np.testing.assert_allclose(values.mean(), 0, atol=1e-9)
+        np.testing.assert_allclose(np.sqrt(np.mean(values**2)), chance[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("images", "units"), [(24, 2000), (100, 2000), (100, 64), (1000, 64)])
+def test_unrelated_and_identical_networks(name: str, images: int, units: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unrelated ones score what `chance` says, with a warning where that is much; identical ones 1."""
+    monkeypatch.setattr(relatives, "_GROUPS", 2)
+    monkeypatch.setattr(relatives, "_GROUPS_OF_SVCCA", 2)
+    rng = np.random.default_rng(images + units)
+    drawn = {str(number): rng.normal(size=(images, units)) for number in range(6)}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = ALL[name](drawn | {"0 again": drawn["0"]})
+    np.testing.assert_allclose(found.values[0, -1], 1, atol=1e-6)
+    assert (np.diag(found.values) == 1).all()
+    pairs = np.triu_indices(6, 1)
+    values, chance = found.values[pairs], found.chance[pairs]
+    if name == "cka_biased":
+        np.testing.assert_allclose(values.mean(), chance.mean(), rtol=0.02)
+    elif name == "svcca":
+        assert 0.8 * chance.mean() < values.mean() < chance.mean() + 1e-9
+    else:
+        assert abs(values.mean()) < 4 * chance.mean() / np.sqrt(len(values))
+        assert 0.5 < np.sqrt(np.mean(values**2)) / chance.mean() < 1.7
+    high = np.sqrt(np.mean(values**2)) > 0.1
+    assert len(caught) == high
+    if high:
+        assert f"On {images} images {'depara' if name == 'depara' else name} cannot be trusted" in str(
+            caught[0].message
+        )
+
+
+def test_noisy_copies_have_the_cka_of_their_distributions() -> None:
+    """Half of a copy's variance is noise: CKA is 1/2, however few the images."""
+    rng = np.random.default_rng(15)
+    values = []
+    for _ in range(40):
+        original = rng.normal(size=(24, 300))
+        values.append(relatives.cka({"x": original, "y": original + rng.normal(size=(24, 300))}).values[0, 1])
+    error = np.std(values, ddof=1) / np.sqrt(len(values))
+    assert error < 0.01
+    assert abs(np.mean(values) - np.sqrt(1 / 4)) < 4 * error
+
+
+@pytest.mark.parametrize("name", ["cka", "svcca", "cka_biased", "rsa"])
+def test_a_warning_names_the_pair_and_what_to_do(name: str) -> None:
     rng = np.random.default_rng(12)
-    with pytest.warns(UserWarning, match="SVCCA of a, b keeps all directions that 8 images have"):
-        found = relatives.svcca({name: rng.normal(size=(8, 50)) for name in "ab"})
-    np.testing.assert_allclose(found.values, 1, atol=1e-9)
+    given_ = {"a": rng.normal(size=(8, 50)), "b": rng.normal(size=(8, 50)), "c": rng.normal(size=(8, 2))}
+    pair = {"svcca": r"reach 1.00 by chance \(a and b\)", "cka_biased": r"\(a and b\)"}.get(name, "3 of 3 pairs")
+    advice = ", or the method cka" if name in ("svcca", "cka_biased") else ""
+    with pytest.warns(
+        UserWarning, match=rf"^On 8 images {name} cannot be .*{pair}.* Take more images{advice}\.$"
+    ) as caught:
+        found = ALL[name](given_)
+    assert caught[0].filename == __file__
+    if name == "svcca":  # with as many directions as images can have, every network contains every other
+        np.testing.assert_allclose(found.values, 1, atol=1e-9)
+
+
+def test_depara_warns_of_what_edges_add_to_its_value() -> None:
+    rng = np.random.default_rng(16)
+    given_ = {"a": rng.normal(size=(8, 50)), "b": rng.normal(size=(8, 50))}
+    nodes = np.zeros((8, 1), np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        little = relatives.depara(given_, nodes, edge_weight=0.25)
+    with pytest.warns(UserWarning, match="On 8 images depara cannot be trusted"):
+        much = relatives.depara(given_, nodes, edge_weight=10)
+    np.testing.assert_allclose(little.chance[0, 1] / much.chance[0, 1], 0.2 / (10 / 11))
+
+
+def test_cka_of_networks_without_structure() -> None:
+    """What U-centring leaves is nothing, or rounding."""
+    given_ = representations(17, 9)
+    apart = np.zeros((9, 4), np.float32)
+    apart[3] = 2
+    for alike in (apart, np.eye(9, 12, dtype=np.float32) * 3):
+        with pytest.raises(jt.JaxTransferError, match="Network 'some' gives unbiased CKA nothing to compare"):
+            relatives.cka(given_ | {"some": alike})
 
 
 @pytest.mark.parametrize("name", SLOW)
@@ -212,13 +365,16 @@ def test_images_without_a_direction() -> None:
     assert np.argwhere(~found.usable).tolist() == [[0, 4]]
 
 
-@pytest.mark.parametrize("compare", [relatives.rsa, relatives.cka, relatives.svcca])
+@pytest.mark.parametrize("compare", [relatives.rsa, relatives.cka, relatives.cka_biased, relatives.svcca])
 def test_refusals(compare: Any) -> None:
     given_ = representations(10, 9)
-    with pytest.raises(jt.JaxTransferError, match="four images or more that all networks can use; here are 3"):
-        compare({name: each[:3] for name, each in given_.items()})
+    least = 5 if compare is relatives.cka else 4
+    message = f"{least} images or more that all networks can use; here are {least - 1}"
+    with pytest.raises(jt.JaxTransferError, match=message):
+        compare({name: each[: least - 1] for name, each in given_.items()})
+    assert np.isfinite(compare({name: each[:least] for name, each in given_.items()}).pseudo_values).all()
     same = given_ | {"some": np.repeat(given_["some"][:1], 9, axis=0)}
-    message = "four images or more" if compare is relatives.rsa else "'some' represents all probe images alike"
+    message = "4 images or more" if compare is relatives.rsa else "'some' represents all probe images alike"
     with pytest.raises(jt.JaxTransferError, match=message):
         compare(same)
 

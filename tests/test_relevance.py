@@ -12,9 +12,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 import jaxtransfer as jt
 from helpers import quick_jit
+from jaxtransfer.relevance import unbounded_ratios
 from torch_oracle import torch_maps
 
 EPSILON = 1e-4
@@ -216,6 +218,23 @@ def test_custom_gradient_of_a_block_is_kept_and_its_body_gets_the_rules() -> Non
     np.testing.assert_allclose(relevance(apply(lying)), relevance(apply(block)), rtol=1e-12)
 
 
+def _halved_until_small(x: jax.Array) -> jax.Array:
+    return lax.while_loop(lambda y: abs(y).max() > 1, lambda y: y / 2, x)
+
+
+def test_relevance_follows_the_own_backward_pass_of_a_function_whose_body_has_no_rule() -> None:
+    """The gradient of a loop without a fixed number of turns can only be a function's own."""
+    loop = jax.custom_vjp(_halved_until_small)
+    loop.defvjp(lambda x: ((y := _halved_until_small(x)), y.ravel()[0] / x.ravel()[0]), lambda r, c: (r * c,))
+
+    def apply_with(activation: Callable) -> Callable:
+        return lambda params, x: loop(activation(conv(x, params["a"])))
+
+    with pytest.warns(UserWarning, match=r"own backward pass, .*'while'.*test_relevance\.py:\d+"):
+        actual = relevance(apply_with(jax.nn.softplus))
+    np.testing.assert_allclose(actual, by_definition(apply_with, jax.nn.softplus), rtol=1e-10, atol=1e-12)
+
+
 def test_scan_over_layers_with_stacked_weights() -> None:
     stacked = normal(3, 4, 3, 3, 8, 8) * 0.3
 
@@ -256,6 +275,15 @@ def test_parametric_activations_are_one_activation() -> None:
         np.testing.assert_allclose(relevance(residual_net(f)), by_definition(residual_net, f), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("keepdims", [True, False])
+def test_activation_of_a_mean_is_one_of_the_mean(keepdims: bool) -> None:
+    def apply_with(activation: Callable) -> Callable:
+        return lambda params, x: activation(conv(x, params["a"]).mean((1, 2), keepdims=keepdims))
+
+    for f in (jnp.tanh, jax.nn.hard_swish):
+        np.testing.assert_allclose(relevance(apply_with(f)), by_definition(apply_with, f), rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "layer",
     [
@@ -277,6 +305,12 @@ def test_parametric_activations_are_one_activation() -> None:
         lambda x: jnp.einsum("nhwc,cd->ndhw", x, normal(6, 8, 3)),
         lambda x: jnp.where(jnp.arange(8) > 3, x, 0.0) + jnp.cumsum(x, 1),
         lambda x: jnp.maximum(x[..., :4], x[..., 4:]),
+        lambda x: checkpoint_name(x, "kept"),
+        lambda x: jnp.fft.fft2(x, axes=(1, 3)).real,
+        lambda x: jnp.fft.irfft(jnp.fft.rfft(x, axis=1) * (2 + 1j), axis=1),
+        lambda x: lax.complex(x[..., :4], x[..., 4:]).conj().imag,
+        lambda x: lax.cumlogsumexp(x, axis=1),
+        lambda x: jnp.logaddexp(x[..., :4], x[..., 4:]),
     ],
 )
 def test_everything_else_keeps_its_gradient(layer: Callable) -> None:
@@ -321,18 +355,18 @@ def test_relevance_turns_into_input_x_gradient_as_epsilon_vanishes() -> None:
     assert 1 - cosines[-1] < 1e-8
 
 
-def test_product_of_two_activations_shares_relevance_equally() -> None:
-    """Gates, squeeze-and-excite and attention: half of it each (Achtibat et al. 2024)."""
+def test_product_of_two_arrays_shares_relevance_equally() -> None:
+    """Half of it each (Achtibat et al. 2024)."""
     w, v = np.asarray(normal(7, 3, 8)), np.asarray(normal(8, 3, 8))
 
     def gated(params: Any, x: jax.Array) -> jax.Array:
-        return (x @ params[0]) * jax.nn.sigmoid(x @ params[1])
+        return (x @ params[0]) * jnp.tanh(x @ params[1])
 
     x = IMAGES
     a, z = x @ w, x @ v
-    s = 1 / (1 + np.exp(-z))
-    ratio = s / (z + EPSILON * np.where(z >= 0, 1.0, -1.0))
-    expected = x * (0.5 * s @ w.T + 0.5 * (a * ratio) @ v.T)
+    t = np.tanh(z)
+    ratio = t / (z + EPSILON * np.where(z >= 0, 1.0, -1.0))
+    expected = x * (0.5 * t @ w.T + 0.5 * (a * ratio) @ v.T)
     np.testing.assert_allclose(relevance(gated, (w, v)), expected, rtol=1e-10)
 
     def bilinear(params: Any, x: jax.Array) -> jax.Array:
@@ -342,6 +376,37 @@ def test_product_of_two_activations_shares_relevance_equally() -> None:
     np.testing.assert_allclose(
         maps.sum((1, 2, 3)), np.asarray(bilinear((w, v), jnp.asarray(x))).sum((1, 2)), rtol=1e-10
     )
+
+
+GATES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "sigmoid": jax.nn.sigmoid,
+    "sigmoid written out": lambda z: 1 / (1 + jnp.exp(-z)),
+    "the other side of a sigmoid": lambda z: 1 - jax.nn.sigmoid(z),
+    "sigmoid, scaled by weights": lambda z: jax.nn.sigmoid(z) * normal(3, 8).reshape(1, 1, 1, 8),
+    "sigmoid, some of it": lambda z: jnp.concatenate([jax.nn.sigmoid(z)[..., :3], jax.nn.sigmoid(z)[..., 3:]], -1),
+    "hard sigmoid": jax.nn.hard_sigmoid,
+    "softplus": jax.nn.softplus,
+    "1 / b": lambda z: 1 / z,
+}
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_gate_passes_no_relevance(name: str) -> None:
+    """The signal takes all (Arras et al. 2017): as if the gate were an array of weights."""
+    gate = GATES[name]
+
+    def gated(params: Any, x: jax.Array) -> jax.Array:
+        return gate(x @ params[1]) * (x @ params[0])
+
+    def held(params: Any, x: jax.Array) -> jax.Array:
+        return lax.stop_gradient(gate(x @ params[1])) * (x @ params[0])
+
+    params = normal(7, 3, 8), normal(8, 3, 8)
+    expected = IMAGES * input_gradient(held, params)
+    np.testing.assert_allclose(relevance(gated, params), expected, rtol=1e-10)
+    divided = relevance(lambda params, x: (x @ params[0]) / (2 + gate(x @ params[1])), params)
+    held_divisor = lambda params, x: (x @ params[0]) / lax.stop_gradient(2 + gate(x @ params[1]))  # noqa: E731
+    np.testing.assert_allclose(divided, IMAGES * input_gradient(held_divisor, params), rtol=1e-10)
 
 
 def squeeze_and_excite(params: Any, x: jax.Array) -> jax.Array:
@@ -456,7 +521,6 @@ def _frozen_attention(params: Any, x: jax.Array) -> jax.Array:
     ("name", "layer"),
     [
         ("reduce_prod", lambda x: jnp.prod(x, axis=-1)),
-        ("cumlogsumexp", lambda x: lax.cumlogsumexp(x, axis=1)),
         ("cholesky", lambda x: jnp.linalg.cholesky(jnp.einsum("nhwc,nhwd->ncd", x, x) + 9 * jnp.eye(3)[None])),
         ("atan2", lambda x: jnp.arctan2(x[..., :1], x[..., 1:2])),
         ("while", lambda x: lax.while_loop(lambda c: c[0] < 1, lambda c: (c[0] + 1, jnp.sin(c[1])), (0, x))[1]),
@@ -467,6 +531,19 @@ def _frozen_attention(params: Any, x: jax.Array) -> jax.Array:
 def test_unknown_primitive_is_named_with_its_place(name: str, layer: Callable, wrap: Callable) -> None:
     with pytest.raises(jt.JaxTransferError, match=rf"no rule for the primitive '{name}'.*test_relevance\.py:\d+"):
         jt.attribute(lambda params, x: wrap(layer)(x * params), 2.0, jnp.asarray(IMAGES))
+
+
+def test_activations_without_a_bound_are_listed_with_their_places() -> None:
+    def apply(params: Any, x: jax.Array) -> jax.Array:
+        h = jax.nn.softplus(conv(x, params["a"]))
+        h = conv(h, params["c"]) * jax.nn.sigmoid(h[..., ::-1])  # a gate
+        h = jax.nn.softmax(jnp.tanh(h))
+        return lax.scan(lambda c, _: (jnp.cos(conv(c, params["c"])), None), h, length=2)[0]
+
+    places = unbounded_ratios(apply, WEIGHTS, jnp.asarray(IMAGES))
+    assert [place.rsplit(":", 1)[0].rsplit("/", 1)[-1] for place in places] == [
+        f"test_relevance.py:{apply.__code__.co_firstlineno + line}" for line in (4, 1)
+    ]
 
 
 def test_unknown_primitive_off_the_path_of_the_images_is_no_matter() -> None:

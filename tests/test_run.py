@@ -13,6 +13,7 @@ import jaxtransfer
 from jaxtransfer import JaxTransferError, Network, Preprocess, Zoo
 from jaxtransfer.cli import app
 from jaxtransfer.network import weights_hash
+from jaxtransfer.record import read
 from jaxtransfer.report import write_report
 from jaxtransfer.run import load_run, run_affinity
 
@@ -157,6 +158,47 @@ def test_order_of_methods_does_not_matter(tmp_path, zoo, images):
         assert affinity.methods == ("saliency", "epsilon_lrp")
 
 
+def _as_an_earlier_version_wrote_it(out: Path) -> None:
+    """Turns a run of cka_biased into one of the version in which it was called cka."""
+    for file in out.glob("*_cka_biased.*"):
+        file.rename(out / file.name.replace("cka_biased", "cka"))
+    for file in (out / "run.json", out / "affinity.json"):
+        file.write_text(file.read_text().replace("cka_biased", "cka"))
+    description = json.loads((out / "affinity.json").read_text())
+    del description["format"]
+    (out / "affinity.json").write_text(json.dumps(description))
+
+
+@pytest.mark.filterwarnings("ignore:On 5 images cka")
+def test_biased_cka_of_an_earlier_version_keeps_its_meaning(tmp_path, zoo, images):
+    out = tmp_path / "run"
+    affinity, _ = run_affinity(zoo, images, out, command=[], methods=("cka_biased", "saliency"))
+    _as_an_earlier_version_wrote_it(out)
+    loaded = load_run(out)
+    assert loaded.methods == ("saliency", "cka_biased")
+    np.testing.assert_array_equal(loaded["cka_biased"], affinity["cka_biased"])
+    np.testing.assert_array_equal(loaded.pseudo_values("cka_biased"), affinity.pseudo_values("cka_biased"))
+    about = read(out)
+    assert about is not None
+    assert about["settings"]["methods"] == ["saliency", "cka_biased"]
+    assert about["unusable"] == {"saliency": [], "cka_biased": []}
+
+    with pytest.raises(JaxTransferError, match=r"another configuration .*cka: biased there, unbiased here"):
+        run_affinity(zoo, images, out, command=[], methods=("cka", "saliency"))
+    zoo.add(network("four", 4))
+    resumed, _ = run_affinity(zoo, images, out, command=[], methods=("cka_biased", "saliency"))
+    assert resumed.names == ("four", *affinity.names)
+    np.testing.assert_array_equal(resumed.only(affinity.names)["cka_biased"], affinity["cka_biased"])
+
+
+@pytest.mark.filterwarnings("ignore:On 5 images cka")
+def test_cka_of_this_version_is_found_again(tmp_path, zoo, images):
+    affinity, _ = run_affinity(zoo, images, tmp_path / "run", command=[], methods=("cka",))
+    run_affinity(zoo, images, tmp_path / "run", command=[], methods=("cka",))
+    assert load_run(tmp_path / "run").methods == ("cka",)
+    np.testing.assert_array_equal(load_run(tmp_path / "run")["cka"], affinity["cka"])
+
+
 def constant(params, images):
     return jax.nn.softmax(tiny(params, images))
 
@@ -174,6 +216,7 @@ def faulty(tmp_path) -> Zoo:
 def test_faults_are_warned_of_recorded_and_shown(tmp_path, faulty, images):
     out, expected = tmp_path / "run", {"one": ("constant_scalar",), "three": ("constant_scalar",)}
     arguments = ["affinity", str(faulty.path), str(images), "--method", "saliency", "--size", "16"]
+    arguments += ["--import", __name__]
     for _ in range(2):  # the second time all points are there
         result = CliRunner().invoke(app, [*arguments, "--out", str(out)])
         assert result.exit_code == 0

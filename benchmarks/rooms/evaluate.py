@@ -49,9 +49,9 @@ def measured(work: Path, images: Mapping[str, Images], progress: Progress) -> di
     found, zoo = {}, rooms.zoo()
     for done, ((kind, count), probe) in enumerate(probes.items()):
         folder = work / "evaluate" / f"{kind}-{count}"
-        if not (folder / "affinity.json").exists():
+        methods = [each for each in (*METHODS, *RELATIVES) if each != "svcca" or count <= _MOST_OF_SVCCA]
+        if not (folder / "affinity.json").exists() or {*methods} - {*Affinity.load(folder).methods}:
             networks = zoo if kind == "seeds" else [zoo[name] for name in rooms.TASKS]
-            methods = [each for each in (*METHODS, *RELATIVES) if each != "svcca" or count <= _MOST_OF_SVCCA]
             affinity_matrix(networks, probe, methods=methods).save(folder)
         found[kind, count] = Affinity.load(folder)
         progress(done + 1, len(probes))

@@ -2,3 +2,4 @@
 
 from jaxtransfer.relevance._rewrite import RuleVJP as RuleVJP
 from jaxtransfer.relevance._rewrite import rule_vjp as rule_vjp
+from jaxtransfer.relevance._rewrite import unbounded_ratios as unbounded_ratios

@@ -20,9 +20,9 @@ ELEMENTWISE = AFFINE | SCALING | NONLINEAR | LOGICAL
 # Linear in everything that depends on the images (after the indices, masks and weights are given).
 LINEAR = frozenset(
     """
-    all_gather all_gather_invariant all_to_all broadcast broadcast_in_dim concatenate cumsum device_put
-    dynamic_slice dynamic_update_slice expand_dims gather mesh_cast optimization_barrier pad pcast
-    ppermute psum psum2 psum_invariant pvary reduce_scatter reduce_sum reduce_window_sum reshape reshard rev
+    all_gather all_gather_invariant all_to_all broadcast broadcast_in_dim complex concatenate conj cumsum device_put
+    dynamic_slice dynamic_update_slice expand_dims fft gather imag mesh_cast name optimization_barrier pad pcast
+    ppermute psum psum2 psum_invariant pvary real reduce_scatter reduce_sum reduce_window_sum reshape reshard rev
     scatter scatter-add scatter_add sharding_constraint slice split squeeze stack tile transpose unstack
     """.split()
 )
@@ -40,14 +40,21 @@ ROUTING = frozenset(
 
 # Calls whose body is simply put in their place, and calls with derivatives of their own.
 INLINED = frozenset("call closed_call core_call jit named_call pjit".split())
-CUSTOM = frozenset("custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr".split())
+CUSTOM_BACKWARD = frozenset("custom_vjp_call custom_vjp_call_jaxpr".split())
+CUSTOM = CUSTOM_BACKWARD | {"custom_jvp_call"}
+# Log-sum-exps; of two arrays it is a function with derivatives of its own, in which there are at least these.
+LOG_SUMS = frozenset({"cumlogsumexp"})
+IN_LOGADDEXP = frozenset({"exp", "log1p", "max"}), frozenset({"exp2", "log1p", "max"})
 
 CHECKPOINTS = frozenset("checkpoint remat remat2".split())
 STOPS_GRADIENT = frozenset({"stop_gradient"})
 
 # Moves entries about, or marks them as varying over devices, and changes none; `REDUCING` summarises many in one.
-SPREADING = frozenset("broadcast_in_dim convert_element_type copy expand_dims pvary reshape squeeze transpose".split())
-REDUCING = frozenset("reduce_max reduce_min reduce_sum reduce_window_sum".split())
-ROOTS = frozenset("pow rsqrt sqrt".split())
-
-SUPPORTED = ELEMENTWISE | LINEAR | BILINEAR | ROUTING | INLINED | CUSTOM | CHECKPOINTS | {"cond", "scan"}
+SPREADING = frozenset(
+    "broadcast_in_dim convert_element_type copy expand_dims name pcast pvary reshape squeeze transpose".split()
+)
+# Picks some of the entries, or puts entries together.
+MOVING = frozenset("concatenate dynamic_slice gather rev slice split stack tile unstack".split())
+SUMS = frozenset({"reduce_sum", "reduce_window_sum"})
+EXPONENTIALS = frozenset({"exp", "exp2"})
+REDUCING = SUMS | {"reduce_max", "reduce_min"}

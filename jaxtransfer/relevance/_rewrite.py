@@ -9,28 +9,31 @@ construction, also through `scan`, `cond` and `jax.checkpoint`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.extend.core as jex
 import jax.numpy as jnp
 from jax.extend import source_info_util
 from jaxtyping import Array, Float, PyTree
 
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.relevance._activations import Activations
-from jaxtransfer.relevance._graph import Graph, Node, Value, body, build, shape_of, sources
-from jaxtransfer.relevance._patterns import exponentials, normalisers
+from jaxtransfer.relevance._graph import Graph, Node, Value, build, loop_sizes, sources
 from jaxtransfer.relevance._primitives import (
     AFFINE,
     BILINEAR,
-    CHECKPOINTS,
     CUSTOM,
+    CUSTOM_BACKWARD,
+    IN_LOGADDEXP,
     LINEAR,
+    LOG_SUMS,
     ROUTING,
-    SUPPORTED,
 )
+from jaxtransfer.relevance._roles import normaliser
+from jaxtransfer.relevance._softmax import softmax_shares
 
 Token = Float[Array, ""]
 
@@ -70,9 +73,11 @@ def rule_vjp(
     is_image = [False] * len(leaves) + [True]
     structure, aux_structure = map(jax.tree.structure, shape)
     count = structure.num_leaves
+    graph = build(closed, is_image)
+    rules = _Rules.of(graph, epsilon)
 
     def rewritten(images: Array) -> tuple[tuple[list[Array], Token], list[Array]]:
-        outputs, _, token = _run(closed, [*leaves, images], is_image, epsilon)
+        outputs, token = _run(graph, rules, [*leaves, images])
         return (outputs[:count], token), outputs[count:]
 
     (outputs, _), pull, aux = jax.vjp(rewritten, images, has_aux=True)
@@ -84,48 +89,83 @@ def rule_vjp(
     return RuleVJP(output, aux, backward(0.0), backward(1.0))
 
 
-def _run(
-    closed: jex.ClosedJaxpr, arrays: Sequence[Any], active: Sequence[bool], epsilon: float
-) -> tuple[list[Any], list[bool], Token]:
-    """Evaluates a jaxpr with the rules: its outputs, which of them depend on the images, and the token."""
-    graph = build(closed, active)
-    rules = _Rules(graph, epsilon)
+def unbounded_ratios(function: Callable[[PyTree, Array], PyTree], params: PyTree, images: Array) -> list[str]:
+    """Lists the activations f of `function(params, images)` that can make relevance explode, by their places.
+
+    Where f(0) is not 0, as for a sigmoid, the ratio f(z) / (z + epsilon sign(z)) reaches |f(0)| / epsilon near z = 0.
+    Gates are not listed, because they pass no relevance on.
+
+    Args:
+        function: Pure function of weights and images.
+        params: Weights, or their shapes and types.
+        images: Images, or their shape and type.
+
+    Returns:
+        Places in the program, like "net.py:12:8 (apply)", from the output towards the images, each once.
+    """
+    closed = jax.make_jaxpr(function)(params, images)
+    graph = build(closed, [False] * len(jax.tree.leaves(params)) + [True])
+    nodes = _Rules.of(graph, epsilon=1.0).unbounded()
+    return list(dict.fromkeys(_place(node) for node in nodes))
+
+
+def _run(graph: Graph, rules: _Rules, arrays: Sequence[Any]) -> tuple[list[Any], Token]:
+    """Evaluates a graph with the rules: its outputs, and the token."""
     env: dict[Value, Any] = dict(zip(graph.inputs, arrays, strict=True))
 
     def read(value: Value) -> Any:
         return env.get(value, value.constant)
 
     token = jnp.float32(0)
-    for step in rules.steps():
+    for step in rules.steps:
         outputs, step_token = step.compute(*(read(value) for value in step.inputs))
         env.update(zip(step.outputs, outputs, strict=True))
         if step_token is not None:
             token = token + step_token
-    return [read(v) for v in graph.outputs], [v.dependent for v in graph.outputs], token
+    return [read(v) for v in graph.outputs], token
 
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """One thing to evaluate: arrays for `inputs` go in, arrays for `outputs` and maybe a token come out."""
+    """One thing to evaluate: arrays for `inputs` go in, arrays for `outputs` and maybe a token come out.
+
+    No relevance goes back to the inputs in `held`.
+    """
 
     inputs: Sequence[Value]
     outputs: Sequence[Value]
     compute: Callable[..., tuple[Sequence[Any], Token | None]]
+    held: Sequence[Value] = ()
 
 
 class _Rules:
     """Chooses the rule for every node of a graph."""
 
-    def __init__(self, graph: Graph, epsilon: float) -> None:
+    def __init__(
+        self, graph: Graph, epsilon: float, softmax: Mapping[Node, tuple[float, ...]], activations: Activations
+    ) -> None:
         self._graph = graph
         self._epsilon = epsilon
-        self._activations = Activations(graph)
-        self._ordinary = exponentials(graph)
-        self._normalisers = normalisers(graph)
+        self._softmax = softmax
+        self._activations = activations
         self._order = {node: position for position, node in enumerate(graph.nodes)}
 
+    @classmethod
+    def of(cls, graph: Graph, epsilon: float) -> _Rules:
+        """The rules of a whole function."""
+        softmax = softmax_shares(graph)
+        return cls(graph, epsilon, softmax, Activations(graph, softmax))
+
+    def _of_body(self, body: Graph) -> _Rules:
+        return _Rules(body, self._epsilon, self._softmax, self._activations)
+
+    @functools.cached_property
     def steps(self) -> list[_Step]:
-        """What has to be computed for the outputs, in order; nothing else."""
+        """What has to be computed for the outputs, in order; nothing else.
+
+        Raises:
+            JaxTransferError: There is no rule for a node.
+        """
         needed = set(self._graph.outputs)
         steps = []
         for node in reversed(self._graph.nodes):
@@ -136,33 +176,64 @@ class _Rules:
             steps.append(step)
         return steps[::-1]
 
+    def unbounded(self) -> list[Node]:
+        """The activations with f(0) other than 0 that relevance reaches, from the outputs backwards."""
+        reached, nodes = set(self._graph.outputs), []
+        for step in reversed(self.steps):
+            if reached.isdisjoint(step.outputs):
+                continue
+            reached.update(value for value in step.inputs if value not in step.held)
+            node = step.outputs[0].node
+            assert node is not None
+            if self._activations.is_open(step.outputs[0]):
+                nodes.append(node)
+            elif self._activations.root(step.outputs[0]) is None:
+                bodies = map(self._of_body, node.bodies)
+                nodes.extend(node for body in bodies for node in body.unbounded())
+        return nodes
+
     def _step(self, node: Node) -> _Step:
         if not any(value.active for value in node.outputs):
             return _plain(node)
+        name = node.name
         if (root := self._activations.root(node.outputs[0])) is not None:
             return self._activation(node.outputs[0], root)
-        name = node.name
-        if name in CUSTOM:
-            return self._custom(node)
-        if name == "scan":
-            return self._scan(node)
-        if name == "cond":
-            return self._cond(node)
-        if name in CHECKPOINTS:
-            return self._checkpoint(node)
-        if node.outputs[0] in self._ordinary:
-            return _plain(node)
-        if node in self._normalisers:
-            return _held(node, self._normalisers[node])
-        if len(node.actives) == 1 and (name in BILINEAR or (name == "div" and node.inputs[0].active)):
-            return _plain(node)
+        if node.bodies:
+            return self._call(node)
+        if node in self._softmax:
+            return _shared(node, self._softmax[node])
         if name in BILINEAR:
-            return _shared(node)
-        if name == "div":
-            return self._quotient(node)
-        if name in LINEAR or name in ROUTING or name in AFFINE:
+            return _shared(node, self._shares(node))
+        if name == "div" and node.inputs[1].active:
+            return _shared(node, (1.0, 0.0)) if node.inputs[0].active else self._reciprocal(node)
+        if name == "div" or name in LOG_SUMS or name in LINEAR or name in ROUTING or name in AFFINE:
             return _plain(node)
         raise JaxTransferError(_no_rule(node))
+
+    def _shares(self, node: Node) -> tuple[float, ...]:
+        """How the factors of a product share its relevance.
+
+        A normaliser is a constant (Ali et al. 2022, section 3). A gate is one too, and the signal takes all (Arras et
+        al. 2017, section 3.1; 2019, LRP-all). Two others take half each (Achtibat et al. 2024, section 3.3.2).
+        """
+        if len(node.actives) < 2:
+            return tuple(1.0 for _ in node.inputs)
+        held = normaliser(node)
+        if held is None:
+            gates = [value for value in dict.fromkeys(node.actives) if self._activations.is_gate(value)]
+            held = gates[0] if len(gates) == 1 and len(set(node.actives)) == 2 else None
+        if held is None:
+            return tuple(0.5 if value.active else 1.0 for value in node.inputs)
+        return tuple(0.0 if value is held else 1.0 for value in node.inputs)
+
+    def _call(self, node: Node) -> _Step:
+        if node.name in CUSTOM:
+            return self._custom(node)
+        if node.name == "scan":
+            return self._scan(node)
+        if node.name == "cond":
+            return self._cond(node)
+        return self._checkpoint(node)
 
     def _activation(self, value: Value, root: Value) -> _Step:
         """Everything between z and f(z) as one function with the epsilon rule."""
@@ -175,8 +246,6 @@ class _Rules:
                 env.update(zip(node.outputs, node.bind(*(env[v] for v in node.inputs)), strict=True))
             return env[value]
 
-        if any(v in self._ordinary for node in nodes for v in node.outputs):
-            return _Step([root, *others], [value], lambda *a: ([function(*a)], None))
         rule = _epsilon_rule(function, self._epsilon)
 
         def compute(*arrays: Any) -> tuple[list[Array], Token]:
@@ -185,57 +254,54 @@ class _Rules:
 
         return _Step([root, *others], [value], compute)
 
-    def _quotient(self, node: Node) -> _Step:
-        """`a / b` of two arrays is the product of `a` and the activation `1 / b`."""
-        reciprocal = _epsilon_rule(lambda b: 1 / b, self._epsilon)
+    def _reciprocal(self, node: Node) -> _Step:
+        """`a / b` where `a` depends on the images, but not differentiably: an activation of `b`."""
+        top, bottom = node.inputs
+        rule = _epsilon_rule(lambda b, a: a / b, self._epsilon)
 
-        def compute(a: Array, b: Array) -> tuple[list[Array], Token]:
-            inverse, token = reciprocal(b)
-            y, product_token = _scale_relevance(a * inverse, 0.5) if node.inputs[0].active else (a * inverse, 0)
-            return [y], token + product_token
+        def compute(b: Array, a: Array) -> tuple[list[Array], Token]:
+            y, token = rule(b, a)
+            return [y], token
 
-        return _Step(node.inputs, node.outputs, compute)
+        return _Step([bottom, top], node.outputs, compute)
 
-    def _inner(self, closed: jex.ClosedJaxpr, active: Sequence[bool]) -> Callable[..., tuple[list[Any], Token]]:
-        def run(*arrays: Any) -> tuple[list[Any], Token]:
-            outputs, _, token = _run(closed, arrays, active, self._epsilon)
-            return outputs, token
-
-        return run
+    def _inner(self, graph: Graph) -> Callable[..., tuple[list[Any], Token]]:
+        rules = self._of_body(graph)
+        _ = rules.steps
+        return lambda *arrays: _run(graph, rules, arrays)
 
     def _custom(self, node: Node) -> _Step:
         """Its own derivative for the gradient, the rules inside its body for relevance."""
-        active = [value.active for value in node.inputs]
-        rule = _two_functions(node.bind, self._inner(body(node.eqn), active), active)
+        (body,) = node.bodies
+        if len(node.actives) == 2 and any({n.name for n in body.nodes}.issuperset(names) for names in IN_LOGADDEXP):
+            return _plain(node)
+        try:
+            inner = self._inner(body)
+        except JaxTransferError as error:
+            if node.name not in CUSTOM_BACKWARD:
+                raise
+            warnings.warn(
+                f"Relevance follows a function's own backward pass, because there is no rule for its body: {error}",
+                stacklevel=2,
+            )
+            return _plain(node)
+        rule = _two_functions(node.bind, inner, [value.active for value in node.inputs])
         return _Step(node.inputs, node.outputs, lambda *arrays: rule(*arrays))
 
     def _checkpoint(self, node: Node) -> _Step:
         params = node.eqn.params
-        run = self._inner(body(node.eqn), [value.active for value in node.inputs])
+        run = self._inner(node.bodies[0])
         checkpointed = jax.checkpoint(run, prevent_cse=params["prevent_cse"], policy=params["policy"])
         return _Step(node.inputs, node.outputs, checkpointed)
 
     def _cond(self, node: Node) -> _Step:
-        active = [value.active for value in node.inputs[1:]]
-        branches = [self._inner(branch, active) for branch in node.eqn.params["branches"]]
+        branches = [self._inner(branch) for branch in node.bodies]
         return _Step(node.inputs, node.outputs, lambda index, *arrays: jax.lax.switch(index, branches, *arrays))
 
     def _scan(self, node: Node) -> _Step:
         params = node.eqn.params
-        closed = body(node.eqn)
-        # Scanned inputs and stacked outputs have one axis more outside than inside; carries have not.
-        inside_in, inside_out = closed.jaxpr.invars, closed.jaxpr.outvars
-        num_xs = sum(len(shape_of(v)) > len(shape_of(u)) for v, u in zip(node.eqn.invars, inside_in, strict=True))
-        num_carry = sum(len(shape_of(v)) == len(shape_of(u)) for v, u in zip(node.eqn.outvars, inside_out, strict=True))
-        num_consts = len(inside_in) - num_carry - num_xs
-        active = [value.active for value in node.inputs]
-        while True:  # A carry depends on the images as soon as one turn of the loop makes it so.
-            outputs = build(closed, active).outputs[:num_carry]
-            carried = [a or v.active for a, v in zip(active[num_consts:], outputs, strict=False)]
-            if carried == active[num_consts : num_consts + num_carry]:
-                break
-            active[num_consts : num_consts + num_carry] = carried
-        run = self._inner(closed, active)
+        num_consts, num_carry = loop_sizes(node.eqn)
+        run = self._inner(node.bodies[0])
 
         def compute(*arrays: Any) -> tuple[list[Any], Token]:
             consts, rest = arrays[:num_consts], arrays[num_consts:]
@@ -263,33 +329,22 @@ def _plain(node: Node) -> _Step:
     return _Step(node.inputs, node.outputs, lambda *arrays: (node.bind(*arrays), None))
 
 
-def _shared(node: Node) -> _Step:
-    """A product of two arrays that depend on the images: each takes half of the relevance.
+def _shared(node: Node, shares: Sequence[float]) -> _Step:
+    """JAX's own derivative, of which each input keeps a share where relevance is passed back."""
+    if all(share == 1 for share in shares):
+        return _plain(node)
 
-    The uniform rule of Achtibat et al. 2024 (AttnLRP, section 3.3.2), for gates, attention, squeeze-and-excite.
-    """
-
-    def compute(*arrays: Any) -> tuple[list[Array], Token]:
-        (product,) = node.bind(*arrays)
-        y, token = _scale_relevance(product, 0.5)
-        return [y], token
-
-    return _Step(node.inputs, node.outputs, compute)
-
-
-def _held(node: Node, normaliser: Value) -> _Step:
-    """A product or quotient in which the normaliser passes no relevance on."""
-
-    def compute(*arrays: Any) -> tuple[list[Array], Token]:
-        held = []
+    def compute(*arrays: Any) -> tuple[list[Any], Token]:
         token = jnp.float32(0)
-        for value, array in zip(node.inputs, arrays, strict=True):
-            if value is normaliser:
-                array, token = _scale_relevance(array, 0.0)
-            held.append(array)
-        return node.bind(*held), token
+        scaled = list(arrays)
+        for number, share in enumerate(shares):
+            if share != 1:
+                scaled[number], more = _scale_relevance(arrays[number], share)
+                token = token + more
+        return node.bind(*scaled), token
 
-    return _Step(node.inputs, node.outputs, compute)
+    held = [value for value, share in zip(node.inputs, shares, strict=True) if share == 0]
+    return _Step(node.inputs, node.outputs, compute, held)
 
 
 @jax.custom_vjp
@@ -327,7 +382,9 @@ def _epsilon_rule(function: Callable[..., Array], epsilon: float) -> Callable[..
         cotangent, switch = cotangents
         (ordinary,) = pull(cotangent)
         stabiliser = jnp.where(z >= 0, epsilon, -epsilon).astype(z.dtype)
-        modified = (cotangent * y).astype(z.dtype) / (z + stabiliser)
+        # Nothing comes from nothing, also where f(z) is infinite, like the offset at which a running softmax begins.
+        product = jnp.where(cotangent == 0, jnp.zeros_like(cotangent), cotangent * y)
+        modified = product.astype(z.dtype) / (z + stabiliser)
         return jnp.where(switch > 0, modified, ordinary), *([None] * num_constants)
 
     rule.defvjp(forward, backward)
@@ -371,12 +428,16 @@ def _two_functions(
     return rule
 
 
-def _no_rule(node: Node) -> str:
+def _place(node: Node) -> str:
+    """Where in the user's program an equation comes from."""
     # Inside a library's own compiled function JAX may know no line of the user's; then the call of it is the place.
-    places = (source_info_util.summarize(eqn.source_info) for eqn in (node.eqn, *reversed(node.callers)))
-    where = next(filter(None, places), "an unknown line")
+    lines = (source_info_util.summarize(eqn.source_info) for eqn in (node.eqn, *reversed(node.callers)))
     module = str(node.eqn.source_info.name_stack)
+    return next(filter(None, lines), "an unknown line") + (f", in {module}" if module else "")
+
+
+def _no_rule(node: Node) -> str:
     return (
         f"epsilon-LRP has no rule for the primitive {node.name!r} applied to arrays that depend on the images "
-        f"(at {where}{', in ' + module if module else ''}). Rules exist for: {', '.join(sorted(SUPPORTED))}."
+        f"(at {_place(node)}); saliency and input_x_gradient need none: leave epsilon_lrp out of the methods."
     )
