@@ -242,7 +242,8 @@ def test_training_mode_is_named(library: Any):
         ({"norm": True, "drop": True}, ("coupled_images", "random_numbers")),
     ):
         with jax.numpy_dtype_promotion("standard"):  # Haiku multiplies integers with floating-point numbers
-            assert jt.find_faults(*library(**training), IMAGES) == expected
+            apply, params = library(**training)
+            assert jt.find_faults(apply, params, IMAGES) == expected
 
 
 def test_a_state_that_is_updated_is_named():
