@@ -45,6 +45,15 @@ def leaky_relu(x: jax.Array, negative_slope: float = 0.01) -> jax.Array:
     return jnp.where(x > 0, x, negative_slope * x)
 
 
+@op("rrelu.default")
+def rrelu(
+    x: jax.Array, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, generator: Any = None
+) -> jax.Array:
+    if training:
+        raise JaxTransferError("RReLU in training mode draws slopes at random")
+    return leaky_relu(x, (lower + upper) / 2)
+
+
 @op("prelu.default", "_prelu_kernel.default")
 def prelu(x: jax.Array, weight: jax.Array) -> jax.Array:
     if weight.ndim != x.ndim:
