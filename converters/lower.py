@@ -17,7 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 from jaxtransfer.aten import OPS
 from jaxtransfer.errors import JaxTransferError
 
-# These return the very tensor they are given where there is nothing to do; their schemas do not always say so.
+# These return the very tensor they are given where there is nothing to do, which their schemas do not always say.
 _MAY_RETURN_THEIR_ARGUMENT = frozenset(
     "aten::" + name
     for name in (
@@ -25,6 +25,7 @@ _MAY_RETURN_THEIR_ARGUMENT = frozenset(
         "resolve_neg atleast_1d atleast_2d atleast_3d"
     ).split()
 )
+_UNDECLARED_VIEWS = _MAY_RETURN_THEIR_ARGUMENT | {"aten::_unsafe_view"}
 
 
 def lower(exported: ExportedProgram) -> tuple[Graph, ExportedProgram]:
@@ -39,16 +40,12 @@ def lower(exported: ExportedProgram) -> tuple[Graph, ExportedProgram]:
         JaxTransferError: A value is changed in place without its gradient.
     """
     module = copy.deepcopy(exported.graph_module)
-    changed = _make_detaching_explicit(module)
+    rewritten = _keep_what_would_be_lost(module)
     functional = copy.deepcopy(module).graph
     if _remove_mutation(functional):
         output = user_output(functional, exported)
         if all(operation(node) in OPS for node in needed(output)):
             return functional, exported
-    if changed:
-        weights = {id(tensor): tensor for tensor in (*exported.state_dict.values(), *exported.constants.values())}
-        exported = copy.deepcopy(exported, weights)
-        exported.graph_module.graph = module.graph
     table = torch.export.default_decompositions()
     for name in OPS:
         packet, _, overload = name.removeprefix("aten.").partition(".")
@@ -58,6 +55,10 @@ def lower(exported: ExportedProgram) -> tuple[Graph, ExportedProgram]:
                 table.pop(known, None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's own deprecations
+        if rewritten:
+            weights = {id(tensor): tensor for tensor in (*exported.state_dict.values(), *exported.constants.values())}
+            exported = copy.deepcopy(exported, weights)
+            exported.graph_module.graph = module.graph
         exported = exported.run_decompositions(table)
     return exported.graph, exported
 
@@ -87,9 +88,8 @@ def operation(node: Node) -> str:
 def arguments(node: Node) -> dict[str, Any]:
     """The arguments of a node under their names; empty where the operation has no schema."""
     schema = _schema(node)
-    return (
-        {} if schema is None else dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | node.kwargs
-    )
+    names = () if schema is None else (argument.name for argument in schema.arguments)
+    return dict(zip(names, node.args, strict=False)) | node.kwargs
 
 
 def where(node: Node) -> str:
@@ -112,29 +112,37 @@ def _value(node: Any) -> Any:
     return node.meta.get("val") if isinstance(node, Node) else None
 
 
-# --- Regions without gradients ---------------------------------------------------------------------------------
+# --- What a decomposition loses ---------------------------------------------------------------------------------
 
 
-def _make_detaching_explicit(module: GraphModule) -> bool:
-    """Inlines `torch.no_grad` and `torch.enable_grad` regions, their outputs detached, and makes `detach_` a `detach`.
+def _keep_what_would_be_lost(module: GraphModule) -> bool:
+    """Rewrites what PyTorch's decomposition loses: which values are the same tensor, and which have no gradient.
+
+    Operations that return their argument itself are left out, `detach_` becomes `detach`, and the operations of
+    `torch.no_grad` and `torch.enable_grad` regions come to stand where the regions are called.
 
     Returns:
-        Whether there was any of them.
+        Whether anything was rewritten.
     """
-    inside = [_make_detaching_explicit(child) for child in module.children() if isinstance(child, GraphModule)]
-    nodes = list(module.graph.nodes)
-    regions = [node for node in nodes if node.target is torch.ops.higher_order.wrap_with_set_grad_enabled]
-    in_place = [node for node in nodes if node.target is torch.ops.aten.detach_.default]
-    for node in in_place:
-        node.target = torch.ops.aten.detach.default
-        value = node.args[0]
-        for user in list(value.users):
-            if user > node:
-                user.replace_input_with(value, node)
-    for node in regions:
-        _inline(module, node)
+    inside = [_keep_what_would_be_lost(child) for child in module.children() if isinstance(child, GraphModule)]
+    rewritten = any(inside)
+    for node in list(module.graph.nodes):
+        argument: Any = node.args[0] if node.args else None
+        if _returns_its_argument(node):
+            node.replace_all_uses_with(argument)
+            module.graph.erase_node(node)
+        elif node.target is torch.ops.aten.detach_.default:
+            node.target = torch.ops.aten.detach.default
+            for user in list(argument.users):
+                if user > node:
+                    user.replace_input_with(argument, node)
+        elif node.target is torch.ops.higher_order.wrap_with_set_grad_enabled:
+            _inline(module, node)
+        else:
+            continue
+        rewritten = True
     module.recompile()
-    return bool(regions or in_place) or any(inside)
+    return rewritten
 
 
 def _inline(module: GraphModule, call: Node) -> None:
@@ -158,10 +166,8 @@ def _inline(module: GraphModule, call: Node) -> None:
     graph.erase_node(call)
 
 
-def _detach(graph: Graph, output: Any) -> Node:
-    """The output of a region without its gradient, unless it is only another name for a value from outside."""
-    while _returns_its_argument(output):
-        output = output.args[0]
+def _detach(graph: Graph, output: Node) -> Node:
+    """The output of a region without its gradient, unless it comes from outside."""
     if not output.meta.get("no_grad") or not isinstance(_value(output), torch.Tensor):
         return output
     detached = graph.call_function(torch.ops.aten.detach.default, (output,))
@@ -170,8 +176,10 @@ def _detach(graph: Graph, output: Any) -> Node:
 
 
 def _returns_its_argument(node: Node) -> bool:
-    schema = _schema(node)
-    if schema is None or schema.name not in _MAY_RETURN_THEIR_ARGUMENT or arguments(node).get("copy"):
+    schema, given = _schema(node), arguments(node)
+    if schema is None or schema.name not in _MAY_RETURN_THEIR_ARGUMENT:
+        return False
+    if given.get("copy") or given.get("memory_format") not in (None, torch.preserve_format):
         return False
     old, new = _value(node.args[0]), _value(node)
     return old.dtype == new.dtype and old.ndim == new.ndim
@@ -189,7 +197,7 @@ def _remove_mutation(graph: Graph) -> bool:
     owner: dict[Node, Node] = {}  # whose memory a value lives in
     without_gradient: set[Node] = set()
     for node in list(graph.nodes):
-        source = _shares_memory_with(node)
+        source = shares_memory_with(node)
         owner[node] = node if source is None else owner[source]
         if node.meta.get("no_grad") or node.target is torch.ops.aten.detach.default or source in without_gradient:
             without_gradient.add(node)
@@ -223,11 +231,11 @@ def _remove_mutation(graph: Graph) -> bool:
     return True
 
 
-def _shares_memory_with(node: Any) -> Node | None:
+def shares_memory_with(node: Any) -> Node | None:
     """The argument that a value is, or may be, a view of."""
     schema = _schema(node)
     if schema is not None:
-        views = schema.name in _MAY_RETURN_THEIR_ARGUMENT or any(a.alias_info for a in schema.arguments[:1])
+        views = schema.name in _UNDECLARED_VIEWS or any(a.alias_info for a in schema.arguments[:1])
     else:
         views = node.target is operator.getitem
     return node.args[0] if views and isinstance(node.args[0], Node) else None

@@ -142,9 +142,10 @@ class Zoo:
         # Written beside and renamed, so that a folder with the network's name is always whole.
         beside = Path(tempfile.mkdtemp(prefix=".adding-", dir=self.path))
         try:
-            ocp.save(str(beside / _WEIGHTS), params)
-            # Orbax wants this file in object stores, and writes into it the path that is about to be renamed.
-            (beside / _WEIGHTS / "commit_success.txt").write_text("Written as a whole.\n")
+            if jax.tree.leaves(params):  # Orbax refuses to save nothing
+                ocp.save(str(beside / _WEIGHTS), params)
+                # Orbax wants this file in object stores, and writes into it the path that is about to be renamed.
+                (beside / _WEIGHTS / "commit_success.txt").write_text("Written as a whole.\n")
             (beside / _MANIFEST).write_text(json.dumps(manifest, indent=1))
             beside.chmod(0o755)
             beside.rename(self.path / network.name)
@@ -153,6 +154,8 @@ class Zoo:
 
 
 def _restore(path: Path, description: PyTree) -> PyTree:
+    if not jax.tree.leaves(description):
+        return description
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf["shape"], np.dtype(leaf["dtype"]), sharding=sharding),

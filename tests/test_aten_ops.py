@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from jaxtransfer.aten import OPS  # noqa: E402
+from jaxtransfer.converters.lower import shares_memory_with  # noqa: E402
 
 _rng = np.random.default_rng(0)
 
@@ -52,7 +53,7 @@ CASES = {
         f"{name}.default": [(KINKS,), (r(2, 3),)]
         for name in (
             "relu sigmoid tanh silu mish log_sigmoid selu hardsigmoid hardswish relu6 abs neg sign floor ceil "
-            "round square sin cos atan erf celu elu gelu hardtanh leaky_relu softplus hardshrink softshrink"
+            "round square sin cos sinc atan erf celu elu gelu hardtanh leaky_relu softplus hardshrink softshrink"
         ).split()
     },
     **{f"{name}.default": [(pos(2, 3),)] for name in "sqrt rsqrt log log1p log2 reciprocal".split()},
@@ -89,7 +90,9 @@ CASES = {
     "remainder.Scalar": [(ints(9, 5), 4)],
     "remainder.Tensor": [(r(5), pos(5))],
     "pow.Tensor_Scalar": [(KINKS[:, 4:14], 2), (r(3), 3.0), (pos(3), 0.5), (pos(3), -1.5), (ints(4, 3), 2)],
-    "pow.Tensor_Tensor": [(pos(3), r(2, 3))],
+    "pow.Tensor_Tensor": [
+        (pos(3), r(2, 3)), (torch.zeros(4).double(), torch.tensor([0.0, 0.5, 1, 2]).double()), (ints(3, 4), ints(3, 4)),
+    ],
     "pow.Scalar": [(2.0, r(3)), (10000, r(3))],
     "maximum.default": [(r(3), r(2, 3)), (KINKS, torch.zeros(1).double())],
     "minimum.default": [(r(3), r(2, 3)), (KINKS, torch.zeros(1).double())],
@@ -227,7 +230,10 @@ CASES = {
     "adaptive_avg_pool2d.default": [(IMAGE, [1, 1]), (IMAGE, [3, 5]), (IMAGE, [10, 7])],
     "_adaptive_avg_pool2d.default": [(IMAGE, [4, 3])],
     "adaptive_avg_pool3d.default": [(r(1, 2, 5, 6, 7), [2, 3, 4])],
-    "adaptive_max_pool2d.default": [(IMAGE, [4, 3]), (IMAGE, [1, 1])],
+    "adaptive_max_pool2d.default": [
+        (IMAGE, [4, 3]), (IMAGE, [1, 1]), (torch.zeros(1, 2, 5, 6).double(), [3, 4]),
+        (ints(3, 1, 2, 9, 7).double(), [4, 2]),
+    ],
     "adaptive_max_pool3d.default": [(r(1, 2, 5, 6, 7), [2, 3, 4])],
     "upsample_linear1d.vec": [(r(2, 3, 5), [8], False, None)],
     "upsample_trilinear3d.vec": [(r(1, 2, 3, 4, 5), [5, 4, 9], True, None)],
@@ -295,6 +301,8 @@ CASES = {
     "mean.dim": [(IMAGE, [2, -1], True), (IMAGE, [1])],
     "sum.dim_IntList": [(IMAGE, [2, -1], True), (IMAGE, None), (B, [1])],
     "amax.default": [(IMAGE, [1, 2]), (IMAGE,), (torch.zeros(2, 3).double(), [1], True)],
+    "max.default": [(IMAGE,), (torch.zeros(2, 3).double(),)],
+    "min.default": [(IMAGE,)],
     "amin.default": [(IMAGE, [1, 2], True)],
     **{f"{name}.dim": [(IMAGE, 1), (torch.zeros(2, 3).double(), -1, True)] for name in ("max", "min")},
     "argmax.default": [(IMAGE, 2), (IMAGE,), (IMAGE, 1, True)],
@@ -343,6 +351,19 @@ def test_every_argument_is_taken(name):
     required = [a.name for a in schema if not a.has_default_value() and not a.kwarg_only]
     optional = {a.name for a in schema if a.has_default_value()} - storage
     signature.bind(*required, **dict.fromkeys(optional | keywords))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_results_that_share_memory_are_known(name):
+    """On this depends whether a change in place concerns other values."""
+    node = torch.fx.Graph().create_node("call_function", overload(name), (torch.fx.Graph().placeholder("x"),))
+    if shares_memory_with(node) is not None:
+        return
+    for args in CASES[name]:
+        *args, kwargs = args if isinstance(args[-1], dict) else (*args, {})
+        memory = {a.untyped_storage().data_ptr() for a in jax.tree.leaves(args) if isinstance(a, torch.Tensor)}
+        results = jax.tree.leaves(overload(name)(*args, **kwargs))
+        assert not any(y.untyped_storage().data_ptr() in memory for y in results if isinstance(y, torch.Tensor))
 
 
 def _to_jax(leaf):

@@ -118,12 +118,12 @@ def sum_(
     return jnp.sum(_as(x, dtype), axes(x, dim), keepdims=keepdim)
 
 
-@op("amax.default")
+@op("amax.default", "max.default")
 def amax(x: jax.Array, dim: Sequence[int] = (), keepdim: bool = False) -> jax.Array:
     return jnp.max(x, axes(x, dim), keepdims=keepdim)
 
 
-@op("amin.default")
+@op("amin.default", "min.default")
 def amin(x: jax.Array, dim: Sequence[int] = (), keepdim: bool = False) -> jax.Array:
     return jnp.min(x, axes(x, dim), keepdims=keepdim)
 

@@ -293,9 +293,12 @@ def adaptive_avg_pool(x: jax.Array, output_size: Sequence[int]) -> jax.Array:
 @op("adaptive_max_pool2d.default", "adaptive_max_pool3d.default")
 def adaptive_max_pool(x: jax.Array, output_size: Sequence[int]) -> tuple[jax.Array]:
     first = x.ndim - len(output_size)
-    for axis, outputs in enumerate(output_size, first):
-        parts = [lax.slice_in_dim(x, *bounds, axis=axis) for bounds in _bins(x.shape[axis], outputs)]
-        x = jnp.concatenate([part.max(axis, keepdims=True) for part in parts], axis)
+    # The last axis first, so that of equal maxima the first in the order of memory gets the gradient.
+    for axis, outputs in reversed(list(enumerate(output_size, first))):
+        y = jnp.moveaxis(x, axis, -1)
+        parts = [lax.slice_in_dim(y, *bounds, axis=-1) for bounds in _bins(y.shape[-1], outputs)]
+        pooled = jnp.concatenate([max_pool(1, part, [part.shape[-1]]) for part in parts], -1)
+        x = jnp.moveaxis(pooled, -1, axis)
     return (x,)
 
 
