@@ -37,7 +37,8 @@ def lower(exported: ExportedProgram) -> tuple[Graph, ExportedProgram]:
         The graph, and the program with the signature and the weights that belong to it.
 
     Raises:
-        JaxTransferError: A value is changed in place without its gradient.
+        JaxTransferError: A value is changed in place without its gradient, or the program does not say which values
+            have gradients.
     """
     module = copy.deepcopy(exported.graph_module)
     rewritten = _keep_what_would_be_lost(module)
@@ -126,6 +127,7 @@ def _keep_what_would_be_lost(module: GraphModule) -> bool:
     """
     inside = [_keep_what_would_be_lost(child) for child in module.children() if isinstance(child, GraphModule)]
     rewritten = any(inside)
+    _refuse_cut_regions(module.graph)
     for node in list(module.graph.nodes):
         argument: Any = node.args[0] if node.args else None
         if _returns_its_argument(node):
@@ -143,6 +145,24 @@ def _keep_what_would_be_lost(module: GraphModule) -> bool:
         rewritten = True
     module.recompile()
     return rewritten
+
+
+def _refuse_cut_regions(graph: Graph) -> None:
+    """Refuses what `torch.export` makes of `torch.no_grad` within `torch.autocast`.
+
+    The region of autocast is cut into three or more, one directly after the other, and nothing tells which of them were
+    without gradient.
+    """
+    pieces, last = 0, None
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target is not operator.getitem:
+            mode = node.args[:4] if node.target is torch.ops.higher_order.wrap_with_autocast else None
+            pieces, last = (pieces + 1 if mode is not None and mode == last else 1), mode
+            if pieces == 3:
+                raise JaxTransferError(
+                    "a torch.autocast region seems to hold a torch.no_grad region, which torch.export does not keep: "
+                    "export the network without autocast."
+                )
 
 
 def _inline(module: GraphModule, call: Node) -> None:

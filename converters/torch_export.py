@@ -9,6 +9,9 @@ In PyTorch, once:
 
 The program is brought to the operations of `jaxtransfer.aten`, and each is then one node of an `AtenProgram`. PyTorch
 is needed to convert, never to compute.
+
+Gradients are those of PyTorch: none flow through `detach` and `torch.no_grad`. Of a `torch.autograd.Function` a program
+holds the forward pass alone, so its gradient is the derivative of that; of `torch.inference_mode` it holds nothing.
 """
 
 import hashlib

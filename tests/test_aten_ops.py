@@ -264,6 +264,7 @@ CASES = {
     "batch_norm.default": [
         (IMAGE, pos(4), r(4), fixed(r(4)), fixed(pos(4)), False, 0.1, 1e-3, True),
         (IMAGE, None, None, fixed(r(4)), fixed(pos(4)), False, 0.1, 1e-5, False),
+        (r(1, 6, 8), pos(6), None, None, None, True, 0.0, 1e-5, False),
     ],
     "instance_norm.default": [
         (IMAGE, pos(4), r(4), None, None, True, 0.1, 1e-3, True),

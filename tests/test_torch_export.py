@@ -470,6 +470,26 @@ def test_values_without_gradient_from_a_file(tmp_path):
     np.testing.assert_allclose(np.moveaxis(expected, -1, 1), gradient, rtol=1e-4, atol=1e-5)
 
 
+def test_gradients_that_an_export_loses_are_refused():
+    def forward(x):
+        with torch.autocast("cpu", torch.bfloat16, enabled=False):
+            y = 2 * x
+            with torch.no_grad():
+                z = y.exp()
+            return y * z
+
+    def outside(x):
+        with torch.autocast("cpu", torch.bfloat16, enabled=False):
+            y = 2 * x
+        with torch.no_grad():
+            z = y.exp()
+        return y * z
+
+    agrees(Function(outside), normal(2, 3, 6, 6))
+    with pytest.raises(jt.JaxTransferError, match=r"torch\.no_grad region, which torch\.export does not keep"):
+        torch_export.from_exported(export(Function(forward), IMAGE))
+
+
 def changed(change, use=lambda y, z: y + z):
     """Of y = 2 x, changed in place, and what the change returned."""
 

@@ -61,8 +61,10 @@ def batch_norm(
     eps: float,
     cudnn_enabled: bool,
 ) -> jax.Array:
-    if training or running_mean is None:
-        raise JaxTransferError("batch norm without running statistics mixes the images of a batch")
+    if running_mean is None:
+        return batch_norm_no_stats(x, weight, bias, training, momentum, eps)[0]
+    if training:
+        raise JaxTransferError("batch norm in training mode mixes the images of a batch")
     return _with_statistics(x, weight, bias, running_mean, running_var, eps)
 
 
@@ -93,7 +95,7 @@ def batch_norm_no_stats(
     momentum: float,
     eps: float,
 ) -> tuple[jax.Array]:
-    """What instance norm decomposes into: a batch of one, its channels those of all images."""
+    """Of a batch of one, as instance norm decomposes into and as standardises weights."""
     if x.shape[0] != 1:
         raise JaxTransferError("batch norm without running statistics mixes the images of a batch")
     y = _standardise(x, (0, *range(2, x.ndim)), eps)
