@@ -7,14 +7,14 @@ In PyTorch, once:
     )
     torch.export.save(program, "network.pt2")
 
-The program is reduced to PyTorch's core operations, those `jaxtransfer.aten` has whole excepted, and each is
-then one node of an `AtenProgram`. PyTorch is needed to convert, never to compute.
+The program is brought to the operations of `jaxtransfer.aten`, and each is then one node of an `AtenProgram`. PyTorch
+is needed to convert, never to compute.
+
+Gradients are those of PyTorch: none flow through `detach` and `torch.no_grad`. Of a `torch.autograd.Function` a program
+holds the forward pass alone, so its gradient is the derivative of that; of `torch.inference_mode` it holds nothing.
 """
 
 import hashlib
-import operator
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, OutputKind
 
-from jaxtransfer.aten import OPS, AtenProgram, Node, Value, Weight
+from jaxtransfer.aten import AtenProgram, Node, Value, Weight
+from jaxtransfer.converters.lower import arguments, lower, module_path, needed, operation, user_output, where
 from jaxtransfer.converters.pt2 import load_program
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.network import Network
@@ -35,9 +36,6 @@ from jaxtransfer.zoo import Zoo
 _STORAGE = frozenset({"device", "layout", "memory_format", "pin_memory", "non_blocking", "requires_grad"})
 
 _DYNAMIC = "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
-
-# What training leaves in a graph: statistics of the batch, and values dropped at random.
-_TRAINING = ("aten._native_batch_norm_legit_functional.", "aten.native_dropout.", "aten.rrelu_with_noise")
 
 
 def convert(
@@ -97,26 +95,23 @@ def from_exported(exported: ExportedProgram) -> tuple[AtenProgram, dict[str, np.
             finite, or has an operation, or an argument of one, that is not supported.
     """
     image = _image(exported)
-    exported = _decompose(exported)
-    graph = exported.graph_module.graph
-    specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
-    (input_name,) = (name for name, spec in specs.items() if spec.kind == InputKind.USER_INPUT)
-    for node in graph.nodes:
-        if str(node.target).startswith(_TRAINING):
-            raise JaxTransferError(
-                f"the operation {node.target} in {_module(node) or 'the outermost module'} belongs to training: "
-                "call .eval() on the network before torch.export.export."
-            )
-    if any(spec.kind != OutputKind.USER_OUTPUT for spec in exported.graph_signature.output_specs):
-        raise JaxTransferError(
-            "the network changes its own buffers or inputs: call .eval() on it before torch.export.export."
-        )
-    nodes = _translate(graph, specs)
+    _refuse_training(exported)
+    graph, exported = lower(exported)
+    signature = exported.graph_signature
+    for spec in signature.output_specs:
+        if spec.kind not in (OutputKind.USER_OUTPUT, OutputKind.TOKEN):  # a token stands for a check
+            changed = "input" if spec.kind == OutputKind.USER_INPUT_MUTATION else f"buffer {spec.target}"
+            raise JaxTransferError(f"the network changes its {changed} when it runs: export a network that does not.")
+    placeholders = (node for node in graph.nodes if node.op == "placeholder")
+    specs = dict(zip(placeholders, signature.input_specs, strict=True))
+    (image_node,) = (node for node, spec in specs.items() if spec.kind == InputKind.USER_INPUT)
+    output = user_output(graph, exported)
+    nodes = _translate(output, specs)
     used = {a.name for n in nodes for a in jax.tree.leaves((n.args, n.kwargs)) if isinstance(a, Weight)}
     params = {name: _weight(exported, name) for name in sorted(used)}
-    (output,) = graph.output_node().all_input_nodes
     batch, channels, height, width = image.shape
-    program = AtenProgram(tuple(nodes), input_name, output.name, (height, width, channels), isinstance(batch, int))
+    shape = (height, width, channels)
+    program = AtenProgram(tuple(nodes), image_node.name, output.name, shape, isinstance(batch, int))
     _check(program, params, output)
     return program, params
 
@@ -154,25 +149,24 @@ def _image(exported: ExportedProgram) -> torch.Tensor:
     return image
 
 
-def _decompose(exported: ExportedProgram) -> ExportedProgram:
-    """Reduces the program to core operations, but leaves whole what the table has whole."""
-    table = torch.export.default_decompositions()
-    for name in OPS:
-        packet, _, overload = name.removeprefix("aten.").partition(".")
-        found = getattr(getattr(torch.ops.aten, packet, None), overload, None)
-        if found is not None:
-            table.pop(found, None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch's own deprecations
-        return exported.run_decompositions(table)
+def _refuse_training(exported: ExportedProgram) -> None:
+    for module in exported.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            given = arguments(node)
+            training = given.get("train") or given.get("training") or given.get("use_input_stats")
+            if "momentum" in given:  # without running statistics, normalisation is the same in training
+                training = training and given.get("running_mean") is not None
+            if training or given.get("dropout_p"):
+                raise JaxTransferError(
+                    f"the operation {node.target} {where(node)} is in training mode: "
+                    "call .eval() on the network before torch.export.export."
+                )
 
 
-def _translate(graph: torch.fx.Graph, specs: dict[str, InputSpec]) -> list[Node]:
-    """The nodes the output depends on; checks and dead ends stay behind."""
-
+def _translate(output: torch.fx.Node, specs: dict[torch.fx.Node, InputSpec]) -> list[Node]:
     def argument(value: Any) -> Any:
         if isinstance(value, torch.fx.Node):
-            spec = specs.get(value.name)
+            spec = specs.get(value)
             if spec is None or spec.kind == InputKind.USER_INPUT:
                 return Value(value.name)
             return Weight(spec.target or value.name)
@@ -184,27 +178,11 @@ def _translate(graph: torch.fx.Graph, specs: dict[str, InputSpec]) -> list[Node]
             return None
         return value
 
-    needed = {graph.output_node()}
-    nodes = []
-    for node in reversed(graph.nodes):
-        if node not in needed:
-            continue
-        needed.update(node.all_input_nodes)
-        if node.op == "call_function":
-            kwargs = {k: argument(v) for k, v in node.kwargs.items() if k not in _STORAGE}
-            nodes.append(Node(_op(node.target), tuple(argument(node.args)), kwargs, node.name, _module(node)))
-    return nodes[::-1]
+    def translate(node: torch.fx.Node) -> Node:
+        kwargs = {k: argument(v) for k, v in node.kwargs.items() if k not in _STORAGE}
+        return Node(operation(node), tuple(argument(node.args)), kwargs, node.name, module_path(node))
 
-
-def _op(target: Callable[..., Any] | str) -> str:
-    name = getattr(target, "__name__", "")
-    return f"operator.{name}" if getattr(operator, name, None) is target else str(target)
-
-
-def _module(node: torch.fx.Node) -> str:
-    """Path of the innermost module a node comes from, such as `blocks.0.bn1`."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return list(stack.values())[-1][0] if stack else ""
+    return [translate(node) for node in needed(output) if node.op == "call_function"]
 
 
 def _weight(exported: ExportedProgram, name: str) -> np.ndarray:

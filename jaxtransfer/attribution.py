@@ -14,13 +14,14 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxtransfer import arguments
 from jaxtransfer.diagnostics import (
-    FAULTS,
     Evidence,
     coarsest_epsilon,
+    describe_fault,
     draws_random_numbers,
     faults_of,
     signed_images,
     unit_signs,
+    with_places,
 )
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.network import ApplyFn, check_weights
@@ -132,8 +133,8 @@ def attribute(
         if not faults:
             *_, signed = attribution_pass(apply, params, images, jax.device_put(True), *static)
             faults.append(_faults(evidence, signed))
-            for fault in faults[0]:
-                warnings.warn(f"The maps of this network mean little: {FAULTS[fault]}.", stacklevel=2)
+            for fault in with_places(faults[0], apply, params, images):
+                warnings.warn(f"The maps of this network mean little: {describe_fault(fault)}.", stacklevel=2)
     maps = {method: maps[method] for method in methods}
     return (maps, outputs) if with_outputs else maps
 
@@ -237,12 +238,13 @@ def attribution_pass(
     with jax.default_matmul_precision(matmul_precision(precision)):
         closed, shapes = traced(apply, params, images, floating=bool(methods), chosen=target is not None)
         every_image = functools.partial(jnp.full, count, dtype=jnp.float32)
-        known = every_image(coarsest_epsilon(closed) ** 0.5), every_image(float(draws_random_numbers(closed)))
+        known = (every_image(coarsest_epsilon(closed) ** 0.5), every_image(float(draws_random_numbers(closed))))
         network = jex.jaxpr_as_fun(closed)
         units = [arguments.is_representation(leaf, count) for leaf in jax.tree.leaves(shapes)]
         if not methods:
+            nothing = every_image(0)
             outputs = jax.tree.unflatten(jax.tree.structure(shapes), network(*jax.tree.leaves((params, images))))
-            return {}, outputs, Evidence(every_image(0), every_image(0), every_image(0), *known)
+            return {}, outputs, Evidence(nothing, nothing, nothing, *known, nothing)
 
         def outputs_of(attributed: list[Array], others: list[Array]) -> PyTree:
             some, rest = iter(attributed), iter(others)
@@ -273,8 +275,8 @@ def attribution_pass(
         usual = functools.partial(_of_target, scalars, attributed)
         other = functools.partial(_of_signs, scalars, attributed, lambda leaves: scalars_of(leaves, others))
         cotangent, value, strays = usual() if signed is None else jax.lax.cond(signed, other, usual)
-        maps, seen = _maps(images, methods, cotangent, gradient, modified)
-    evidence = Evidence(_largest(seen), value, strays, *known)
+        maps, seen, enlargement = _maps(images, methods, cotangent, gradient, modified)
+    evidence = Evidence(_largest(seen), value, strays, *known, enlargement)
     return maps, outputs_of(attributed, others) if with_outputs else None, evidence
 
 
@@ -315,8 +317,8 @@ def _maps(
     cotangent: _Cotangents,
     gradient: Callable[[_Cotangents], Array],
     modified: Callable[[_Cotangents], Array] | None,
-) -> tuple[Maps, Float[Array, "images height width channels"]]:
-    """Maps by method, and a gradient that was computed for them."""
+) -> tuple[Maps, Float[Array, "images height width channels"], Float[Array, " images"]]:
+    """Maps by method, a gradient that was computed for them, and `Evidence.enlargement`."""
     dtype = jnp.float64 if images.dtype == jnp.float64 else jnp.float32
     maps, seen = {}, jnp.zeros_like(images)
     if modified is not None:
@@ -326,7 +328,13 @@ def _maps(
         seen = gradient(cotangent).astype(dtype)
         maps["saliency"] = jnp.abs(seen)
         maps["input_x_gradient"] = images.astype(dtype) * seen
-    return {method: maps[method] for method in methods}, seen
+    enlargement = jnp.zeros(len(images), jnp.float32)
+    if len(maps) == len(METHODS):
+        flat = {method: values.reshape(len(images), -1) for method, values in maps.items()}
+        relevance, reference = (jnp.linalg.norm(flat[name], axis=1) for name in ("epsilon_lrp", "input_x_gradient"))
+        ratio = (relevance / reference).astype(jnp.float32)
+        enlargement = jnp.where(jnp.isfinite(ratio), ratio, enlargement)
+    return {method: maps[method] for method in methods}, seen, enlargement
 
 
 def traced(

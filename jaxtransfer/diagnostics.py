@@ -7,14 +7,16 @@ images of a batch are coupled (batch normalisation in training mode).
 """
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
+
+from jaxtransfer.relevance import unbounded_ratios
 
 FAULTS: dict[str, str] = {
     "constant_scalar": "the sum of its units (or other target) does not depend on the image beyond rounding, so its "
@@ -24,8 +26,15 @@ FAULTS: dict[str, str] = {
     "training mode; use running statistics (model.eval(), use_running_average=True, is_training=False)",
     "random_numbers": "it draws random numbers; if that is dropout in training mode, switch it off (model.eval(), "
     "deterministic=True)",
+    "exploding_relevance": "its epsilon-LRP maps are more than 100 times larger than input x gradient, where "
+    "activations that are not 0 at 0 are divided by inputs near 0; use input_x_gradient",
 }
 """What may be wrong with a network's maps, and what to do about it, by code."""
+
+# Times that epsilon-LRP may be larger than input x gradient; networks without unbounded ratios stay below 2.
+_LARGER = 100
+# Places in the program that a fault names.
+_PLACES = 3
 
 _DRAWS = frozenset({"random_bits", "random_gamma", "threefry2x32", "rng_bit_generator", "rng_uniform"})
 
@@ -40,6 +49,8 @@ class Evidence(NamedTuple):
         tolerance: What is smaller than this share of something comparable has lost half of its digits or more to
             cancellation: the square root of the machine epsilon of the coarsest floating-point type in the network.
         draws: 1 if the output depends on random numbers that the network draws, else 0.
+        enlargement: How many times larger the epsilon-LRP map is than input x gradient (Euclidean norms); 0 where not
+            both are made, or they are of no finite size.
     """
 
     gradient: Float[Array | np.ndarray, " images"]
@@ -47,6 +58,7 @@ class Evidence(NamedTuple):
     strays: Float[Array | np.ndarray, " images"]
     tolerance: Float[Array | np.ndarray, " images"]
     draws: Float[Array | np.ndarray, " images"]
+    enlargement: Float[Array | np.ndarray, " images"]
 
 
 def random_signs(outputs: PyTree) -> Float[Array, " images"]:
@@ -101,21 +113,51 @@ def faults_of(usual: Evidence, signed: Evidence) -> tuple[str, ...]:
     # A softmax that is sure of itself has hardly a gradient, whatever the units are weighted with; its values tell.
     finite = np.isfinite(usual.value) & np.isfinite(signed.value)
     spread = [np.ptp(each.value[finite]) if finite.any() else 0 for each in (usual, signed)]
+    constant = flat or spread[0] <= tolerance * spread[1] > 0
     shown = {
-        "constant_scalar": flat or spread[0] <= tolerance * spread[1] > 0,
+        "constant_scalar": constant,
         "coupled_images": (signed.gradient[1::2] > 0).any(),
         "random_numbers": (usual.draws > 0).any(),
+        "exploding_relevance": not constant and np.median(usual.enlargement) > _LARGER,
     }
     return tuple(code for code in FAULTS if shown[code])
 
 
+def with_places(
+    faults: Sequence[str], apply: Callable[[PyTree, Array], PyTree], params: PyTree, images: Any
+) -> tuple[str, ...]:
+    """Returns faults with the places in the program that cause them, like "exploding_relevance: net.py:12 (apply)".
+
+    Args:
+        faults: Codes of `FAULTS`.
+        apply: The network's function.
+        params: Its weights, or their shapes and types.
+        images: Its inputs, or their shape and type.
+    """
+    if "exploding_relevance" not in faults:
+        return tuple(faults)
+    places = unbounded_ratios(apply, params, images)
+    named = ", ".join(places[:_PLACES]) + (f" and {len(places) - _PLACES} more" if len(places) > _PLACES else "")
+    return tuple(f"{code}: {named}" if code == "exploding_relevance" and named else code for code in faults)
+
+
+def describe_fault(fault: str) -> str:
+    """Says what a fault means, what to do about it, and where in the program it arises if that is known."""
+    code, _, places = fault.partition(": ")
+    return FAULTS[code] + (f" (at {places})" if places else "")
+
+
 def in_sentences(faults: Mapping[str, Sequence[str]]) -> list[str]:
     """One sentence for each fault, which names the networks that have it."""
+    networks: dict[str, list[str]] = {}
+    for name, of_network in faults.items():
+        for fault in of_network:
+            networks.setdefault(fault, []).append(name)
     sentences = []
-    for code, text in FAULTS.items():
-        if names := [name for name, codes in faults.items() if code in codes]:
-            networks = "Network" if len(names) == 1 else "Networks"
-            sentences.append(f"{networks} {', '.join(names)}: {text}.")
+    for fault in sorted(networks, key=lambda fault: list(FAULTS).index(fault.partition(": ")[0])):
+        names = networks[fault]
+        subject = "Network" if len(names) == 1 else "Networks"
+        sentences.append(f"{subject} {', '.join(names)}: {describe_fault(fault)}.")
     return sentences
 
 

@@ -21,7 +21,7 @@ from jaxtransfer import figures
 from jaxtransfer.affinity import Affinity
 from jaxtransfer.attribution import METHODS
 from jaxtransfer.confidence import certain_ranking
-from jaxtransfer.diagnostics import FAULTS, in_sentences
+from jaxtransfer.diagnostics import describe_fault, in_sentences
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.evaluation import Quantity
 from jaxtransfer.figures import OTHER
@@ -320,7 +320,9 @@ def _page(
     pge = record["kind"] == "pge"
     data = {
         "names": affinity.names,
-        "faults": ["; ".join(FAULTS[code] for code in affinity.faults.get(name, ())) for name in affinity.names],
+        "faults": [
+            "; ".join(describe_fault(fault) for fault in affinity.faults.get(name, ())) for name in affinity.names
+        ],
         "groups": None if groups is None else [groups[name] for name in affinity.names],
         "colours": {} if groups is None else figures.group_colours(groups.values()),
         "scale": figures.viridis(_COLOURS),

@@ -21,13 +21,14 @@ from jaxtransfer import arguments
 from jaxtransfer.affinity import SIMILARITIES, Affinity, MethodResult, Similarity
 from jaxtransfer.attribution import METHODS, TargetFn
 from jaxtransfer.devices import MODEL, everywhere, exchanged, is_first, memory_per_device, owns, together, usual_mesh
-from jaxtransfer.diagnostics import Evidence, faults_of, in_sentences, random_signs
+from jaxtransfer.diagnostics import Evidence, faults_of, in_sentences, random_signs, with_places
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.network import Network
 from jaxtransfer.passes import REPRESENTATION, SKETCH, Images, Inputs, Layout, Pass, bytes_needed, input_shape
 from jaxtransfer.points import Key, Points, chunks
 from jaxtransfer.precision import Precision, matmul_precision
 from jaxtransfer.relatives import RELATIVES, Representations, cka, cka_biased, depara, rsa, svcca
+from jaxtransfer.relevance import RULES
 from jaxtransfer.rows import compare_maps
 from jaxtransfer.sketch import Projection
 from jaxtransfer.sources import Source, loaded_ahead, sources_of
@@ -303,9 +304,8 @@ class Sweep:
             for row, (name, of_kinds) in enumerate(keys.items()):
                 if owns(self.mesh, row):
                     faults = faults_of(*(_first_of_row(evidence, row) for evidence in (usual, signed)))
-                    of_outputs = [code for code in faults if code != "constant_scalar"]  # that is of maps alone
-                    concern = {kind: of_outputs if kind == REPRESENTATION else faults for kind in of_kinds}
-                    points.finish(name, of_kinds, concern)
+                    faults = with_places(faults, one.apply, *_shapes(params, inputs[0][0]))
+                    points.finish(name, of_kinds, {kind: _concerning(kind, faults) for kind in of_kinds})
 
     def _compare(
         self,
@@ -342,7 +342,9 @@ class Sweep:
 
     def _key(self, source: Source, kind: str) -> Key:
         """All that a point depends on."""
+        # Of the sum, as of the first rules, nothing is said: points from before there was a choice are still known.
         of_target = {} if self._target == "sum" or kind == REPRESENTATION else {"target": self._target}
+        of_rules = {"rules": RULES} if kind.startswith("epsilon_lrp") else {}
         return {
             **source.identity,
             "probe_sha256": self._probe_hash,
@@ -350,7 +352,8 @@ class Sweep:
             "epsilon": self._epsilon if kind.startswith("epsilon_lrp") else None,
             "precision": self._precision,
             "sketch": self._projection.size if self._projection is not None and kind != REPRESENTATION else None,
-            **of_target,  # nothing for the sum, so that earlier points are still known
+            **of_target,
+            **of_rules,
         }
 
 
@@ -380,6 +383,22 @@ def _of_network(name: str) -> Iterator[None]:
     except Exception as error:
         said = str(error).strip().splitlines() or [""]
         raise JaxTransferError(f"Network {name!r}: its function failed: {type(error).__name__}: {said[0]}") from error
+
+
+def _concerning(kind: str, faults: Sequence[str]) -> list[str]:
+    """Those faults of a network that make its points of one kind meaningless."""
+    others = set()
+    if kind == REPRESENTATION:
+        others.add("constant_scalar")
+    if not kind.startswith("epsilon_lrp"):
+        others.add("exploding_relevance")
+    return [fault for fault in faults if fault.partition(":")[0] not in others]
+
+
+def _shapes(params: PyTree, inputs: Array) -> tuple[PyTree, jax.ShapeDtypeStruct]:
+    """Shapes and types of the weights of one network, and of one image as it sees it."""
+    weights = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), params)
+    return weights, jax.ShapeDtypeStruct((1, *inputs.shape[1:]), inputs.dtype)
 
 
 def _first_of_row(evidence: Evidence, row: int) -> Evidence:

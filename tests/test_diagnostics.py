@@ -374,6 +374,26 @@ class TestAffinityMatrix:
     def test_on_every_mesh(self, shape):
         assert found(networks(), PROBE, methods="saliency", mesh=device_mesh(*shape), batch_size=2).faults == EXPECTED
 
+    def test_relevance_that_explodes_is_named_with_its_line(self, tmp_path):
+        """A sigmoid of almost nothing: its ratio is 0.5 / (z + epsilon), its derivative 0.25."""
+
+        def explosive(p: Any, x: jax.Array) -> jax.Array:
+            return jax.nn.sigmoid(1e-3 * logits(p, x))
+
+        nets = [network("fair", 0), network("a", 1, explosive), network("b", 2, explosive)]
+        line = explosive.__code__.co_firstlineno + 1
+        words = rf"^Networks a, b: its epsilon-LRP maps .*test_diagnostics\.py:{line}:\d+ .*explosive"
+        with pytest.warns(UserWarning, match=words):
+            affinity = jt.affinity_matrix(nets, PROBE, directory=tmp_path)
+        assert affinity.faults.keys() == {"a", "b"}
+        assert affinity.faults["a"][0].startswith("exploding_relevance: ")
+        # It is a fault of these maps alone, and known as long as they are.
+        assert jt.affinity_matrix(nets, PROBE, methods="saliency", directory=tmp_path).faults == {}
+        with pytest.warns(UserWarning, match=words):
+            assert jt.affinity_matrix(nets, PROBE, directory=tmp_path).faults == affinity.faults
+        with pytest.warns(UserWarning, match=rf"mean little: its epsilon-LRP .*test_diagnostics\.py:{line}"):
+            jt.attribute(explosive, nets[1].params, IMAGES)
+
     def test_one_image_at_a_time_shows_all_but_coupling(self):
         with pytest.warns(UserWarning, match="^Network soft: the sum"):
             affinity = jt.affinity_matrix(networks()[:2], PROBE, methods="saliency", batch_size=1)

@@ -3,12 +3,14 @@
 # An operation is documented by the ATen overload it is named for.
 # ruff: noqa: D103
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxtransfer.aten.table import as_dtype, axes, op
 from jaxtransfer.errors import JaxTransferError
@@ -46,7 +48,7 @@ def attention(
     enable_gqa: bool = False,
 ) -> jax.Array:
     if dropout_p:
-        raise JaxTransferError("attention drops values at random: call .eval() on the network before export")
+        raise JaxTransferError("attention in training mode drops values at random")
     if enable_gqa:
         group = query.shape[-3] // key.shape[-3]
         key, value = (jnp.repeat(a, group, axis=-3) for a in (key, value))
@@ -54,54 +56,87 @@ def attention(
     scores = jnp.matmul(query * scale, key.swapaxes(-1, -2))
     if is_causal:
         attn_mask = jnp.tril(jnp.ones(scores.shape[-2:], bool))
-    if attn_mask is not None:
-        attn_mask = attn_mask.reshape((1,) * (scores.ndim - attn_mask.ndim) + attn_mask.shape)
-        scores = jnp.where(attn_mask, scores, -jnp.inf) if attn_mask.dtype == bool else scores + attn_mask
-    return jnp.matmul(jax.nn.softmax(scores, axis=-1), value)
+    if attn_mask is None:
+        return jnp.matmul(softmax(scores, -1), value)
+    attn_mask = attn_mask.reshape((1,) * (scores.ndim - attn_mask.ndim) + attn_mask.shape)
+    scores = jnp.where(attn_mask, scores, -jnp.inf) if attn_mask.dtype == bool else scores + attn_mask
+    empty = jnp.all(scores == -jnp.inf, axis=-1, keepdims=True)  # a query with nothing to attend to gives 0
+    weights = softmax(jnp.where(empty, 0.0, scores), -1)
+    return jnp.matmul(jnp.where(empty, 0.0, weights), value)
 
 
-@op("softmax.int", "_softmax.default")
-def softmax(x: jax.Array, dim: int, half_to_float: Any = None) -> jax.Array:
-    return jax.nn.softmax(x, axis=dim)
+def _as(x: jax.Array, dtype: str | None) -> jax.Array:
+    return x if dtype is None else x.astype(as_dtype(dtype))
 
 
-@op("log_softmax.int", "_log_softmax.default")
-def log_softmax(x: jax.Array, dim: int, half_to_float: Any = None) -> jax.Array:
-    return jax.nn.log_softmax(x, axis=dim)
+def _below_maximum(x: jax.Array, dim: int) -> jax.Array:
+    """`x` less its maximum, so that exponentials stay finite; the maximum has no part in the derivative."""
+    return x - lax.stop_gradient(jnp.max(x, dim, keepdims=True))
+
+
+@op("softmax.int")
+def softmax(x: jax.Array, dim: int, dtype: str | None = None) -> jax.Array:
+    e = jnp.exp(_below_maximum(_as(x, dtype), dim))
+    return e / jnp.sum(e, dim, keepdims=True)
+
+
+@op("log_softmax.int")
+def log_softmax(x: jax.Array, dim: int, dtype: str | None = None) -> jax.Array:
+    shifted = _below_maximum(_as(x, dtype), dim)
+    return shifted - jnp.log(jnp.sum(jnp.exp(shifted), dim, keepdims=True))
+
+
+@op("_softmax.default")
+def softmax_core(x: jax.Array, dim: int, half_to_float: bool) -> jax.Array:
+    return softmax(x, dim, "float32" if half_to_float else None)
+
+
+@op("_log_softmax.default")
+def log_softmax_core(x: jax.Array, dim: int, half_to_float: bool) -> jax.Array:
+    return log_softmax(x, dim, "float32" if half_to_float else None)
+
+
+@op("logsumexp.default")
+def logsumexp(x: jax.Array, dim: int | Sequence[int], keepdim: bool = False) -> jax.Array:
+    highest = jnp.max(x, axes(x, dim), keepdims=True)
+    shift = lax.stop_gradient(jnp.where(jnp.isfinite(highest), highest, 0.0))
+    total = jnp.log(jnp.sum(jnp.exp(x - shift), axes(x, dim), keepdims=True)) + shift
+    return total if keepdim else total.squeeze(axes(x, dim))
 
 
 @op("mean.default", "mean.dim")
 def mean(
     x: jax.Array, dim: int | Sequence[int] | None = None, keepdim: bool = False, *, dtype: str | None = None
 ) -> jax.Array:
-    x = x if dtype is None else x.astype(as_dtype(dtype))
-    return jnp.mean(x, axes(x, dim), keepdims=keepdim)
+    return jnp.mean(_as(x, dtype), axes(x, dim), keepdims=keepdim)
 
 
 @op("sum.default", "sum.dim_IntList")
 def sum_(
     x: jax.Array, dim: int | Sequence[int] | None = None, keepdim: bool = False, *, dtype: str | None = None
 ) -> jax.Array:
-    x = x if dtype is None else x.astype(as_dtype(dtype))
-    return jnp.sum(x, axes(x, dim), keepdims=keepdim)
+    return jnp.sum(_as(x, dtype), axes(x, dim), keepdims=keepdim)
 
 
-@op("amax.default")
+@op("amax.default", "max.default")
 def amax(x: jax.Array, dim: Sequence[int] = (), keepdim: bool = False) -> jax.Array:
     return jnp.max(x, axes(x, dim), keepdims=keepdim)
 
 
-@op("amin.default")
+@op("amin.default", "min.default")
 def amin(x: jax.Array, dim: Sequence[int] = (), keepdim: bool = False) -> jax.Array:
     return jnp.min(x, axes(x, dim), keepdims=keepdim)
 
 
-@op("max.dim")
-def max_(x: jax.Array, dim: int, keepdim: bool = False) -> tuple[jax.Array, jax.Array]:
-    """Unlike `amax`, the first maximum alone gets the gradient."""
-    at = jnp.argmax(x, dim, keepdims=True)
+def _first(index: Callable[..., jax.Array], x: jax.Array, dim: int, keepdim: bool = False) -> Any:
+    """Unlike `amax` and `amin`, the first of equal extremes alone gets the gradient."""
+    at = index(x, dim, keepdims=True)
     values = jnp.take_along_axis(x, at, dim)
     return (values, at) if keepdim else (values.squeeze(dim), at.squeeze(dim))
+
+
+op("max.dim")(functools.partial(_first, jnp.argmax))
+op("min.dim")(functools.partial(_first, jnp.argmin))
 
 
 @op("argmax.default")
@@ -109,38 +144,78 @@ def argmax(x: jax.Array, dim: int | None = None, keepdim: bool = False) -> jax.A
     return jnp.argmax(x, dim, keepdims=keepdim)
 
 
-@op("var.correction")
+def _root(total: jax.Array, order: float = 2) -> jax.Array:
+    """Where the root is 0, so is its derivative."""
+    zero = total == 0
+    positive = jnp.where(zero, 1.0, total)
+    return jnp.where(zero, 0.0, jnp.sqrt(positive) if order == 2 else positive ** (1 / order))
+
+
 def var(
     x: jax.Array,
     dim: int | Sequence[int] | None = None,
     *,
-    correction: int | None = None,
+    correction: float | None = None,
     keepdim: bool = False,
 ) -> jax.Array:
-    return jnp.var(x, axes(x, dim), ddof=1 if correction is None else correction, keepdims=keepdim)
+    centred = x - jnp.mean(x, axes(x, dim), keepdims=True)
+    total = jnp.sum(centred * centred, axes(x, dim), keepdims=keepdim)
+    samples = math.prod(x.shape[axis] for axis in axes(x, dim))
+    return total / max(0, samples - (1 if correction is None else correction))
+
+
+def std(*args: Any, **kwargs: Any) -> jax.Array:
+    return _root(var(*args, **kwargs))
+
+
+def _with_mean(function: Callable[..., jax.Array], x: jax.Array, dim: Any = None, **kwargs: Any) -> Any:
+    return function(x, dim, **kwargs), mean(x, dim, kwargs.get("keepdim", False))
+
+
+def _unbiased(
+    function: Callable[..., Any],
+    x: jax.Array,
+    dim: int | Sequence[int] | None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+) -> Any:
+    return function(x, dim, correction=int(unbiased), keepdim=keepdim)
+
+
+for _name, _function in {"var": var, "std": std}.items():
+    for _suffix, _statistic in {"": _function, "_mean": functools.partial(_with_mean, _function)}.items():
+        op(f"{_name}{_suffix}.correction")(_statistic)
+        op(f"{_name}{_suffix}.dim")(functools.partial(_unbiased, _statistic))
+        op(f"{_name}{_suffix}.default")(lambda x, unbiased=True, f=_statistic: _unbiased(f, x, None, unbiased))
 
 
 @op("linalg_vector_norm.default")
 def vector_norm(
-    x: jax.Array, ord: float = 2, dim: int | Sequence[int] | None = None, keepdim: bool = False
+    x: jax.Array,
+    ord: float = 2,
+    dim: int | Sequence[int] | None = None,
+    keepdim: bool = False,
+    *,
+    dtype: str | None = None,
 ) -> jax.Array:
     """Where the norm is 0, so is its derivative."""
-    over = axes(x, dim)
+    x, over = _as(x, dtype), axes(x, dim)
+    if ord == 2:
+        return _root(jnp.sum(x * x, over, keepdims=keepdim))
+    magnitude = x * jnp.sign(x)
     if ord == math.inf:
-        return jnp.max(x * jnp.sign(x), over, keepdims=keepdim)
+        return jnp.max(magnitude, over, keepdims=keepdim)
     if ord <= 0:
         raise JaxTransferError(f"a norm of order {ord} is not supported")
-    magnitude = x * jnp.sign(x)
     total = jnp.sum(magnitude if ord == 1 else magnitude**ord, over, keepdims=keepdim)
-    if ord == 1:
-        return total
-    zero = total == 0
-    return jnp.where(zero, 0.0, jnp.where(zero, 1.0, total) ** (1 / ord))
+    return total if ord == 1 else _root(total, ord)
 
 
 @op("cumsum.default")
-def cumsum(x: jax.Array, dim: int) -> jax.Array:
-    return jnp.cumsum(x, dim)
+def cumsum(x: jax.Array, dim: int, *, dtype: str | None = None) -> jax.Array:
+    if dtype is None and not jnp.issubdtype(x.dtype, jnp.floating):
+        dtype = "int64"
+    return jnp.cumsum(_as(x, dtype), dim)
 
 
 @op("any.dim")

@@ -45,6 +45,15 @@ def leaky_relu(x: jax.Array, negative_slope: float = 0.01) -> jax.Array:
     return jnp.where(x > 0, x, negative_slope * x)
 
 
+@op("rrelu.default")
+def rrelu(
+    x: jax.Array, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, generator: Any = None
+) -> jax.Array:
+    if training:
+        raise JaxTransferError("RReLU in training mode draws slopes at random")
+    return leaky_relu(x, (lower + upper) / 2)
+
+
 @op("prelu.default", "_prelu_kernel.default")
 def prelu(x: jax.Array, weight: jax.Array) -> jax.Array:
     if weight.ndim != x.ndim:
@@ -118,7 +127,7 @@ def glu(x: jax.Array, dim: int = -1) -> jax.Array:
 for _name, _function in {
     "sqrt": jnp.sqrt, "rsqrt": jax.lax.rsqrt, "exp": jnp.exp, "expm1": jnp.expm1, "log": jnp.log,
     "log1p": jnp.log1p, "log2": jnp.log2, "sin": jnp.sin, "cos": jnp.cos, "atan": jnp.arctan,
-    "erf": jax.lax.erf, "reciprocal": jnp.reciprocal,
+    "erf": jax.lax.erf, "reciprocal": jnp.reciprocal, "sinc": jnp.sinc,
 }.items():  # fmt: skip
     op(f"{_name}.default")(lambda x, f=_function: f(floating(x)))
 
@@ -189,7 +198,10 @@ def power(x: Any, exponent: Any) -> jax.Array:
         return x ** int(exponent)
     if isinstance(exponent, int):
         return x**exponent
-    return jnp.power(*match(x, exponent))
+    x, exponent = match(x, exponent)
+    if isinstance(x, jax.Array):
+        x = jnp.where((x == 0) & (exponent == 0), jnp.ones_like(x), x)  # 0 ** 0 has the derivative 0
+    return jnp.power(x, exponent)
 
 
 @op("maximum.default")

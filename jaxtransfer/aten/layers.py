@@ -31,11 +31,11 @@ def convolution(
     x: jax.Array,
     weight: jax.Array,
     bias: jax.Array | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    stride: int | Sequence[int],
+    padding: int | Sequence[int],
+    dilation: int | Sequence[int],
     transposed: bool,
-    output_padding: Sequence[int],
+    output_padding: int | Sequence[int],
     groups: int,
 ) -> jax.Array:
     """Computed with the channels last, which XLA's CPU convolutions want; XLA merges the transpositions."""
@@ -56,6 +56,49 @@ def convolution(
     if bias is not None:
         y = y + bias.reshape((1,) * (n + 1) + (-1,))
     return jnp.moveaxis(y, -1, 1)
+
+
+def _conv(
+    n: int,
+    input: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> jax.Array:
+    x = input if input.ndim == n + 2 else input[None]
+    if padding == "same":
+        reach = [d * (k - 1) for d, k in zip(_each(dilation, n), weight.shape[2:], strict=True)]
+        padding = [r // 2 for r in reach]
+        if any(r % 2 for r in reach):
+            x = jnp.pad(x, [(0, 0), (0, 0), *((0, r % 2) for r in reach)])
+    elif isinstance(padding, str):  # "valid"
+        padding = 0
+    y = convolution(x, weight, bias, stride, padding, dilation, False, 0, groups)
+    return y if input.ndim == n + 2 else y[0]
+
+
+def _conv_transpose(
+    n: int,
+    input: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+) -> jax.Array:
+    x = input if input.ndim == n + 2 else input[None]
+    y = convolution(x, weight, bias, stride, padding, dilation, True, output_padding, groups)
+    return y if input.ndim == n + 2 else y[0]
+
+
+for _n in (1, 2, 3):
+    op(f"conv{_n}d.default", f"conv{_n}d.padding")(functools.partial(_conv, _n))
+    op(f"conv_transpose{_n}d.{'input' if _n > 1 else 'default'}")(functools.partial(_conv_transpose, _n))
 
 
 def _depthwise(
@@ -250,9 +293,12 @@ def adaptive_avg_pool(x: jax.Array, output_size: Sequence[int]) -> jax.Array:
 @op("adaptive_max_pool2d.default", "adaptive_max_pool3d.default")
 def adaptive_max_pool(x: jax.Array, output_size: Sequence[int]) -> tuple[jax.Array]:
     first = x.ndim - len(output_size)
-    for axis, outputs in enumerate(output_size, first):
-        parts = [lax.slice_in_dim(x, *bounds, axis=axis) for bounds in _bins(x.shape[axis], outputs)]
-        x = jnp.concatenate([part.max(axis, keepdims=True) for part in parts], axis)
+    # The last axis first, so that of equal maxima the first in the order of memory gets the gradient.
+    for axis, outputs in reversed(list(enumerate(output_size, first))):
+        y = jnp.moveaxis(x, axis, -1)
+        parts = [lax.slice_in_dim(y, *bounds, axis=-1) for bounds in _bins(y.shape[-1], outputs)]
+        pooled = jnp.concatenate([max_pool(1, part, [part.shape[-1]]) for part in parts], -1)
+        x = jnp.moveaxis(pooled, -1, axis)
     return (x,)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from jaxtransfer.aten.table import op
@@ -28,7 +29,7 @@ def _standardise(x: jax.Array, over: Sequence[int], eps: float) -> jax.Array:
 
 
 @op("_native_batch_norm_legit_no_training.default")
-def batch_norm(
+def batch_norm_core(
     x: jax.Array,
     weight: jax.Array | None,
     bias: jax.Array | None,
@@ -37,11 +38,52 @@ def batch_norm(
     momentum: float,
     eps: float,
 ) -> tuple[jax.Array]:
+    return (_with_statistics(x, weight, bias, running_mean, running_var, eps),)
+
+
+def _with_statistics(x: jax.Array, weight: Any, bias: Any, running_mean: Any, running_var: Any, eps: float) -> Any:
     """Scale and shift come from the weights alone, so that the images meet one product and one sum."""
     scale = lax.rsqrt(running_var + eps)
     scale = scale if weight is None else scale * weight
     shift = -running_mean * scale if bias is None else bias - running_mean * scale
-    return (_affine(x, _per_channel(scale, x), _per_channel(shift, x)),)
+    return _affine(x, _per_channel(scale, x), _per_channel(shift, x))
+
+
+@op("batch_norm.default")
+def batch_norm(
+    x: jax.Array,
+    weight: jax.Array | None,
+    bias: jax.Array | None,
+    running_mean: jax.Array | None,
+    running_var: jax.Array | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> jax.Array:
+    if running_mean is None:
+        return batch_norm_no_stats(x, weight, bias, training, momentum, eps)[0]
+    if training:
+        raise JaxTransferError("batch norm in training mode mixes the images of a batch")
+    return _with_statistics(x, weight, bias, running_mean, running_var, eps)
+
+
+@op("instance_norm.default")
+def instance_norm(
+    x: jax.Array,
+    weight: jax.Array | None,
+    bias: jax.Array | None,
+    running_mean: jax.Array | None,
+    running_var: jax.Array | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> jax.Array:
+    if not use_input_stats:
+        return _with_statistics(x, weight, bias, running_mean, running_var, eps)
+    y = _standardise(x, range(2, x.ndim), eps)
+    return _affine(y, _per_channel(weight, x), _per_channel(bias, x))
 
 
 @op("_native_batch_norm_legit.no_stats")
@@ -53,7 +95,7 @@ def batch_norm_no_stats(
     momentum: float,
     eps: float,
 ) -> tuple[jax.Array]:
-    """What instance norm decomposes into: a batch of one, its channels those of all images."""
+    """Of a batch of one, as instance norm decomposes into and as standardises weights."""
     if x.shape[0] != 1:
         raise JaxTransferError("batch norm without running statistics mixes the images of a batch")
     y = _standardise(x, (0, *range(2, x.ndim)), eps)
@@ -73,6 +115,16 @@ def layer_norm(
     y = _standardise(x, range(first, x.ndim), eps)
     shape = (1,) * first + tuple(normalized_shape)
     return _affine(y, *(None if v is None else v.reshape(shape) for v in (weight, bias)))
+
+
+@op("rms_norm.default")
+def rms_norm(
+    x: jax.Array, normalized_shape: Sequence[int], weight: jax.Array | None = None, eps: float | None = None
+) -> jax.Array:
+    over = tuple(range(x.ndim - len(normalized_shape), x.ndim))
+    eps = float(jnp.finfo(x.dtype).eps) if eps is None else eps
+    y = x * lax.rsqrt((x * x).mean(over, keepdims=True) + eps)
+    return _affine(y, None if weight is None else weight.reshape((1,) * over[0] + weight.shape), None)
 
 
 @op("native_layer_norm.default")

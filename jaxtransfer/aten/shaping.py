@@ -25,14 +25,33 @@ def detach(x: jax.Array) -> jax.Array:
     return lax.stop_gradient(x)
 
 
-@op("_to_copy.default")
-def to_copy(x: jax.Array, *, dtype: str | None = None) -> jax.Array:
+@op("_to_copy.default", "to.dtype_layout")
+def to_copy(x: jax.Array, *, dtype: str | None = None, copy: bool = False) -> jax.Array:
     return x if dtype is None else x.astype(as_dtype(dtype))
 
 
+@op("to.dtype")
+def to(
+    x: jax.Array, dtype: str, non_blocking: bool = False, copy: bool = False, memory_format: Any = None
+) -> jax.Array:
+    return to_copy(x, dtype=dtype)
+
+
+@op("type_as.default")
+def type_as(x: jax.Array, other: jax.Array) -> jax.Array:
+    return x.astype(other.dtype)
+
+
 @op("copy.default")
-def copy(x: jax.Array, source: jax.Array) -> jax.Array:
-    return expand(source.astype(x.dtype), x.shape)
+def copy(x: jax.Array, src: jax.Array, non_blocking: bool = False) -> jax.Array:
+    return expand(src.astype(x.dtype), x.shape)
+
+
+@op("dropout.default", "feature_dropout.default", "alpha_dropout.default", "feature_alpha_dropout.default")
+def dropout(input: jax.Array, p: float, train: bool) -> jax.Array:
+    if train:
+        raise JaxTransferError("dropout in training mode drops values at random")
+    return input
 
 
 @op("sym_size.int")
@@ -43,6 +62,27 @@ def size(x: jax.Array, dim: int) -> int:
 @op("view.default", "_unsafe_view.default", "reshape.default")
 def reshape(x: jax.Array, size: Sequence[int]) -> jax.Array:
     return x.reshape(size)
+
+
+@op("flatten.using_ints")
+def flatten(x: jax.Array, start_dim: int = 0, end_dim: int = -1) -> jax.Array:
+    if not x.ndim:
+        return x.reshape(1)
+    first, last = start_dim % x.ndim, end_dim % x.ndim
+    return x.reshape(*x.shape[:first], math.prod(x.shape[first : last + 1]), *x.shape[last + 1 :])
+
+
+@op("unflatten.int")
+def unflatten(x: jax.Array, dim: int, sizes: Sequence[int]) -> jax.Array:
+    dim = dim % x.ndim
+    known = math.prod(size for size in sizes if size != -1)
+    sizes = [x.shape[dim] // known if size == -1 else size for size in sizes]
+    return x.reshape(*x.shape[:dim], *sizes, *x.shape[dim + 1 :])
+
+
+@op("reshape_as.default", "view_as.default")
+def reshape_as(x: jax.Array, other: jax.Array) -> jax.Array:
+    return x.reshape(other.shape)
 
 
 @op("permute.default")
@@ -60,6 +100,11 @@ def t(x: jax.Array) -> jax.Array:
     return x.T
 
 
+@op("squeeze.default")
+def squeeze_all(x: jax.Array) -> jax.Array:
+    return x.squeeze()
+
+
 @op("squeeze.dim", "squeeze.dims")
 def squeeze(x: jax.Array, dim: int | Sequence[int]) -> jax.Array:
     dims = {d % x.ndim for d in ((dim,) if isinstance(dim, int) else dim)}
@@ -75,6 +120,11 @@ def unsqueeze(x: jax.Array, dim: int) -> jax.Array:
 def expand(x: jax.Array, size: Sequence[int], *, implicit: bool = False) -> jax.Array:
     old = (1,) * (len(size) - x.ndim) + x.shape
     return jnp.broadcast_to(x.reshape(old), [o if s == -1 else s for s, o in zip(size, old, strict=True)])
+
+
+@op("expand_as.default")
+def expand_as(x: jax.Array, other: jax.Array) -> jax.Array:
+    return expand(x, other.shape)
 
 
 @op("repeat.default")
@@ -102,6 +152,11 @@ def split_with_sizes(x: jax.Array, split_sizes: Sequence[int], dim: int = 0) -> 
 def split(x: jax.Array, split_size: int, dim: int = 0) -> list[jax.Array]:
     whole, rest = divmod(x.shape[dim], split_size)
     return split_with_sizes(x, [split_size] * whole + [rest] * (rest > 0), dim)
+
+
+@op("chunk.default")
+def chunk(x: jax.Array, chunks: int, dim: int = 0) -> list[jax.Array]:
+    return split(x, -(-x.shape[dim] // chunks), dim)
 
 
 @op("unbind.int")
@@ -152,7 +207,13 @@ def index_select(x: jax.Array, dim: int, index: jax.Array) -> jax.Array:
 
 
 @op("embedding.default")
-def embedding(weight: jax.Array, indices: jax.Array, padding_idx: int = -1) -> jax.Array:
+def embedding(
+    weight: jax.Array,
+    indices: jax.Array,
+    padding_idx: int = -1,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> jax.Array:
     return jnp.take(weight, indices, axis=0)
 
 
@@ -235,6 +296,11 @@ def full(like: Any, value: Any = None, *, dtype: str | None = None) -> jax.Array
         like, value = (), like
     shape, found = (like.shape, like.dtype) if isinstance(like, jax.Array) else (like, result_dtype(value))
     return jnp.full(shape, value, found if dtype is None else as_dtype(dtype))
+
+
+@op("fill.Scalar", "fill.Tensor")
+def fill(x: jax.Array, value: Any) -> jax.Array:
+    return jnp.broadcast_to(jnp.asarray(value, x.dtype), x.shape)
 
 
 @op("zeros.default", "zeros_like.default")

@@ -1,0 +1,270 @@
+"""Brings an exported graph to the operations of `jaxtransfer.aten`, with nothing changed in place.
+
+Most networks are made of operations that the table has, and are then only rewritten. PyTorch's own decomposition,
+which takes a hundred times as long, is for those that have others.
+"""
+
+import copy
+import operator
+import warnings
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import OutputKind
+from torch.fx import Graph, GraphModule, Node
+
+from jaxtransfer.aten import OPS
+from jaxtransfer.errors import JaxTransferError
+
+# These return the very tensor they are given where there is nothing to do, which their schemas do not always say.
+_MAY_RETURN_THEIR_ARGUMENT = frozenset(
+    "aten::" + name
+    for name in (
+        "dropout feature_dropout alpha_dropout feature_alpha_dropout to type_as flatten positive real resolve_conj "
+        "resolve_neg atleast_1d atleast_2d atleast_3d"
+    ).split()
+)
+_UNDECLARED_VIEWS = _MAY_RETURN_THEIR_ARGUMENT | {"aten::_unsafe_view"}
+
+
+def lower(exported: ExportedProgram) -> tuple[Graph, ExportedProgram]:
+    """Rewrites a program so that no operation changes its arguments and, if possible, all are in the table.
+
+    What leaves a `torch.no_grad` region is detached, as PyTorch's decomposition would not do.
+
+    Returns:
+        The graph, and the program with the signature and the weights that belong to it.
+
+    Raises:
+        JaxTransferError: A value is changed in place without its gradient, or the program does not say which values
+            have gradients.
+    """
+    module = copy.deepcopy(exported.graph_module)
+    rewritten = _keep_what_would_be_lost(module)
+    functional = copy.deepcopy(module).graph
+    if _remove_mutation(functional):
+        output = user_output(functional, exported)
+        if all(operation(node) in OPS for node in needed(output)):
+            return functional, exported
+    table = torch.export.default_decompositions()
+    for name in OPS:
+        packet, _, overload = name.removeprefix("aten.").partition(".")
+        for packet_name in (packet, packet + "_"):
+            known = getattr(getattr(torch.ops.aten, packet_name, None), overload, None)
+            if known is not None:
+                table.pop(known, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's own deprecations
+        if rewritten:
+            weights = {id(tensor): tensor for tensor in (*exported.state_dict.values(), *exported.constants.values())}
+            exported = copy.deepcopy(exported, weights)
+            exported.graph_module.graph = module.graph
+        exported = exported.run_decompositions(table)
+    return exported.graph, exported
+
+
+def user_output(graph: Graph, exported: ExportedProgram) -> Node:
+    """The node of what the network returns, which must be one array."""
+    kinds = [spec.kind for spec in exported.graph_signature.output_specs]
+    outputs: Any = graph.output_node().args[0]
+    return outputs[kinds.index(OutputKind.USER_OUTPUT)]
+
+
+def needed(output: Node) -> list[Node]:
+    """The operations that an output depends on, in order; checks and dead ends are left out."""
+    wanted = {output}
+    for node in reversed(output.graph.nodes):
+        if node in wanted:
+            wanted.update(node.all_input_nodes)
+    return [node for node in output.graph.nodes if node in wanted and node.op != "placeholder"]
+
+
+def operation(node: Node) -> str:
+    """The name of a node's operation in the table."""
+    name = getattr(node.target, "__name__", "")
+    return f"operator.{name}" if getattr(operator, name, None) is node.target else str(node.target)
+
+
+def arguments(node: Node) -> dict[str, Any]:
+    """The arguments of a node under their names; empty where the operation has no schema."""
+    schema = _schema(node)
+    names = () if schema is None else (argument.name for argument in schema.arguments)
+    return dict(zip(names, node.args, strict=False)) | node.kwargs
+
+
+def where(node: Node) -> str:
+    """The module a node comes from, in words."""
+    path = module_path(node)
+    return f"in module {path}" if path else "in the outermost module"
+
+
+def module_path(node: Node) -> str:
+    """Path of the innermost module a node comes from, such as `blocks.0.bn1`; empty for the outermost."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return list(stack.values())[-1][0] if stack else ""
+
+
+def _schema(node: Node) -> Any:
+    return getattr(node.target, "_schema", None)
+
+
+def _value(node: Any) -> Any:
+    return node.meta.get("val") if isinstance(node, Node) else None
+
+
+# --- What a decomposition loses ---------------------------------------------------------------------------------
+
+
+def _keep_what_would_be_lost(module: GraphModule) -> bool:
+    """Rewrites what PyTorch's decomposition loses: which values are the same tensor, and which have no gradient.
+
+    Operations that return their argument itself are left out, `detach_` becomes `detach`, and the operations of
+    `torch.no_grad` and `torch.enable_grad` regions come to stand where the regions are called.
+
+    Returns:
+        Whether anything was rewritten.
+    """
+    inside = [_keep_what_would_be_lost(child) for child in module.children() if isinstance(child, GraphModule)]
+    rewritten = any(inside)
+    _refuse_cut_regions(module.graph)
+    for node in list(module.graph.nodes):
+        argument: Any = node.args[0] if node.args else None
+        if _returns_its_argument(node):
+            node.replace_all_uses_with(argument)
+            module.graph.erase_node(node)
+        elif node.target is torch.ops.aten.detach_.default:
+            node.target = torch.ops.aten.detach.default
+            for user in list(argument.users):
+                if user > node:
+                    user.replace_input_with(argument, node)
+        elif node.target is torch.ops.higher_order.wrap_with_set_grad_enabled:
+            _inline(module, node)
+        else:
+            continue
+        rewritten = True
+    module.recompile()
+    return rewritten
+
+
+def _refuse_cut_regions(graph: Graph) -> None:
+    """Refuses what `torch.export` makes of `torch.no_grad` within `torch.autocast`.
+
+    The region of autocast is cut into three or more, one directly after the other, and nothing tells which of them were
+    without gradient.
+    """
+    pieces, last = 0, None
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target is not operator.getitem:
+            mode = node.args[:4] if node.target is torch.ops.higher_order.wrap_with_autocast else None
+            pieces, last = (pieces + 1 if mode is not None and mode == last else 1), mode
+            if pieces == 3:
+                raise JaxTransferError(
+                    "a torch.autocast region seems to hold a torch.no_grad region, which torch.export does not keep: "
+                    "export the network without autocast."
+                )
+
+
+def _inline(module: GraphModule, call: Node) -> None:
+    given: Any = call.args
+    enabled, region, *inputs = given
+    graph, name = module.graph, region.target
+    inside: Any = module.get_submodule(name)
+    copies = dict(zip((node for node in inside.graph.nodes if node.op == "placeholder"), inputs, strict=True))
+    with graph.inserting_before(call):
+        for node in inside.graph.nodes:
+            if node.op in ("placeholder", "output"):
+                continue
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+            copies[node].meta["no_grad"] = not enabled
+            if node.op == "get_attr":
+                copies[node].target = f"{name}.{node.target}"
+        for user in list(call.users):  # each takes one of the region's outputs
+            output = copies[inside.graph.output_node().args[0][user.args[1]]]
+            user.replace_all_uses_with(output if enabled else _detach(graph, output))
+            graph.erase_node(user)
+    graph.erase_node(call)
+
+
+def _detach(graph: Graph, output: Node) -> Node:
+    """The output of a region without its gradient, unless it comes from outside."""
+    if not output.meta.get("no_grad") or not isinstance(_value(output), torch.Tensor):
+        return output
+    detached = graph.call_function(torch.ops.aten.detach.default, (output,))
+    detached.meta = {**output.meta, "no_grad": False}
+    return detached
+
+
+def _returns_its_argument(node: Node) -> bool:
+    schema, given = _schema(node), arguments(node)
+    if schema is None or schema.name not in _MAY_RETURN_THEIR_ARGUMENT:
+        return False
+    if given.get("copy") or given.get("memory_format") not in (None, torch.preserve_format):
+        return False
+    old, new = _value(node.args[0]), _value(node)
+    return old.dtype == new.dtype and old.ndim == new.ndim
+
+
+# --- Changes in place ------------------------------------------------------------------------------------------
+
+
+def _remove_mutation(graph: Graph) -> bool:
+    """Replaces every operation that changes its first argument by the one that returns a new value.
+
+    Returns:
+        False where that is not enough: another value that is used later shares the memory, or it is a weight's.
+    """
+    owner: dict[Node, Node] = {}  # whose memory a value lives in
+    without_gradient: set[Node] = set()
+    for node in list(graph.nodes):
+        source = shares_memory_with(node)
+        owner[node] = node if source is None else owner[source]
+        if node.meta.get("no_grad") or node.target is torch.ops.aten.detach.default or source in without_gradient:
+            without_gradient.add(node)
+        schema = _schema(node)
+        if schema is None or not schema.is_mutable:
+            continue
+        if source is None or owner[node].op == "placeholder":
+            return False
+        later = {n for n in owner if owner[n] is owner[node] and any(user > node for user in n.users)}
+        later -= {source, node}
+        if later - without_gradient if source in without_gradient else node in without_gradient:
+            raise JaxTransferError(
+                f"the operation {node.target} {where(node)} changes a value in place but not its gradient: "
+                "let it make a new value."
+            )
+        functional = _functional(node)
+        if later or functional is None:
+            return False
+        with graph.inserting_before(node):
+            new = graph.call_function(functional, node.args, node.kwargs)
+        new.meta = node.meta
+        owner[new] = new
+        if node in without_gradient:
+            without_gradient.add(new)
+        for user in list(source.users):
+            if user > node:
+                user.replace_input_with(source, new)
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+        del owner[node]
+    return True
+
+
+def shares_memory_with(node: Any) -> Node | None:
+    """The argument that a value is, or may be, a view of."""
+    schema = _schema(node)
+    if schema is not None:
+        views = schema.name in _UNDECLARED_VIEWS or any(a.alias_info for a in schema.arguments[:1])
+    else:
+        views = node.target is operator.getitem
+    return node.args[0] if views and isinstance(node.args[0], Node) else None
+
+
+def _functional(node: Any) -> Any:
+    """The operation that returns what a node's operation makes of its first argument; None if there is none."""
+    packet, _, overload = node.target.__name__.partition(".")
+    functional = getattr(getattr(torch.ops.aten, packet.removesuffix("_"), None), overload, None)
+    # In place, the result is cast to the dtype of the first argument.
+    dtypes = {value.dtype for value in map(_value, node.args) if isinstance(value, torch.Tensor)} - {torch.bool}
+    return functional if packet.endswith("_") and len(dtypes) <= 1 else None
