@@ -56,5 +56,5 @@ SPREADING = frozenset(
 # Picks some of the entries, or puts entries together.
 MOVING = frozenset("concatenate dynamic_slice gather rev slice split stack tile unstack".split())
 SUMS = frozenset({"reduce_sum", "reduce_window_sum"})
-EXPONENTIALS = frozenset({"exp", "exp2"})
+EXPONENTIALS = frozenset({"exp", "exp2", "expm1"})
 REDUCING = SUMS | {"reduce_max", "reduce_min"}
