@@ -184,7 +184,8 @@ def _output(node: Node, number: int) -> Value:
     if node.bodies:
         inside = [graph.outputs[number] for graph in node.bodies]
         value.active = any(v.active for v in inside) and is_inexact(aval)
-        value.roles = functools.reduce(operator.and_, (v.roles for v in inside if v.active), ~NO_ROLE)
+        if value.active:
+            value.roles = functools.reduce(operator.and_, (v.roles for v in inside if v.active))
         return value
     value.active = bool(node.actives) and is_inexact(aval) and node.name not in STOPS_GRADIENT
     elementwise = node.name in ELEMENTWISE

@@ -60,6 +60,9 @@ IN_SOFTMAX = Role.MASS | Role.RECIPROCAL
 _ADDING = frozenset({"add", "add_any"})
 _SUMMING = SUMS | frozenset("cumsum psum psum2 psum_invariant reduce_scatter scatter-add scatter_add".split())
 _LOGARITHMS = frozenset({"log", "log1p"})
+# What leaves a mass a mass, if all its inputs that depend on the images are masses; and a logarithm of one that.
+_KEEPING = ROUTING | _ADDING | frozenset("abs copy div neg reduce_precision sub".split())
+_AFFINE = _ADDING | frozenset("copy dynamic_slice gather neg reduce_precision select_n slice squeeze sub".split())
 
 
 def roles_of(node: Node) -> Role:
@@ -157,11 +160,8 @@ def _mass(node: Node) -> Role:
     adds = name in _SUMMING or name in ("dot_general", "conv_general_dilated")
     if name in _ADDING and len(actives) == 2:
         first, second = (value.origin for value in actives)
-        adds = first is None or first is not second  # not two exponentials of one array, as in a tanh
+        adds = first is not second  # not two exponentials of one array, as in a tanh
     return Role.MASS | (Role.SUMMED if adds else summed)
-
-
-_KEEPING = ROUTING | _ADDING | frozenset("abs copy div neg reduce_precision sub".split())
 
 
 def _softmax(node: Node) -> Role:
@@ -176,6 +176,3 @@ def _log_mass(node: Node) -> Role:
         return Role.LOG_MASS if closes_softmax(node) else NO_ROLE
     affine = node.name in _AFFINE or node.name in SPREADING or (node.name in ("mul", "div") and len(node.actives) == 1)
     return Role.LOG_MASS if affine and any(Role.LOG_MASS in value.roles for value in node.actives) else NO_ROLE
-
-
-_AFFINE = _ADDING | frozenset("copy neg reduce_precision select_n sub slice squeeze dynamic_slice gather".split())
