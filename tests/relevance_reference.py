@@ -5,6 +5,7 @@ of the ordinary network, and its ordinary gradient, by `jax.grad`, is the modifi
 changes the derivative with `lax.stop_gradient`, so that the rules hold under any transformation.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,9 +15,14 @@ import numpy as np
 from jax import lax
 
 import jaxtransfer as jt
-from helpers import quick_jit
 
 EPSILON = 1e-4
+
+# Compiling is nearly all of the time: this takes a third of it. (With these fusions XLA's gradient of a large network
+# in float64 was another one, so they are for this alone, where the reference is in the same program.)
+quick_jit = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+)
 
 hold = lax.stop_gradient
 

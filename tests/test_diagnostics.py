@@ -598,4 +598,4 @@ def test_one_method_may_stand_alone(tmp_path: Path):
 
 def test_every_fault_says_what_to_do():
     for text in jt.FAULTS.values():
-        assert re.search("attribute what|use running|switch it off", text)
+        assert re.search("attribute what|use running|switch it off|use input_x_gradient", text)
