@@ -18,11 +18,11 @@ import jaxtransfer as jt
 
 EPSILON = 1e-4
 
-# Compiling is nearly all of the time: this takes a third of it. (With these fusions XLA's gradient of a large network
-# in float64 was another one, so they are for this alone, where the reference is in the same program.)
-quick_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-)
+# Compiling is nearly all of the time: this takes a third of it, where there is a choice. (With these fusions XLA's
+# gradient of a large network in float64 was another one, so they are for this alone, where the reference is in the same
+# program.)
+_FUSIONS = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, **_FUSIONS})
 
 hold = lax.stop_gradient
 
