@@ -20,7 +20,17 @@ from rich.filesize import decimal
 from jaxtransfer import arguments
 from jaxtransfer.affinity import SIMILARITIES, Affinity, MethodResult, Similarity
 from jaxtransfer.attribution import METHODS, TargetFn
-from jaxtransfer.devices import MODEL, everywhere, exchanged, is_first, memory_per_device, owns, together, usual_mesh
+from jaxtransfer.devices import (
+    DATA,
+    MODEL,
+    everywhere,
+    exchanged,
+    is_first,
+    memory_per_device,
+    owns,
+    together,
+    usual_mesh,
+)
 from jaxtransfer.diagnostics import Evidence, faults_of, in_sentences, random_signs, with_places
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.network import Network
@@ -46,6 +56,8 @@ _NODES = "input_x_gradient"
 # Pixels of a batch that picks itself, on each device; more gained nothing on CPUs.
 _PIXELS = {"cpu": 2**19}
 _PIXELS_OF_OTHERS = 2**22
+# Steps at least, of a batch that picks itself and has two images or more: the first batch goes through twice.
+_STEPS = 8
 # Of a device's memory, what a batch that picks itself may take.
 _OF_MEMORY = 0.8
 
@@ -255,6 +267,7 @@ class Sweep:
         with _of_network(network.name):
             height, width = input_shape(network.preprocess, 1, self._images.shape[1:])[1:3]
         useful = max(1, _PIXELS.get(jax.default_backend(), _PIXELS_OF_OTHERS) // (height * width))
+        useful = min(useful, max(2, -(-len(self._images) // (_STEPS * self.mesh.shape[DATA]))))
         most = self._most.get(architecture, self._batch_size or useful)
         memory = memory_per_device()
         while True:

@@ -126,6 +126,11 @@ def test_every_image_is_on_one_device_in_one_step(images, most, data):
 class TestBatchesThatPickThemselves:
     nets: ClassVar = [network(0), network(3)]
 
+    @pytest.fixture(autouse=True)
+    def one_step(self, monkeypatch):
+        """So that as few images as there are here make a batch."""
+        monkeypatch.setattr(sweep, "_STEPS", 1)
+
     def test_they_fit_into_memory(self, monkeypatch, caplog):
         monkeypatch.setattr(passes, "memory_per_device", lambda: 60_000)
         monkeypatch.setattr(sweep, "memory_per_device", lambda: 60_000)
@@ -149,6 +154,13 @@ class TestBatchesThatPickThemselves:
         monkeypatch.undo()
         whole = jt.affinity_matrix(self.nets, IMAGES, methods=["saliency"], batch_size=13)
         np.testing.assert_allclose(found["saliency"], whole["saliency"], atol=1e-6)
+
+    def test_the_first_is_an_eighth_of_the_images_at_most(self, monkeypatch, caplog):
+        """It goes through twice."""
+        monkeypatch.undo()
+        with caplog.at_level(logging.INFO, "jaxtransfer"):
+            jt.affinity_matrix(self.nets, np.concatenate([IMAGES, IMAGES]), methods=["saliency"])
+        assert "Batches of 4 images on each device for n00" in caplog.text
 
     def test_one_that_was_asked_for_does_not(self, monkeypatch):
         compiled = Pass.compiled
