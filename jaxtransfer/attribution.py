@@ -20,6 +20,7 @@ from jaxtransfer.diagnostics import (
     draws_random_numbers,
     faults_of,
     signed_images,
+    sum_of_units,
     unit_signs,
     with_places,
 )
@@ -91,7 +92,8 @@ def attribute(
     objects again and pass weights in `params`; it may itself be called under `jit`, `vmap` and with sharded arrays.
 
     The first call with a function, target and shape of images runs the pass twice and warns of what `find_faults`
-    finds; later calls do not, whatever their weights, nor do calls under `jit` or `vmap`.
+    finds, and of epsilon-LRP that explodes; later calls do not, whatever their weights, nor do calls under `jit` or
+    `vmap`.
 
     Args:
         apply: Pure function `apply(params, images) -> [images, ...]` that treats its images independently.
@@ -236,7 +238,7 @@ def attribution_pass(
     """
     count = len(images)
     with jax.default_matmul_precision(matmul_precision(precision)):
-        closed, shapes = traced(apply, params, images, floating=bool(methods), chosen=target is not None)
+        closed, shapes = _traced(apply, params, images, floating=bool(methods), chosen=target is not None)
         every_image = functools.partial(jnp.full, count, dtype=jnp.float32)
         known = (every_image(coarsest_epsilon(closed) ** 0.5), every_image(float(draws_random_numbers(closed))))
         network = jex.jaxpr_as_fun(closed)
@@ -253,7 +255,7 @@ def attribution_pass(
 
         def scalars_of(attributed: list[Array], others: list[Array]) -> Array:
             outputs = outputs_of(attributed, others)
-            scalars = _sum_of_units(outputs) if target is None else target(outputs)
+            scalars = sum_of_units(outputs) if target is None else target(outputs)
             arguments.check_scalars(scalars, count)
             return scalars
 
@@ -306,7 +308,7 @@ def _of_signs(
     signs = unit_signs([leaf.shape[1:] for leaf in units])
     signed = [jnp.abs(weight) * sign.astype(weight.dtype)[None] for weight, sign in zip(weights, signs, strict=True)]
     cotangents = [leaf * every_second.astype(leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1)) for leaf in signed]
-    value = _sum_of_units([_wide(leaf) * _wide(unit) for leaf, unit in zip(signed, units, strict=True)])
+    value = sum_of_units([_wide(leaf) * _wide(unit) for leaf, unit in zip(signed, units, strict=True)])
     strays = functools.reduce(jnp.maximum, map(_largest, derivatives))
     return (jnp.zeros_like(scalars), cotangents), value.astype(_wide(scalars).dtype), strays * (1 - every_second)
 
@@ -337,7 +339,7 @@ def _maps(
     return {method: maps[method] for method in methods}, seen, enlargement
 
 
-def traced(
+def _traced(
     apply: ApplyFn, params: PyTree, images: Array, *, floating: bool, chosen: bool
 ) -> tuple[jex.ClosedJaxpr, PyTree]:
     """Traces a network to its jaxpr and the shapes and types of its output, which are checked.
@@ -356,8 +358,3 @@ def _wide(values: Float[Array, "..."]) -> Float[Array, "..."]:
 
 def _largest(values: Float[Array, "images ..."]) -> Float[Array, " images"]:
     return jnp.abs(values).reshape(len(values), -1).max(1, initial=0).astype(jnp.float32)
-
-
-def _sum_of_units(outputs: PyTree) -> Float[Array, " images"]:
-    sums = [leaf.reshape(leaf.shape[0], -1).sum(1) for leaf in jax.tree.leaves(outputs)]
-    return functools.reduce(jnp.add, sums)

@@ -74,9 +74,14 @@ def random_signs(outputs: PyTree) -> Float[Array, " images"]:
     Returns:
         One scalar for each image.
     """
-    leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(outputs)]
+    leaves = jax.tree.leaves(outputs)
     signs = unit_signs([leaf.shape[1:] for leaf in leaves])
-    sums = [(leaf * sign.astype(leaf.dtype)[None]).sum(1) for leaf, sign in zip(leaves, signs, strict=True)]
+    return sum_of_units([leaf * sign.astype(leaf.dtype)[None] for leaf, sign in zip(leaves, signs, strict=True)])
+
+
+def sum_of_units(outputs: PyTree) -> Float[Array, " images"]:
+    """Sums all units of what a network returned, for each image."""
+    sums = [leaf.reshape(leaf.shape[0], -1).sum(1) for leaf in jax.tree.leaves(outputs)]
     return functools.reduce(jnp.add, sums)
 
 

@@ -246,24 +246,22 @@ class _Rules:
                 env.update(zip(node.outputs, node.bind(*(env[v] for v in node.inputs)), strict=True))
             return env[value]
 
+        return self._ratio(function, [root, *others], [value])
+
+    def _reciprocal(self, node: Node) -> _Step:
+        """`a / b` where `a` depends on the images, but not differentiably: an activation of `b`."""
+        top, bottom = node.inputs
+        return self._ratio(lambda b, a: a / b, [bottom, top], node.outputs)
+
+    def _ratio(self, function: Callable[..., Array], inputs: Sequence[Value], outputs: Sequence[Value]) -> _Step:
+        """A function of its first input, with the epsilon rule."""
         rule = _epsilon_rule(function, self._epsilon)
 
         def compute(*arrays: Any) -> tuple[list[Array], Token]:
             y, token = rule(*arrays)
             return [y], token
 
-        return _Step([root, *others], [value], compute)
-
-    def _reciprocal(self, node: Node) -> _Step:
-        """`a / b` where `a` depends on the images, but not differentiably: an activation of `b`."""
-        top, bottom = node.inputs
-        rule = _epsilon_rule(lambda b, a: a / b, self._epsilon)
-
-        def compute(b: Array, a: Array) -> tuple[list[Array], Token]:
-            y, token = rule(b, a)
-            return [y], token
-
-        return _Step([bottom, top], node.outputs, compute)
+        return _Step(inputs, outputs, compute)
 
     def _inner(self, graph: Graph) -> Callable[..., tuple[list[Any], Token]]:
         rules = self._of_body(graph)
