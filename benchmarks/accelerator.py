@@ -138,6 +138,17 @@ def torch_contenders(
     return contenders
 
 
+def operations(apply: ApplyFn, params: PyTree, shape: tuple[int, ...]) -> float:
+    """Floating-point operations of one image's forward pass, by XLA's count for a CPU: a GPU's compiler gives none.
+
+    Two for every multiplication and addition, none for what padding adds.
+    """
+    with jax.default_device(jax.devices("cpu")[0]):
+        weights = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+        lowered = jax.jit(apply).lower(weights, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+        return lowered.cost_analysis()["flops"]  # pyright: ignore[reportOptionalSubscript]
+
+
 def measure(
     name: str,
     apply: ApplyFn,
@@ -178,9 +189,7 @@ def measure(
     product = jax.jit(functools.partial(jnp.matmul, precision=mode.products[1]))
     seconds = harness.take_turns({"": (lambda: jax.block_until_ready([product(a, b) for _ in range(10)]), 10)}, 5)
     product_rate = 2 * side**3 / statistics.median(seconds[""])
-    # XLA's count: two for every multiplication and addition, none for what padding adds.
-    shape = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
-    work = 3 * jax.jit(apply).lower(params[0], shape).cost_analysis()["flops"]  # pyright: ignore[reportOptionalSubscript]
+    work = 3 * operations(apply, params[0], images.shape[1:])
     keep(product_rate=product_rate, product_side=side, operations_per_image=work)
     print(f"{name}: matrix products at {product_rate / 1e12:.3g} TFLOP/s; {work / 1e9:.3g} GFLOP per image and network")
 
