@@ -20,7 +20,7 @@ from jaxtransfer.network import Network, Storable, weights_hash
 from jaxtransfer.passes import place_weights
 from jaxtransfer.points import Key
 from jaxtransfer.preprocess import PreprocessFn
-from jaxtransfer.zoo import Zoo
+from jaxtransfer.zoo import Zoo, function_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _at_hand(network: Network) -> Source:
     architecture = network.apply, structure, (*kinds,)
     apply = network.apply
     owner = apply if hasattr(apply, "__qualname__") else type(apply)
-    described = f"{owner.__module__}:{owner.__qualname__}"
+    described = function_name(owner)
     if isinstance(apply, Storable):
         described = _described(described, apply.to_json())
     weights = weights_hash(network.params)

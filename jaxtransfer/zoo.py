@@ -27,8 +27,14 @@ from jaxtransfer.preprocess import Preprocess, PreprocessFn
 _FORMAT = 1
 _MANIFEST, _WEIGHTS = "network.json", "weights"
 
-# What a manifest may name in jaxtransfer itself.
-_OWN = {"jaxtransfer.aten.program:AtenProgram", "jaxtransfer.rooms.networks:encode", "jaxtransfer.taskonomy:encode"}
+# The functions of jaxtransfer that a manifest may name, and where each is defined. The names are part of the format of
+# manifests and of the keys of points: they stay the same when a module moves.
+_OWN = {
+    "jaxtransfer.aten.program:AtenProgram": "jaxtransfer.aten.program:AtenProgram",
+    "jaxtransfer.rooms.networks:encode": "jaxtransfer.rooms.networks:encode",
+    "jaxtransfer.taskonomy:encode": "jaxtransfer.taskonomy:encode",
+}
+_STABLE = {definition: name for name, definition in _OWN.items()}
 # In a manifest, what stands for something that JSON does not have; no dict of weights holds a string.
 _KIND, _INTEGERS, _TUPLE, _KEY = "kind", "dict with integer keys", "tuple", "PRNG key"
 
@@ -213,7 +219,7 @@ class Zoo:
         if not self._may_use(name):
             raise JaxTransferError(f"its function is {name}: {_how_to_open([name])}.")
         if name in _OWN:
-            importlib.import_module(name.partition(":")[0])
+            importlib.import_module(_OWN[name].partition(":")[0])
         found = _by_name(name)
         if found is None or isinstance(found, type) != ("config" in stored):
             raise JaxTransferError(f"its function {name} is not one of a network, or does not exist any more.")
@@ -228,12 +234,18 @@ def _how_to_open(functions: Iterable[str]) -> str:
     )
 
 
+def function_name(function: Any) -> str:
+    """Returns the name `module:qualname` that manifests and the keys of points give a function or class."""
+    name = f"{function.__module__}:{function.__qualname__}"
+    return _STABLE.get(name, name)
+
+
 def _by_name(name: str) -> Any:
-    """Finds what an imported module, not of Python itself, defines under a name `module:qualname`; None: nothing."""
-    module, _, qualname = name.partition(":")
-    package = module.split(".")[0]
+    """Finds what an imported module, not of Python itself, defines under a stored name; None: nothing."""
+    package = name.partition(":")[0].split(".")[0]
     if package in sys.stdlib_module_names or (package == "jaxtransfer" and name not in _OWN):
         return None
+    module, _, qualname = _OWN.get(name, name).partition(":")
     found: Any = sys.modules.get(module)
     for part in qualname.split("."):
         found = getattr(found, part, None)
@@ -327,7 +339,7 @@ def _apply_to_json(apply: ApplyFn) -> dict[str, Any]:
     owner: Any = type(apply) if isinstance(apply, Storable) else apply
     if not hasattr(owner, "__qualname__"):
         raise JaxTransferError(f"{apply!r} is not a function; make it one at the top level of a module.")
-    name = f"{owner.__module__}:{owner.__qualname__}"
+    name = function_name(owner)
     if owner.__module__ == "__main__":
         raise JaxTransferError(
             f"its function {owner.__qualname__} stands in the program that runs, where no other finds it; move it to a "
