@@ -26,7 +26,7 @@ from benchmarks import harness
 from benchmarks.networks import over_networks, taskonomy_params
 from jaxtransfer import taskonomy
 from jaxtransfer.affinity import similarities
-from jaxtransfer.network import ApplyFn
+from jaxtransfer.networks.network import ApplyFn
 from jaxtransfer.precision import Precision
 
 if TYPE_CHECKING:

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from jaxtransfer.evaluation import rank_correlations as rank_correlations
     from jaxtransfer.evaluation import recall_at_k as recall_at_k
     from jaxtransfer.evaluation import retrieval_curve as retrieval_curve
-    from jaxtransfer.network import Network as Network
+    from jaxtransfer.networks.network import Network as Network
+    from jaxtransfer.networks.preprocess import Preprocess as Preprocess
+    from jaxtransfer.networks.zoo import Zoo as Zoo
     from jaxtransfer.oracle import Oracle as Oracle
     from jaxtransfer.pge.alignment import gradient_alignment as gradient_alignment
     from jaxtransfer.pge.backbones import BACKBONES as BACKBONES
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
     from jaxtransfer.pge.losses import RandomHead as RandomHead
     from jaxtransfer.pge.losses import RidgeHead as RidgeHead
     from jaxtransfer.pge.losses import SquaredError as SquaredError
-    from jaxtransfer.preprocess import Preprocess as Preprocess
     from jaxtransfer.probe import Probe as Probe
     from jaxtransfer.probe import load_probe as load_probe
     from jaxtransfer.relatives import RELATIVES as RELATIVES
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     from jaxtransfer.tree import TaskTree as TaskTree
     from jaxtransfer.tree import mantel_test as mantel_test
     from jaxtransfer.tree import task_tree as task_tree
-    from jaxtransfer.zoo import Zoo as Zoo
 
 # Imported when first used: `jaxtransfer --help` must not wait for JAX.
 _HOME = {
@@ -76,7 +76,7 @@ _HOME = {
         "recall_at_k",
         "retrieval_curve",
     ),
-    "network": ("Network",),
+    "networks.network": ("Network",),
     "oracle": ("Oracle",),
     "pge.alignment": ("gradient_alignment",),
     "pge.backbones": ("BACKBONES", "Backbone", "backbone"),
@@ -84,12 +84,12 @@ _HOME = {
     "pge.estimator": ("PrincipalGradient", "principal_gradient"),
     "pge.gap": ("gap",),
     "pge.losses": ("Prototypical", "RandomHead", "RidgeHead", "SquaredError"),
-    "preprocess": ("Preprocess",),
+    "networks.preprocess": ("Preprocess",),
     "probe": ("Probe", "load_probe"),
     "relatives": ("RELATIVES",),
     "sweep": ("affinity_matrix",),
     "tree": ("MantelTest", "TaskTree", "mantel_test", "task_tree"),
-    "zoo": ("Zoo",),
+    "networks.zoo": ("Zoo",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

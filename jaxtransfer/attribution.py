@@ -25,7 +25,7 @@ from jaxtransfer.diagnostics import (
     with_places,
 )
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.network import ApplyFn, check_weights
+from jaxtransfer.networks.network import ApplyFn, check_weights
 from jaxtransfer.precision import Precision, matmul_precision, products_in_bfloat16
 from jaxtransfer.relevance import rule_vjp
 

@@ -193,7 +193,7 @@ def convert_taskonomy(weights_dir: _Weights, zoo: _Zoo) -> None:
     """Convert the .pth files of the visualpriors release."""
     with _needs("torch", "torch"):
         from jaxtransfer.converters import taskonomy
-        from jaxtransfer.zoo import Zoo
+        from jaxtransfer.networks.zoo import Zoo
 
         with _progress("Converting") as advance:
             added = taskonomy.convert(weights_dir, Zoo(zoo), advance)
@@ -216,7 +216,7 @@ def convert_torch(
     scaling = {"mean": _three("--mean", mean), "std": _three("--std", std)}
     with _needs("torch", "torch"):
         from jaxtransfer.converters import torch_export
-        from jaxtransfer.zoo import Zoo
+        from jaxtransfer.networks.zoo import Zoo
 
         given = {key: value for key, value in scaling.items() if value is not None}
         torch_export.convert(file, Zoo(zoo), name, **given)
@@ -307,8 +307,8 @@ def affinity(
     """Compare all networks of a zoo by what they look at in the probe images."""
     from jaxtransfer.attribution import METHODS
     from jaxtransfer.devices import is_first
+    from jaxtransfer.networks.zoo import Zoo
     from jaxtransfer.run import run_affinity
-    from jaxtransfer.zoo import Zoo
 
     devices = _connected(mesh, distributed)
     _import(import_ or ())

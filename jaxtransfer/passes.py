@@ -22,9 +22,9 @@ from jaxtransfer.affinity import Similarity, directions
 from jaxtransfer.attribution import TargetFn, attribution_pass
 from jaxtransfer.devices import DATA, MODEL, distribute, memory_per_device
 from jaxtransfer.diagnostics import Evidence
-from jaxtransfer.network import ApplyFn, is_key
+from jaxtransfer.networks.network import ApplyFn, is_key
+from jaxtransfer.networks.preprocess import PreprocessFn, restore_maps
 from jaxtransfer.precision import Precision
-from jaxtransfer.preprocess import PreprocessFn, restore_maps
 from jaxtransfer.sketch import Projection
 
 Images = Float[np.ndarray, "images height width channels"] | UInt8[np.ndarray, "images height width channels"]

@@ -20,13 +20,13 @@ from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.evaluation import Quantity, RankCorrelation, RetrievalCurve, rank_correlations, retrieval_curve
 from jaxtransfer.figures import heat_map, retrieval_curves
 from jaxtransfer.files import write_csv
+from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.oracle import Oracle
 from jaxtransfer.pge.findings import read_findings
 from jaxtransfer.precision import Precision
 from jaxtransfer.probe import Probe, load_probe
 from jaxtransfer.relatives import RELATIVES
 from jaxtransfer.sweep import TARGETS, Sweep, Target
-from jaxtransfer.zoo import Zoo
 
 _KIND = "affinity"
 _EPSILON = 1e-4

@@ -16,11 +16,11 @@ from jaxtyping import PyTree
 
 from jaxtransfer.devices import own_rows
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.network import Network, Storable, weights_hash
+from jaxtransfer.networks.network import Network, Storable, weights_hash
+from jaxtransfer.networks.preprocess import PreprocessFn
+from jaxtransfer.networks.zoo import Zoo, function_name
 from jaxtransfer.passes import place_weights
 from jaxtransfer.points import Key
-from jaxtransfer.preprocess import PreprocessFn
-from jaxtransfer.zoo import Zoo, function_name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,7 +33,8 @@ from jaxtransfer.devices import (
 )
 from jaxtransfer.diagnostics import Evidence, faults_of, in_sentences, random_signs, with_places
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.network import Network
+from jaxtransfer.networks.network import Network
+from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.passes import REPRESENTATION, SKETCH, Images, Inputs, Layout, Pass, bytes_needed, input_shape
 from jaxtransfer.points import Key, Points, chunks
 from jaxtransfer.precision import Precision, matmul_precision
@@ -43,7 +44,6 @@ from jaxtransfer.rows import compare_maps
 from jaxtransfer.sketch import Projection
 from jaxtransfer.sources import Source, loaded_ahead, sources_of
 from jaxtransfer.writer import Writer
-from jaxtransfer.zoo import Zoo
 
 ProgressFn = Callable[[int, int, str], None]
 

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.preprocess import Preprocess
+from jaxtransfer.networks.preprocess import Preprocess
 
 
 @dataclasses.dataclass(frozen=True)

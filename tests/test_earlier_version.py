@@ -61,26 +61,25 @@ def test_networks_keep_their_names_when_they_are_stored_again(tmp_path):
             assert again.manifest(network.name) == zoo.manifest(network.name)
 
 
+@pytest.mark.filterwarnings("ignore:On 4 images rsa cannot be trusted")
 @pytest.mark.parametrize("zoo_in_memory", [False, True])
 def test_an_interrupted_run_is_resumed(tmp_path, photos, zoo_in_memory):
     out = tmp_path / "run"
     shutil.copytree(EARLIER / "affinity", out)
     zoo = jt.Zoo(EARLIER / "zoo")
+    images = jt.load_probe(photos, size=16).images
     methods = ["saliency", "epsilon_lrp", "rsa"]
-    with pytest.warns(UserWarning, match="rsa cannot be trusted"):
-        if zoo_in_memory:  # points of networks in memory have the same keys
-            images = jt.load_probe(photos, size=16).images
-            resumed = jt.affinity_matrix(list(zoo), images, methods=methods, directory=out)
-        else:
-            resumed, _ = run_affinity(zoo, photos, out, command=["test"], methods=methods, size=16)
-            record = json.loads((out / "run.json").read_text())
-            assert set(record["batch_sizes"]) == {"program_too", "room"}, "networks that were computed"
-            assert len(record["starts"]) == 2
-            assert record["finished"]
+    if zoo_in_memory:  # points of networks in memory have the same keys
+        resumed = jt.affinity_matrix(list(zoo), images, methods=methods, directory=out)
+    else:
+        resumed, _ = run_affinity(zoo, photos, out, command=["test"], methods=methods, size=16)
+        record = json.loads((out / "run.json").read_text())
+        assert set(record["batch_sizes"]) == {"program_too", "room"}, "networks that were computed"
+        assert len(record["starts"]) == 2
+        assert record["finished"]
     key = "points/program/saliency/key.json"
     assert (out / key).stat().st_mtime == (EARLIER / "affinity" / key).stat().st_mtime, "it was not computed again"
-    with pytest.warns(UserWarning, match="rsa cannot be trusted"):
-        anew = jt.affinity_matrix(list(zoo), jt.load_probe(photos, size=16).images, methods=methods)
+    anew = jt.affinity_matrix(list(zoo), images, methods=methods)
     for method in methods:
         np.testing.assert_allclose(resumed[method], anew[method], atol=1e-6)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxtransfer as jt
-from jaxtransfer.preprocess import restore_maps
+from jaxtransfer.networks.preprocess import restore_maps
 from jaxtransfer.taskonomy import TASKS
 
 SHAPES = [(8, 8), (12, 8), (8, 13), (31, 17)]

@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 from skimage.color import rgb2lab
 
 from jaxtransfer import rooms
-from jaxtransfer.preprocess import Preprocess
+from jaxtransfer.networks.preprocess import Preprocess
 from jaxtransfer.rooms import definitions, furniture, rays
 from jaxtransfer.rooms.hits import Hit, trace
 from jaxtransfer.rooms.view import pixel_rays

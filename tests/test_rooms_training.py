@@ -21,9 +21,9 @@ from benchmarks.rooms.examples import Examples, unpacked
 from benchmarks.rooms.training import Trainer, untrained
 from benchmarks.rooms.transfer import Target, represented
 from jaxtransfer import rooms
-from jaxtransfer.network import Network
+from jaxtransfer.networks.network import Network
+from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.rooms.networks import encode, preprocess
-from jaxtransfer.zoo import Zoo
 
 SETTINGS = settings.read()
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import jaxtransfer
 from jaxtransfer import JaxTransferError, Network, Preprocess, Zoo
 from jaxtransfer.cli import app
-from jaxtransfer.network import weights_hash
+from jaxtransfer.networks.network import weights_hash
 from jaxtransfer.record import read
 from jaxtransfer.report import write_report
 from jaxtransfer.run import load_run, run_affinity

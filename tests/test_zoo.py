@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import jaxtransfer as jt
-from jaxtransfer.network import is_key, weights_hash
+from jaxtransfer.networks.network import is_key, weights_hash
 
 PARAMS = {"block": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}, "bias": np.ones(3, np.float16)}
 

@@ -31,10 +31,10 @@ from benchmarks.rooms.speed import speed
 from benchmarks.rooms.training import Trainer, untrained
 from jaxtransfer import rooms
 from jaxtransfer.files import write_arrays, write_csv
-from jaxtransfer.network import Network
+from jaxtransfer.networks.network import Network
+from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.oracle import Oracle
 from jaxtransfer.rooms.networks import encode, preprocess
-from jaxtransfer.zoo import Zoo
 
 CONSOLE = Console()
 SCRATCH, RANDOM = "scratch", "random"

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxtransfer.affinity import SIMILARITIES, Similarity, directions, similarities
 from jaxtransfer.attribution import METHODS, attribute
-from jaxtransfer.network import Network
+from jaxtransfer.networks.network import Network
 from jaxtransfer.rooms.networks import encoder
 
 _AT_ONCE = 64

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxtransfer import arguments
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.preprocess import PreprocessFn
+from jaxtransfer.networks.preprocess import PreprocessFn
 
 ApplyFn = Callable[[Any, Float[Array, "images h w channels"]], Float[Array, "images ..."]]
 

@@ -21,8 +21,8 @@ from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.network import ApplyFn, Network, Storable, is_key, weights_hash
-from jaxtransfer.preprocess import Preprocess, PreprocessFn
+from jaxtransfer.networks.network import ApplyFn, Network, Storable, is_key, weights_hash
+from jaxtransfer.networks.preprocess import Preprocess, PreprocessFn
 
 _FORMAT = 1
 _MANIFEST, _WEIGHTS = "network.json", "weights"
@@ -174,7 +174,7 @@ class Zoo:
             raise JaxTransferError(f"The zoo {self.path} already has a network {network.name!r}.")
         try:
             arrays: dict[_Path, np.ndarray] = {}
-            params = _describe(network.params, (), arrays)
+            params = json.loads(json.dumps(_describe(network.params, (), arrays)))  # JSON knows only one NaN
             names = Counter(".".join(path) for path in arrays)
             if names.total() > len(names):
                 name = names.most_common(1)[0][0]
