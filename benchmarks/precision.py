@@ -29,8 +29,8 @@ from benchmarks import harness
 from benchmarks.networks import taskonomy_params
 from jaxtransfer import taskonomy
 from jaxtransfer.affinity import SIMILARITIES, Similarity, similarities
+from jaxtransfer.data.probe import files_below, read_images
 from jaxtransfer.networks.network import ApplyFn
-from jaxtransfer.probe import files_below, read_images
 from jaxtransfer.relevance._graph import Value, build
 
 REFERENCE = "float32"

@@ -32,9 +32,9 @@ from rich.table import Table
 
 from jaxtransfer.affinity import SIMILARITIES, Affinity
 from jaxtransfer.converters import torch_export
+from jaxtransfer.data.probe import load_probe
 from jaxtransfer.networks.preprocess import Preprocess
 from jaxtransfer.networks.zoo import Zoo
-from jaxtransfer.probe import load_probe
 from jaxtransfer.run import run_affinity
 
 _SIZES = {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}

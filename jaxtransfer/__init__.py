@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from jaxtransfer.confidence import certain_ranking as certain_ranking
     from jaxtransfer.confidence import probability_above as probability_above
     from jaxtransfer.confidence import retrieval_bands as retrieval_bands
+    from jaxtransfer.data.probe import Probe as Probe
+    from jaxtransfer.data.probe import load_probe as load_probe
     from jaxtransfer.devices import device_mesh as device_mesh
     from jaxtransfer.diagnostics import FAULTS as FAULTS
     from jaxtransfer.diagnostics import random_signs as random_signs
@@ -44,8 +46,6 @@ if TYPE_CHECKING:
     from jaxtransfer.pge.losses import RandomHead as RandomHead
     from jaxtransfer.pge.losses import RidgeHead as RidgeHead
     from jaxtransfer.pge.losses import SquaredError as SquaredError
-    from jaxtransfer.probe import Probe as Probe
-    from jaxtransfer.probe import load_probe as load_probe
     from jaxtransfer.relatives import RELATIVES as RELATIVES
     from jaxtransfer.sweep import affinity_matrix as affinity_matrix
     from jaxtransfer.tree import MantelTest as MantelTest
@@ -85,7 +85,7 @@ _HOME = {
     "pge.gap": ("gap",),
     "pge.losses": ("Prototypical", "RandomHead", "RidgeHead", "SquaredError"),
     "networks.preprocess": ("Preprocess",),
-    "probe": ("Probe", "load_probe"),
+    "data.probe": ("Probe", "load_probe"),
     "relatives": ("RELATIVES",),
     "sweep": ("affinity_matrix",),
     "tree": ("MantelTest", "TaskTree", "mantel_test", "task_tree"),

@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
     from jaxtransfer.affinity import Affinity
     from jaxtransfer.compare import Comparison
+    from jaxtransfer.data.probe import Probe
     from jaxtransfer.evaluation import Quantity
     from jaxtransfer.oracle import Oracle
     from jaxtransfer.pge.findings import Findings
-    from jaxtransfer.probe import Probe
     from jaxtransfer.run import Evaluation
 
 # Packages that do the work are imported by the commands that need them: `--help` must not wait for JAX.

@@ -10,13 +10,13 @@ from PIL import Image
 
 from jaxtransfer import rooms
 from jaxtransfer.affinity import Affinity
+from jaxtransfer.data.probe import Probe
 from jaxtransfer.figures import overview, scaled_map
 from jaxtransfer.files import whole_directory
 from jaxtransfer.groups import rooms_groups
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.oracle import Oracle
 from jaxtransfer.points import Points
-from jaxtransfer.probe import Probe
 from jaxtransfer.report import write_report
 from jaxtransfer.run import Evaluation, evaluate_run, run_affinity
 from jaxtransfer.tree import task_tree

@@ -21,6 +21,7 @@ from jaxtransfer import figures
 from jaxtransfer.affinity import Affinity
 from jaxtransfer.attribution import METHODS
 from jaxtransfer.confidence import certain_ranking
+from jaxtransfer.data.probe import read_images
 from jaxtransfer.diagnostics import describe_fault, in_sentences
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.evaluation import Quantity
@@ -29,7 +30,6 @@ from jaxtransfer.files import whole, whole_directory
 from jaxtransfer.oracle import Oracle
 from jaxtransfer.pge.findings import read_control
 from jaxtransfer.points import Point, Points
-from jaxtransfer.probe import read_images
 from jaxtransfer.record import Record
 from jaxtransfer.run import affinity_of, evaluate, finished_record
 from jaxtransfer.tree import TaskTree, task_tree

@@ -15,6 +15,7 @@ from jaxtransfer.affinity import SIMILARITIES, Affinity, Similarity
 from jaxtransfer.arguments import checked_methods
 from jaxtransfer.attribution import METHODS
 from jaxtransfer.confidence import RetrievalBands, retrieval_bands
+from jaxtransfer.data.probe import Probe, load_probe
 from jaxtransfer.devices import is_first, together
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.evaluation import Quantity, RankCorrelation, RetrievalCurve, rank_correlations, retrieval_curve
@@ -24,7 +25,6 @@ from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.oracle import Oracle
 from jaxtransfer.pge.findings import read_findings
 from jaxtransfer.precision import Precision
-from jaxtransfer.probe import Probe, load_probe
 from jaxtransfer.relatives import RELATIVES
 from jaxtransfer.sweep import TARGETS, Sweep, Target
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from jaxtransfer import JaxTransferError
-from jaxtransfer.pge.tasks import Task, read_tasks
-from jaxtransfer.probe import load_probe
+from jaxtransfer.data.datasets import Task, read_tasks
+from jaxtransfer.data.probe import load_probe
 
 
 def _picture(file: Path, value: int, shape=(12, 16)) -> None:

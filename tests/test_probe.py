@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from jaxtransfer import JaxTransferError
-from jaxtransfer.probe import load_probe
+from jaxtransfer.data.probe import load_probe
 
 
 def _gradient(height=40, width=60) -> np.ndarray:

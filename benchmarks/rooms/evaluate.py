@@ -15,9 +15,9 @@ from benchmarks.rooms.scores import Matrix, Score
 from jaxtransfer import rooms
 from jaxtransfer.affinity import Affinity
 from jaxtransfer.attribution import METHODS
+from jaxtransfer.data.probe import load_probe
 from jaxtransfer.files import whole_directory, write_csv
 from jaxtransfer.oracle import Oracle
-from jaxtransfer.probe import load_probe
 from jaxtransfer.relatives import RELATIVES
 from jaxtransfer.sweep import affinity_matrix
 

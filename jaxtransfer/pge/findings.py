@@ -11,13 +11,13 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxtransfer.affinity import Affinity, MethodResult
+from jaxtransfer.data.datasets import Task
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.figures import heat_map
 from jaxtransfer.files import read_table, write_csv
 from jaxtransfer.pge.alignment import AlignmentEstimation
 from jaxtransfer.pge.estimator import PrincipalGradient
 from jaxtransfer.pge.gap import Form, gap
-from jaxtransfer.pge.tasks import Task
 
 Measure = Literal["gap", "alignment"]
 Row = dict[str, Any]

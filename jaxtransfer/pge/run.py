@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from jaxtransfer import record
+from jaxtransfer.data.datasets import Kind, Task, read_tasks
 from jaxtransfer.devices import exchanged, is_first, own_rows, owns, together, usual_mesh
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.files import write_arrays
@@ -29,7 +30,6 @@ from jaxtransfer.pge.findings import Findings, Measure, alignments, gaps, shuffl
 from jaxtransfer.pge.gap import FORMS, Form
 from jaxtransfer.pge.losses import Loss, Prototypical, RandomHead, SquaredError
 from jaxtransfer.pge.restarts import Accumulation, Progress, check_counts
-from jaxtransfer.pge.tasks import Kind, Task, read_tasks
 
 LossName = Literal["prototypical", "random-head", "squared-error"]
 ProgressFn = Callable[[int, int, str], None]

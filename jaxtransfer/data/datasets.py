@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from jaxtransfer.data.probe import decoding, files_below, printable
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.probe import decoding, files_below, printable
 
 Kind = Literal["classes", "numbers", "dense"]
 KINDS: tuple[Kind, ...] = ("classes", "numbers", "dense")
