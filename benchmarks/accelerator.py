@@ -26,8 +26,8 @@ from benchmarks import harness
 from benchmarks.networks import over_networks, taskonomy_params
 from jaxtransfer import taskonomy
 from jaxtransfer.affinity import similarities
+from jaxtransfer.attribution.precision import Precision
 from jaxtransfer.networks.network import ApplyFn
-from jaxtransfer.precision import Precision
 
 if TYPE_CHECKING:
     import torch

@@ -29,9 +29,9 @@ from benchmarks import harness
 from benchmarks.networks import taskonomy_params
 from jaxtransfer import taskonomy
 from jaxtransfer.affinity import SIMILARITIES, Similarity, similarities
+from jaxtransfer.attribution.relevance._graph import Value, build
 from jaxtransfer.data.probe import files_below, read_images
 from jaxtransfer.networks.network import ApplyFn
-from jaxtransfer.relevance._graph import Value, build
 
 REFERENCE = "float32"
 EXAMPLE = Path(__file__).parents[1] / "examples" / "efficientnets.py"

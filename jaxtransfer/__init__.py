@@ -8,9 +8,11 @@ from jaxtransfer.errors import JaxTransferError as JaxTransferError
 
 if TYPE_CHECKING:
     from jaxtransfer.affinity import Affinity as Affinity
-    from jaxtransfer.attribution import METHODS as METHODS
-    from jaxtransfer.attribution import attribute as attribute
-    from jaxtransfer.attribution import find_faults as find_faults
+    from jaxtransfer.attribution.diagnostics import FAULTS as FAULTS
+    from jaxtransfer.attribution.diagnostics import random_signs as random_signs
+    from jaxtransfer.attribution.maps import METHODS as METHODS
+    from jaxtransfer.attribution.maps import attribute as attribute
+    from jaxtransfer.attribution.maps import find_faults as find_faults
     from jaxtransfer.confidence import Band as Band
     from jaxtransfer.confidence import RankedSource as RankedSource
     from jaxtransfer.confidence import RetrievalBands as RetrievalBands
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     from jaxtransfer.data.probe import Probe as Probe
     from jaxtransfer.data.probe import load_probe as load_probe
     from jaxtransfer.devices import device_mesh as device_mesh
-    from jaxtransfer.diagnostics import FAULTS as FAULTS
-    from jaxtransfer.diagnostics import random_signs as random_signs
     from jaxtransfer.evaluation import RankCorrelation as RankCorrelation
     from jaxtransfer.evaluation import RetrievalCurve as RetrievalCurve
     from jaxtransfer.evaluation import hits_at_k as hits_at_k
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 # Imported when first used: `jaxtransfer --help` must not wait for JAX.
 _HOME = {
     "affinity": ("Affinity",),
-    "attribution": ("METHODS", "attribute", "find_faults"),
+    "attribution.maps": ("METHODS", "attribute", "find_faults"),
     "confidence": (
         "Band",
         "RankedSource",
@@ -66,7 +66,7 @@ _HOME = {
         "retrieval_bands",
     ),
     "devices": ("device_mesh",),
-    "diagnostics": ("FAULTS", "random_signs"),
+    "attribution.diagnostics": ("FAULTS", "random_signs"),
     "evaluation": (
         "RankCorrelation",
         "RetrievalCurve",

@@ -305,7 +305,7 @@ def affinity(
     distributed: _Distributed = None,
 ) -> None:
     """Compare all networks of a zoo by what they look at in the probe images."""
-    from jaxtransfer.attribution import METHODS
+    from jaxtransfer.attribution.maps import METHODS
     from jaxtransfer.devices import is_first
     from jaxtransfer.networks.zoo import Zoo
     from jaxtransfer.run import run_affinity
@@ -648,7 +648,7 @@ def _print_findings(found: "Findings", out: Path) -> None:
 
 def _print_faults(faults: "Mapping[str, Sequence[str]]") -> None:
     """One marked line for each fault, with the networks that have it."""
-    from jaxtransfer.diagnostics import in_sentences
+    from jaxtransfer.attribution.diagnostics import in_sentences
 
     for sentence in in_sentences(faults):
         print(f"!! {sentence}")

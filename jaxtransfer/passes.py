@@ -19,12 +19,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
 from jaxtransfer.affinity import Similarity, directions
-from jaxtransfer.attribution import TargetFn, attribution_pass
+from jaxtransfer.attribution.diagnostics import Evidence
+from jaxtransfer.attribution.maps import TargetFn, attribution_pass
+from jaxtransfer.attribution.precision import Precision
 from jaxtransfer.devices import DATA, MODEL, distribute, memory_per_device
-from jaxtransfer.diagnostics import Evidence
 from jaxtransfer.networks.network import ApplyFn, is_key
 from jaxtransfer.networks.preprocess import PreprocessFn, restore_maps
-from jaxtransfer.precision import Precision
 from jaxtransfer.sketch import Projection
 
 Images = Float[np.ndarray, "images height width channels"] | UInt8[np.ndarray, "images height width channels"]

@@ -19,10 +19,10 @@ from PIL import Image
 
 from jaxtransfer import figures
 from jaxtransfer.affinity import Affinity
-from jaxtransfer.attribution import METHODS
+from jaxtransfer.attribution.diagnostics import describe_fault, in_sentences
+from jaxtransfer.attribution.maps import METHODS
 from jaxtransfer.confidence import certain_ranking
 from jaxtransfer.data.probe import read_images
-from jaxtransfer.diagnostics import describe_fault, in_sentences
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.evaluation import Quantity
 from jaxtransfer.figures import OTHER

@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from jaxtransfer import record
 from jaxtransfer.affinity import SIMILARITIES, Affinity, Similarity
 from jaxtransfer.arguments import checked_methods
-from jaxtransfer.attribution import METHODS
+from jaxtransfer.attribution.maps import METHODS
+from jaxtransfer.attribution.precision import Precision
 from jaxtransfer.confidence import RetrievalBands, retrieval_bands
 from jaxtransfer.data.probe import Probe, load_probe
 from jaxtransfer.devices import is_first, together
@@ -24,7 +25,6 @@ from jaxtransfer.files import write_csv
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.oracle import Oracle
 from jaxtransfer.pge.findings import read_findings
-from jaxtransfer.precision import Precision
 from jaxtransfer.relatives import RELATIVES
 from jaxtransfer.sweep import TARGETS, Sweep, Target
 

@@ -19,7 +19,10 @@ from rich.filesize import decimal
 
 from jaxtransfer import arguments
 from jaxtransfer.affinity import SIMILARITIES, Affinity, MethodResult, Similarity
-from jaxtransfer.attribution import METHODS, TargetFn
+from jaxtransfer.attribution.diagnostics import Evidence, faults_of, in_sentences, random_signs, with_places
+from jaxtransfer.attribution.maps import METHODS, TargetFn
+from jaxtransfer.attribution.precision import Precision, matmul_precision
+from jaxtransfer.attribution.relevance import RULES
 from jaxtransfer.devices import (
     DATA,
     MODEL,
@@ -31,15 +34,12 @@ from jaxtransfer.devices import (
     together,
     usual_mesh,
 )
-from jaxtransfer.diagnostics import Evidence, faults_of, in_sentences, random_signs, with_places
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.networks.network import Network
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.passes import REPRESENTATION, SKETCH, Images, Inputs, Layout, Pass, bytes_needed, input_shape
 from jaxtransfer.points import Key, Points, chunks
-from jaxtransfer.precision import Precision, matmul_precision
 from jaxtransfer.relatives import RELATIVES, Representations, cka, cka_biased, depara, rsa, svcca
-from jaxtransfer.relevance import RULES
 from jaxtransfer.rows import compare_maps
 from jaxtransfer.sketch import Projection
 from jaxtransfer.sources import Source, loaded_ahead, sources_of

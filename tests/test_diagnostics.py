@@ -18,8 +18,8 @@ from flax import nnx
 from jax import lax
 
 import jaxtransfer as jt
+from jaxtransfer.attribution.diagnostics import draws_random_numbers, unit_signs
 from jaxtransfer.devices import device_mesh
-from jaxtransfer.diagnostics import draws_random_numbers, unit_signs
 from jaxtransfer.points import Points
 
 RNG = np.random.default_rng(0)

@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 import jaxtransfer as jt
 from helpers import quick_jit
-from jaxtransfer.relevance import unbounded_ratios
+from jaxtransfer.attribution.relevance import unbounded_ratios
 from torch_oracle import torch_maps
 
 EPSILON = 1e-4

@@ -14,7 +14,7 @@ from benchmarks.rooms.examples import Examples
 from benchmarks.rooms.scores import Matrix, Score
 from jaxtransfer import rooms
 from jaxtransfer.affinity import Affinity
-from jaxtransfer.attribution import METHODS
+from jaxtransfer.attribution.maps import METHODS
 from jaxtransfer.data.probe import load_probe
 from jaxtransfer.files import whole_directory, write_csv
 from jaxtransfer.oracle import Oracle

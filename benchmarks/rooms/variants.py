@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 from jaxtransfer.affinity import SIMILARITIES, Similarity, directions, similarities
-from jaxtransfer.attribution import METHODS, attribute
+from jaxtransfer.attribution.maps import METHODS, attribute
 from jaxtransfer.networks.network import Network
 from jaxtransfer.rooms.networks import encoder
 

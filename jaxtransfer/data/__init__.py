@@ -1,1 +1,1 @@
-"""TODO."""
+"""Images and labelled data from disk."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Trained networks: functions with weights, the preprocessing they expect, and zoos that store them."""

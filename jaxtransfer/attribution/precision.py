@@ -13,9 +13,9 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from jaxtransfer.attribution.relevance._graph import Node, Value, body, build
+from jaxtransfer.attribution.relevance._primitives import BILINEAR
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.relevance._graph import Node, Value, body, build
-from jaxtransfer.relevance._primitives import BILINEAR
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)

@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxtransfer import arguments
-from jaxtransfer.diagnostics import (
+from jaxtransfer.attribution.diagnostics import (
     Evidence,
     coarsest_epsilon,
     describe_fault,
@@ -24,10 +24,10 @@ from jaxtransfer.diagnostics import (
     unit_signs,
     with_places,
 )
+from jaxtransfer.attribution.precision import Precision, matmul_precision, products_in_bfloat16
+from jaxtransfer.attribution.relevance import rule_vjp
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.networks.network import ApplyFn, check_weights
-from jaxtransfer.precision import Precision, matmul_precision, products_in_bfloat16
-from jaxtransfer.relevance import rule_vjp
 
 METHODS = ("saliency", "input_x_gradient", "epsilon_lrp")
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jaxtransfer.relevance import unbounded_ratios
+from jaxtransfer.attribution.relevance import unbounded_ratios
 
 FAULTS: dict[str, str] = {
     "constant_scalar": "the sum of its units (or other target) does not depend on the image beyond rounding, so its "

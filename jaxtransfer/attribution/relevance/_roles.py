@@ -13,7 +13,7 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
-from jaxtransfer.relevance._primitives import (
+from jaxtransfer.attribution.relevance._primitives import (
     BILINEAR,
     ELEMENTWISE,
     EXPONENTIALS,
@@ -26,7 +26,7 @@ from jaxtransfer.relevance._primitives import (
 )
 
 if TYPE_CHECKING:
-    from jaxtransfer.relevance._graph import Node, Value
+    from jaxtransfer.attribution.relevance._graph import Node, Value
 
 
 class Role(enum.Flag):

@@ -12,8 +12,15 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 
-from jaxtransfer.relevance._primitives import CHECKPOINTS, CUSTOM, ELEMENTWISE, INLINED, SPREADING, STOPS_GRADIENT
-from jaxtransfer.relevance._roles import NO_ROLE, Role, roles_of
+from jaxtransfer.attribution.relevance._primitives import (
+    CHECKPOINTS,
+    CUSTOM,
+    ELEMENTWISE,
+    INLINED,
+    SPREADING,
+    STOPS_GRADIENT,
+)
+from jaxtransfer.attribution.relevance._roles import NO_ROLE, Role, roles_of
 
 
 @dataclasses.dataclass(eq=False, slots=True)

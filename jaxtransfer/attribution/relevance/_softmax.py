@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from jaxtransfer.relevance._graph import Graph, Node, Value, all_nodes
-from jaxtransfer.relevance._primitives import EXPONENTIALS
-from jaxtransfer.relevance._roles import IN_SOFTMAX, closes_softmax, is_normalised_exponential
+from jaxtransfer.attribution.relevance._graph import Graph, Node, Value, all_nodes
+from jaxtransfer.attribution.relevance._primitives import EXPONENTIALS
+from jaxtransfer.attribution.relevance._roles import IN_SOFTMAX, closes_softmax, is_normalised_exponential
 
 # Values mixed in again and again before the division, which happens only in a loop.
 _MAX_PRODUCTS = 3

@@ -20,8 +20,8 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from jaxtransfer.relevance._graph import Graph, Node, Value, all_nodes, is_elementwise
-from jaxtransfer.relevance._primitives import AFFINE, CUSTOM, MOVING, SCALING, SPREADING, SUMS
+from jaxtransfer.attribution.relevance._graph import Graph, Node, Value, all_nodes, is_elementwise
+from jaxtransfer.attribution.relevance._primitives import AFFINE, CUSTOM, MOVING, SCALING, SPREADING, SUMS
 
 # An activation whose value at 0 is farther from 0 than this is open there: it is a gate.
 _CLOSED = 1e-6

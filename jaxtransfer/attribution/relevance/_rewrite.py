@@ -19,10 +19,9 @@ import jax.numpy as jnp
 from jax.extend import source_info_util
 from jaxtyping import Array, Float, PyTree
 
-from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.relevance._activations import Activations
-from jaxtransfer.relevance._graph import Graph, Node, Value, build, loop_sizes, sources
-from jaxtransfer.relevance._primitives import (
+from jaxtransfer.attribution.relevance._activations import Activations
+from jaxtransfer.attribution.relevance._graph import Graph, Node, Value, build, loop_sizes, sources
+from jaxtransfer.attribution.relevance._primitives import (
     AFFINE,
     BILINEAR,
     CUSTOM,
@@ -32,8 +31,9 @@ from jaxtransfer.relevance._primitives import (
     LOG_SUMS,
     ROUTING,
 )
-from jaxtransfer.relevance._roles import normaliser
-from jaxtransfer.relevance._softmax import softmax_shares
+from jaxtransfer.attribution.relevance._roles import normaliser
+from jaxtransfer.attribution.relevance._softmax import softmax_shares
+from jaxtransfer.errors import JaxTransferError
 
 Token = Float[Array, ""]
 
