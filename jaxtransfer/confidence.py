@@ -11,7 +11,7 @@ from jaxtransfer.affinity import Affinity, pair_columns
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.evaluation import ScoredPairs, retrieval_curve, scored_pairs
 from jaxtransfer.oracle import Oracle
-from jaxtransfer.points import chunks
+from jaxtransfer.points.store import chunks
 
 # Affinities of resampled probes that are held at once.
 _HELD = 8 * 2**20

@@ -16,7 +16,7 @@ from jaxtransfer.files import whole_directory
 from jaxtransfer.groups import rooms_groups
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.oracle import Oracle
-from jaxtransfer.points import Points
+from jaxtransfer.points.store import Points
 from jaxtransfer.report import write_report
 from jaxtransfer.run import Evaluation, evaluate_run, run_affinity
 from jaxtransfer.tree import task_tree

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.points import Point, chunks
+from jaxtransfer.points.store import Point, chunks
 
 RELATIVES = ("rsa", "depara", "cka", "cka_biased", "svcca")
 

@@ -29,7 +29,7 @@ from jaxtransfer.figures import OTHER
 from jaxtransfer.files import whole, whole_directory
 from jaxtransfer.oracle import Oracle
 from jaxtransfer.pge.findings import read_control
-from jaxtransfer.points import Point, Points
+from jaxtransfer.points.store import Point, Points
 from jaxtransfer.record import Record
 from jaxtransfer.run import affinity_of, evaluate, finished_record
 from jaxtransfer.tree import TaskTree, task_tree

@@ -19,7 +19,7 @@ from scipy.spatial.distance import squareform
 
 from jaxtransfer.affinity import MethodResult, Similarity, directions, pair_columns, products
 from jaxtransfer.devices import DATA, MODEL, distribute, exchanged, is_first, on_host, together
-from jaxtransfer.points import Key, Point, Points, chunks
+from jaxtransfer.points.store import Key, Point, Points, chunks
 
 # Maps are compared in tiles of so many networks by as many, however few there are: what is said of a pair must not
 # depend on what else there was to compare. So many tiles are above, to be compared with all that pass across.

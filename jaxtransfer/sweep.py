@@ -37,13 +37,13 @@ from jaxtransfer.devices import (
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.networks.network import Network
 from jaxtransfer.networks.zoo import Zoo
-from jaxtransfer.passes import REPRESENTATION, SKETCH, Images, Inputs, Layout, Pass, bytes_needed, input_shape
-from jaxtransfer.points import Key, Points, chunks
+from jaxtransfer.points.passes import REPRESENTATION, SKETCH, Images, Inputs, Layout, Pass, bytes_needed, input_shape
+from jaxtransfer.points.sketch import Projection
+from jaxtransfer.points.sources import Source, loaded_ahead, sources_of
+from jaxtransfer.points.store import Key, Points, chunks
+from jaxtransfer.points.writer import Writer
 from jaxtransfer.relatives import RELATIVES, Representations, cka, cka_biased, depara, rsa, svcca
 from jaxtransfer.rows import compare_maps
-from jaxtransfer.sketch import Projection
-from jaxtransfer.sources import Source, loaded_ahead, sources_of
-from jaxtransfer.writer import Writer
 
 ProgressFn = Callable[[int, int, str], None]
 

@@ -10,7 +10,7 @@ from PIL import Image
 from jaxtransfer import Affinity, record
 from jaxtransfer.affinity import MethodResult
 from jaxtransfer.files import write_csv
-from jaxtransfer.points import Points
+from jaxtransfer.points.store import Points
 
 METHODS = ("saliency", "epsilon_lrp")
 AWKWARD = (

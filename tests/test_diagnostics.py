@@ -20,7 +20,7 @@ from jax import lax
 import jaxtransfer as jt
 from jaxtransfer.attribution.diagnostics import draws_random_numbers, unit_signs
 from jaxtransfer.devices import device_mesh
-from jaxtransfer.points import Points
+from jaxtransfer.points.store import Points
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((4, 8, 8, 3)).astype(np.float32)

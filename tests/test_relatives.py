@@ -14,7 +14,7 @@ from scipy.spatial.distance import squareform
 
 import jaxtransfer as jt
 from jaxtransfer import relatives
-from jaxtransfer.points import Points
+from jaxtransfer.points.store import Points
 from jaxtransfer.relatives import Comparison
 
 pytestmark = pytest.mark.filterwarnings("ignore:On .* images .* cannot be trusted")

@@ -12,7 +12,7 @@ from scipy.spatial.distance import squareform
 from jaxtransfer import rows
 from jaxtransfer.affinity import similarities
 from jaxtransfer.devices import device_mesh
-from jaxtransfer.points import Points
+from jaxtransfer.points.store import Points
 from jaxtransfer.rows import compare_maps
 
 NETWORKS, IMAGES, SIZE = 23, 9, (5, 7)

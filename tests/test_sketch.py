@@ -7,7 +7,7 @@ import pytest
 from tiny_networks import network
 
 import jaxtransfer as jt
-from jaxtransfer.sketch import Projection
+from jaxtransfer.points.sketch import Projection
 
 RNG = np.random.default_rng(0)
 

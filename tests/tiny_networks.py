@@ -16,7 +16,7 @@ from helpers import free_port
 from jaxtransfer import JaxTransferError, Network, Preprocess, Zoo
 from jaxtransfer.devices import connect, parse_mesh
 from jaxtransfer.errors import in_words
-from jaxtransfer.points import Points
+from jaxtransfer.points.store import Points
 from jaxtransfer.run import run_affinity
 
 PROCESSES = multiprocessing.get_context("forkserver")

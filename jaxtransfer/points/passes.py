@@ -25,7 +25,7 @@ from jaxtransfer.attribution.precision import Precision
 from jaxtransfer.devices import DATA, MODEL, distribute, memory_per_device
 from jaxtransfer.networks.network import ApplyFn, is_key
 from jaxtransfer.networks.preprocess import PreprocessFn, restore_maps
-from jaxtransfer.sketch import Projection
+from jaxtransfer.points.sketch import Projection
 
 Images = Float[np.ndarray, "images height width channels"] | UInt8[np.ndarray, "images height width channels"]
 

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 
 from jaxtransfer.devices import owns
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.passes import Layout
-from jaxtransfer.points import Points
+from jaxtransfer.points.passes import Layout
+from jaxtransfer.points.store import Points
 
 # What a device makes of all its images is one chunk of a point unless it is larger.
 _CHUNK_BYTES = 16 * 2**20

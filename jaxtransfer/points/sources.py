@@ -19,8 +19,8 @@ from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.networks.network import Network, Storable, weights_hash
 from jaxtransfer.networks.preprocess import PreprocessFn
 from jaxtransfer.networks.zoo import Zoo, function_name
-from jaxtransfer.passes import place_weights
-from jaxtransfer.points import Key
+from jaxtransfer.points.passes import place_weights
+from jaxtransfer.points.store import Key
 
 
 @dataclasses.dataclass(frozen=True)
