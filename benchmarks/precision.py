@@ -28,8 +28,8 @@ import jaxtransfer as jt
 from benchmarks import harness
 from benchmarks.networks import taskonomy_params
 from jaxtransfer import taskonomy
-from jaxtransfer.affinity import SIMILARITIES, Similarity, similarities
 from jaxtransfer.attribution.relevance._graph import Value, build
+from jaxtransfer.comparison.affinity import SIMILARITIES, Similarity, similarities
 from jaxtransfer.data.probe import files_below, read_images
 from jaxtransfer.networks.network import ApplyFn
 

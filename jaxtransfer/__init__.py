@@ -7,12 +7,14 @@ from jaxtransfer._version import __version__ as __version__
 from jaxtransfer.errors import JaxTransferError as JaxTransferError
 
 if TYPE_CHECKING:
-    from jaxtransfer.affinity import Affinity as Affinity
     from jaxtransfer.attribution.diagnostics import FAULTS as FAULTS
     from jaxtransfer.attribution.diagnostics import random_signs as random_signs
     from jaxtransfer.attribution.maps import METHODS as METHODS
     from jaxtransfer.attribution.maps import attribute as attribute
     from jaxtransfer.attribution.maps import find_faults as find_faults
+    from jaxtransfer.comparison.affinity import Affinity as Affinity
+    from jaxtransfer.comparison.matrix import affinity_matrix as affinity_matrix
+    from jaxtransfer.comparison.representations import RELATIVES as RELATIVES
     from jaxtransfer.confidence import Band as Band
     from jaxtransfer.confidence import RankedSource as RankedSource
     from jaxtransfer.confidence import RetrievalBands as RetrievalBands
@@ -46,8 +48,6 @@ if TYPE_CHECKING:
     from jaxtransfer.pge.losses import RandomHead as RandomHead
     from jaxtransfer.pge.losses import RidgeHead as RidgeHead
     from jaxtransfer.pge.losses import SquaredError as SquaredError
-    from jaxtransfer.relatives import RELATIVES as RELATIVES
-    from jaxtransfer.sweep import affinity_matrix as affinity_matrix
     from jaxtransfer.tree import MantelTest as MantelTest
     from jaxtransfer.tree import TaskTree as TaskTree
     from jaxtransfer.tree import mantel_test as mantel_test
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 # Imported when first used: `jaxtransfer --help` must not wait for JAX.
 _HOME = {
-    "affinity": ("Affinity",),
+    "comparison.affinity": ("Affinity",),
     "attribution.maps": ("METHODS", "attribute", "find_faults"),
     "confidence": (
         "Band",
@@ -86,8 +86,8 @@ _HOME = {
     "pge.losses": ("Prototypical", "RandomHead", "RidgeHead", "SquaredError"),
     "networks.preprocess": ("Preprocess",),
     "data.probe": ("Probe", "load_probe"),
-    "relatives": ("RELATIVES",),
-    "sweep": ("affinity_matrix",),
+    "comparison.representations": ("RELATIVES",),
+    "comparison.matrix": ("affinity_matrix",),
     "tree": ("MantelTest", "TaskTree", "mantel_test", "task_tree"),
     "networks.zoo": ("Zoo",),
 }

@@ -34,8 +34,8 @@ from jaxtransfer.errors import JaxTransferError, in_words
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from jaxtransfer.affinity import Affinity
     from jaxtransfer.compare import Comparison
+    from jaxtransfer.comparison.affinity import Affinity
     from jaxtransfer.data.probe import Probe
     from jaxtransfer.evaluation import Quantity
     from jaxtransfer.oracle import Oracle

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxtransfer.affinity import Affinity, pair_columns
+from jaxtransfer.comparison.affinity import Affinity, pair_columns
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.evaluation import ScoredPairs, retrieval_curve, scored_pairs
 from jaxtransfer.oracle import Oracle

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from jaxtransfer import rooms
-from jaxtransfer.affinity import Affinity
+from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.data.probe import Probe
 from jaxtransfer.figures import overview, scaled_map
 from jaxtransfer.files import whole_directory

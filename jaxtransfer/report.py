@@ -18,9 +18,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from jaxtransfer import figures
-from jaxtransfer.affinity import Affinity
 from jaxtransfer.attribution.diagnostics import describe_fault, in_sentences
 from jaxtransfer.attribution.maps import METHODS
+from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.confidence import certain_ranking
 from jaxtransfer.data.probe import read_images
 from jaxtransfer.errors import JaxTransferError

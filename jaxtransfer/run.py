@@ -11,10 +11,12 @@ from typing import Any
 from jax.sharding import Mesh
 
 from jaxtransfer import record
-from jaxtransfer.affinity import SIMILARITIES, Affinity, Similarity
 from jaxtransfer.arguments import checked_methods
 from jaxtransfer.attribution.maps import METHODS
 from jaxtransfer.attribution.precision import Precision
+from jaxtransfer.comparison.affinity import SIMILARITIES, Affinity, Similarity
+from jaxtransfer.comparison.matrix import TARGETS, Sweep, Target
+from jaxtransfer.comparison.representations import RELATIVES
 from jaxtransfer.confidence import RetrievalBands, retrieval_bands
 from jaxtransfer.data.probe import Probe, load_probe
 from jaxtransfer.devices import is_first, together
@@ -25,8 +27,6 @@ from jaxtransfer.files import write_csv
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.oracle import Oracle
 from jaxtransfer.pge.findings import read_findings
-from jaxtransfer.relatives import RELATIVES
-from jaxtransfer.sweep import TARGETS, Sweep, Target
 
 _KIND = "affinity"
 _EPSILON = 1e-4

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxtransfer.affinity import Affinity
+from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.errors import JaxTransferError
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from typer.testing import Result
 
 from jaxtransfer import Affinity, record
-from jaxtransfer.affinity import MethodResult
+from jaxtransfer.comparison.affinity import MethodResult
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 """`jax.jit` for functions that run once: three times faster to compile, slower to run."""

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from jaxtransfer import Affinity, record
-from jaxtransfer.affinity import MethodResult
+from jaxtransfer.comparison.affinity import MethodResult
 from jaxtransfer.files import write_csv
 from jaxtransfer.points.store import Points
 

@@ -142,7 +142,7 @@ def test_interrupt(here, tmp_path, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jaxtransfer.sweep.Sweep.run", interrupt)
+    monkeypatch.setattr("jaxtransfer.comparison.matrix.Sweep.run", interrupt)
     result = _run("affinity", here / "zoo", here / "images", "--out", tmp_path / "run")
     assert result.exit_code == 130
     assert "Interrupted" in result.stderr
@@ -153,7 +153,7 @@ def test_a_bug_keeps_its_traceback(here, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("jaxtransfer.sweep.Sweep.run", fail)
+    monkeypatch.setattr("jaxtransfer.comparison.matrix.Sweep.run", fail)
     result = _run("affinity", here / "zoo", here / "images", "--out", tmp_path / "run")
     assert isinstance(result.exception, ZeroDivisionError)
 

@@ -8,7 +8,7 @@ from scipy import stats
 
 import jaxtransfer as jt
 from helpers import affinity_of
-from jaxtransfer.affinity import MethodResult, pair_columns
+from jaxtransfer.comparison.affinity import MethodResult, pair_columns
 
 
 class World:

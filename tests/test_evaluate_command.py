@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from helpers import finished_run, table
 from jaxtransfer import Affinity
-from jaxtransfer.affinity import MethodResult
 from jaxtransfer.cli import app
+from jaxtransfer.comparison.affinity import MethodResult
 from jaxtransfer.taskonomy import TASKS
 
 NAMES = tuple(TASKS)[:8]

@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 import jaxtransfer as jt
 from helpers import complaint
 from jaxtransfer import rooms
-from jaxtransfer.affinity import similarities
 from jaxtransfer.cli import app
+from jaxtransfer.comparison.affinity import similarities
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 DEPTH, WIDTH = 10, 8

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import squareform
 
 import jaxtransfer as jt
-from jaxtransfer import relatives
+from jaxtransfer.comparison import representations as relatives
+from jaxtransfer.comparison.representations import Comparison
 from jaxtransfer.points.store import Points
-from jaxtransfer.relatives import Comparison
 
 pytestmark = pytest.mark.filterwarnings("ignore:On .* images .* cannot be trusted")
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import squareform
 
-from jaxtransfer import rows
-from jaxtransfer.affinity import similarities
+from jaxtransfer.comparison import rows
+from jaxtransfer.comparison.affinity import similarities
+from jaxtransfer.comparison.rows import compare_maps
 from jaxtransfer.devices import device_mesh
 from jaxtransfer.points.store import Points
-from jaxtransfer.rows import compare_maps
 
 NETWORKS, IMAGES, SIZE = 23, 9, (5, 7)
 MAPS = np.random.default_rng(0).normal(size=(NETWORKS, IMAGES, *SIZE)).astype(np.float32)

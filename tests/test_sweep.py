@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from tiny_networks import fill, gelu, network, relu
 
 import jaxtransfer as jt
-from jaxtransfer import sweep
+from jaxtransfer.comparison import matrix as sweep
+from jaxtransfer.comparison.matrix import Sweep
 from jaxtransfer.devices import device_mesh, everywhere
 from jaxtransfer.points import passes
 from jaxtransfer.points.passes import Inputs, Layout, Pass, bytes_needed, place_weights
-from jaxtransfer.sweep import Sweep
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (13, 12, 14, 3), dtype=np.uint8)
 MESHES = [(1, 1), (8, 1), (1, 8), (2, 4), (4, 2)]

@@ -13,13 +13,13 @@ from benchmarks.rooms import gradients, scores, variants
 from benchmarks.rooms.examples import Examples
 from benchmarks.rooms.scores import Matrix, Score
 from jaxtransfer import rooms
-from jaxtransfer.affinity import Affinity
 from jaxtransfer.attribution.maps import METHODS
+from jaxtransfer.comparison.affinity import Affinity
+from jaxtransfer.comparison.matrix import affinity_matrix
+from jaxtransfer.comparison.representations import RELATIVES
 from jaxtransfer.data.probe import load_probe
 from jaxtransfer.files import whole_directory, write_csv
 from jaxtransfer.oracle import Oracle
-from jaxtransfer.relatives import RELATIVES
-from jaxtransfer.sweep import affinity_matrix
 
 _PROBES = (64, 250, 1000, 2000)
 _MOST_OF_SVCCA = 250  # images; its time grows with their cube

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import rankdata, spearmanr
 
-from jaxtransfer.affinity import Affinity
+from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.confidence import retrieval_bands
 from jaxtransfer.evaluation import retrieval_curve
 from jaxtransfer.oracle import Oracle

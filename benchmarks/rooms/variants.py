@@ -9,8 +9,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
-from jaxtransfer.affinity import SIMILARITIES, Similarity, directions, similarities
 from jaxtransfer.attribution.maps import METHODS, attribute
+from jaxtransfer.comparison.affinity import SIMILARITIES, Similarity, directions, similarities
 from jaxtransfer.networks.network import Network
 from jaxtransfer.rooms.networks import encoder
 

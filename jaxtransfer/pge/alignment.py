@@ -13,8 +13,8 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float, Key
 
-from jaxtransfer.affinity import Affinity, MethodResult
 from jaxtransfer.arguments import check_estimation
+from jaxtransfer.comparison.affinity import Affinity, MethodResult
 from jaxtransfer.devices import everywhere
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.pge.batches import Batches, as_sampler, draw

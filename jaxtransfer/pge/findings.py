@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from jaxtransfer.affinity import Affinity, MethodResult
+from jaxtransfer.comparison.affinity import Affinity, MethodResult
 from jaxtransfer.data.datasets import Task
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.figures import heat_map

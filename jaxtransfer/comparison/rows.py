@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 from scipy.spatial.distance import squareform
 
-from jaxtransfer.affinity import MethodResult, Similarity, directions, pair_columns, products
+from jaxtransfer.comparison.affinity import MethodResult, Similarity, directions, pair_columns, products
 from jaxtransfer.devices import DATA, MODEL, distribute, exchanged, is_first, on_host, together
 from jaxtransfer.points.store import Key, Point, Points, chunks
 

@@ -18,11 +18,13 @@ from jaxtyping import Array, Bool, Float, PyTree
 from rich.filesize import decimal
 
 from jaxtransfer import arguments
-from jaxtransfer.affinity import SIMILARITIES, Affinity, MethodResult, Similarity
 from jaxtransfer.attribution.diagnostics import Evidence, faults_of, in_sentences, random_signs, with_places
 from jaxtransfer.attribution.maps import METHODS, TargetFn
 from jaxtransfer.attribution.precision import Precision, matmul_precision
 from jaxtransfer.attribution.relevance import RULES
+from jaxtransfer.comparison.affinity import SIMILARITIES, Affinity, MethodResult, Similarity
+from jaxtransfer.comparison.representations import RELATIVES, Representations, cka, cka_biased, depara, rsa, svcca
+from jaxtransfer.comparison.rows import compare_maps
 from jaxtransfer.devices import (
     DATA,
     MODEL,
@@ -42,8 +44,6 @@ from jaxtransfer.points.sketch import Projection
 from jaxtransfer.points.sources import Source, loaded_ahead, sources_of
 from jaxtransfer.points.store import Key, Points, chunks
 from jaxtransfer.points.writer import Writer
-from jaxtransfer.relatives import RELATIVES, Representations, cka, cka_biased, depara, rsa, svcca
-from jaxtransfer.rows import compare_maps
 
 ProgressFn = Callable[[int, int, str], None]
 
@@ -85,7 +85,7 @@ def affinity_matrix(
 
     Every network makes one map per method of every image. Maps are brought back to the size of the images and averaged
     over colour channels; the affinity of two networks is the mean over images of the cosine between their maps. The
-    methods of `RELATIVES` compare representations instead (see `jaxtransfer.relatives`), from the same forward pass.
+    methods of `RELATIVES` compare representations instead (see `jaxtransfer.comparison.representations`), from the same forward pass.
     Points go to disk as they are made, and rows of the matrix as they are compared: memory holds the networks at work
     and the next ones, a batch and a few maps, however many networks there are. Networks of equal `apply` and shapes are
     compiled once; each distinct preprocessing runs once per image. Networks run in `precision`; all else is computed in
