@@ -15,26 +15,30 @@ if TYPE_CHECKING:
     from jaxtransfer.comparison.affinity import Affinity as Affinity
     from jaxtransfer.comparison.matrix import affinity_matrix as affinity_matrix
     from jaxtransfer.comparison.representations import RELATIVES as RELATIVES
-    from jaxtransfer.confidence import Band as Band
-    from jaxtransfer.confidence import RankedSource as RankedSource
-    from jaxtransfer.confidence import RetrievalBands as RetrievalBands
-    from jaxtransfer.confidence import certain_ranking as certain_ranking
-    from jaxtransfer.confidence import probability_above as probability_above
-    from jaxtransfer.confidence import retrieval_bands as retrieval_bands
     from jaxtransfer.data.probe import Probe as Probe
     from jaxtransfer.data.probe import load_probe as load_probe
     from jaxtransfer.devices import device_mesh as device_mesh
-    from jaxtransfer.evaluation import RankCorrelation as RankCorrelation
-    from jaxtransfer.evaluation import RetrievalCurve as RetrievalCurve
-    from jaxtransfer.evaluation import hits_at_k as hits_at_k
-    from jaxtransfer.evaluation import precision_at_k as precision_at_k
-    from jaxtransfer.evaluation import rank_correlations as rank_correlations
-    from jaxtransfer.evaluation import recall_at_k as recall_at_k
-    from jaxtransfer.evaluation import retrieval_curve as retrieval_curve
+    from jaxtransfer.evaluation.confidence import Band as Band
+    from jaxtransfer.evaluation.confidence import RankedSource as RankedSource
+    from jaxtransfer.evaluation.confidence import RetrievalBands as RetrievalBands
+    from jaxtransfer.evaluation.confidence import certain_ranking as certain_ranking
+    from jaxtransfer.evaluation.confidence import probability_above as probability_above
+    from jaxtransfer.evaluation.confidence import retrieval_bands as retrieval_bands
+    from jaxtransfer.evaluation.oracle import Oracle as Oracle
+    from jaxtransfer.evaluation.retrieval import RankCorrelation as RankCorrelation
+    from jaxtransfer.evaluation.retrieval import RetrievalCurve as RetrievalCurve
+    from jaxtransfer.evaluation.retrieval import hits_at_k as hits_at_k
+    from jaxtransfer.evaluation.retrieval import precision_at_k as precision_at_k
+    from jaxtransfer.evaluation.retrieval import rank_correlations as rank_correlations
+    from jaxtransfer.evaluation.retrieval import recall_at_k as recall_at_k
+    from jaxtransfer.evaluation.retrieval import retrieval_curve as retrieval_curve
+    from jaxtransfer.evaluation.tree import MantelTest as MantelTest
+    from jaxtransfer.evaluation.tree import TaskTree as TaskTree
+    from jaxtransfer.evaluation.tree import mantel_test as mantel_test
+    from jaxtransfer.evaluation.tree import task_tree as task_tree
     from jaxtransfer.networks.network import Network as Network
     from jaxtransfer.networks.preprocess import Preprocess as Preprocess
     from jaxtransfer.networks.zoo import Zoo as Zoo
-    from jaxtransfer.oracle import Oracle as Oracle
     from jaxtransfer.pge.alignment import gradient_alignment as gradient_alignment
     from jaxtransfer.pge.backbones import BACKBONES as BACKBONES
     from jaxtransfer.pge.backbones import Backbone as Backbone
@@ -48,16 +52,12 @@ if TYPE_CHECKING:
     from jaxtransfer.pge.losses import RandomHead as RandomHead
     from jaxtransfer.pge.losses import RidgeHead as RidgeHead
     from jaxtransfer.pge.losses import SquaredError as SquaredError
-    from jaxtransfer.tree import MantelTest as MantelTest
-    from jaxtransfer.tree import TaskTree as TaskTree
-    from jaxtransfer.tree import mantel_test as mantel_test
-    from jaxtransfer.tree import task_tree as task_tree
 
 # Imported when first used: `jaxtransfer --help` must not wait for JAX.
 _HOME = {
     "comparison.affinity": ("Affinity",),
     "attribution.maps": ("METHODS", "attribute", "find_faults"),
-    "confidence": (
+    "evaluation.confidence": (
         "Band",
         "RankedSource",
         "RetrievalBands",
@@ -67,7 +67,7 @@ _HOME = {
     ),
     "devices": ("device_mesh",),
     "attribution.diagnostics": ("FAULTS", "random_signs"),
-    "evaluation": (
+    "evaluation.retrieval": (
         "RankCorrelation",
         "RetrievalCurve",
         "hits_at_k",
@@ -77,7 +77,7 @@ _HOME = {
         "retrieval_curve",
     ),
     "networks.network": ("Network",),
-    "oracle": ("Oracle",),
+    "evaluation.oracle": ("Oracle",),
     "pge.alignment": ("gradient_alignment",),
     "pge.backbones": ("BACKBONES", "Backbone", "backbone"),
     "pge.batches": ("Episodes", "Minibatches"),
@@ -88,7 +88,7 @@ _HOME = {
     "data.probe": ("Probe", "load_probe"),
     "comparison.representations": ("RELATIVES",),
     "comparison.matrix": ("affinity_matrix",),
-    "tree": ("MantelTest", "TaskTree", "mantel_test", "task_tree"),
+    "evaluation.tree": ("MantelTest", "TaskTree", "mantel_test", "task_tree"),
     "networks.zoo": ("Zoo",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from jaxtransfer.compare import Comparison
     from jaxtransfer.comparison.affinity import Affinity
     from jaxtransfer.data.probe import Probe
-    from jaxtransfer.evaluation import Quantity
-    from jaxtransfer.oracle import Oracle
+    from jaxtransfer.evaluation.oracle import Oracle
+    from jaxtransfer.evaluation.retrieval import Quantity
     from jaxtransfer.pge.findings import Findings
     from jaxtransfer.run import Evaluation
 
@@ -344,7 +344,7 @@ def rank(
     top: Annotated[int | None, typer.Option(min=1, help="Print the best so many.", show_default="all")] = None,
 ) -> None:
     """Rank the networks of a run as sources for one of them."""
-    from jaxtransfer.confidence import certain_ranking
+    from jaxtransfer.evaluation.confidence import certain_ranking
     from jaxtransfer.run import load_run
 
     found = load_run(run)
@@ -422,7 +422,7 @@ def report(
     relevant: Annotated[int, typer.Option(min=1, help="How many of a target's sources are relevant.")] = 5,
 ) -> None:
     """Write one page that shows a run, and its figures as files."""
-    from jaxtransfer.groups import load_groups, rooms_groups, taskonomy_groups
+    from jaxtransfer.evaluation.groups import load_groups, rooms_groups, taskonomy_groups
     from jaxtransfer.report import write_report
 
     built_in = {"taskonomy": taskonomy_groups, "rooms": rooms_groups}
@@ -525,7 +525,7 @@ def pge(
 
 
 def _oracle(name: str) -> "Oracle":
-    from jaxtransfer.oracle import Oracle
+    from jaxtransfer.evaluation.oracle import Oracle
 
     built_in = {"taskonomy": Oracle.taskonomy, "rooms": Oracle.rooms}
     return built_in[name]() if name in built_in else Oracle.load(name)

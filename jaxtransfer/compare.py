@@ -11,11 +11,11 @@ from jaxtyping import Float, Int
 
 from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.evaluation.oracle import Oracle
+from jaxtransfer.evaluation.tree import mantel_test
 from jaxtransfer.figures import heat_map
 from jaxtransfer.files import write_csv
-from jaxtransfer.oracle import Oracle
 from jaxtransfer.run import Evaluation, evaluate, load_run, write_evaluation
-from jaxtransfer.tree import mantel_test
 
 
 class Agreement(NamedTuple):

@@ -11,15 +11,15 @@ from PIL import Image
 from jaxtransfer import rooms
 from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.data.probe import Probe
+from jaxtransfer.evaluation.groups import rooms_groups
+from jaxtransfer.evaluation.oracle import Oracle
+from jaxtransfer.evaluation.tree import task_tree
 from jaxtransfer.figures import overview, scaled_map
 from jaxtransfer.files import whole_directory
-from jaxtransfer.groups import rooms_groups
 from jaxtransfer.networks.zoo import Zoo
-from jaxtransfer.oracle import Oracle
 from jaxtransfer.points.store import Points
 from jaxtransfer.report import write_report
 from jaxtransfer.run import Evaluation, evaluate_run, run_affinity
-from jaxtransfer.tree import task_tree
 
 METHOD = "epsilon_lrp"
 """Whose rankings are told; none did better in Song et al. (NeurIPS 2019)."""

@@ -24,10 +24,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
-from jaxtransfer.confidence import RetrievalBands
-from jaxtransfer.evaluation import Quantity, RetrievalCurve
+from jaxtransfer.evaluation.confidence import RetrievalBands
+from jaxtransfer.evaluation.retrieval import Quantity, RetrievalCurve
+from jaxtransfer.evaluation.tree import TaskTree
 from jaxtransfer.files import whole
-from jaxtransfer.tree import TaskTree
 
 _COLOURS = mpl.colormaps["viridis"]  # perceptually uniform, legible to colour-blind readers, without grey
 _ANNOTATED = 12

@@ -21,18 +21,18 @@ from jaxtransfer import figures
 from jaxtransfer.attribution.diagnostics import describe_fault, in_sentences
 from jaxtransfer.attribution.maps import METHODS
 from jaxtransfer.comparison.affinity import Affinity
-from jaxtransfer.confidence import certain_ranking
 from jaxtransfer.data.probe import read_images
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.evaluation import Quantity
+from jaxtransfer.evaluation.confidence import certain_ranking
+from jaxtransfer.evaluation.oracle import Oracle
+from jaxtransfer.evaluation.retrieval import Quantity
+from jaxtransfer.evaluation.tree import TaskTree, task_tree
 from jaxtransfer.figures import OTHER
 from jaxtransfer.files import whole, whole_directory
-from jaxtransfer.oracle import Oracle
 from jaxtransfer.pge.findings import read_control
 from jaxtransfer.points.store import Point, Points
 from jaxtransfer.record import Record
 from jaxtransfer.run import affinity_of, evaluate, finished_record
-from jaxtransfer.tree import TaskTree, task_tree
 
 # The name of a figure, and what draws it to `path`.
 Drawing = tuple[str, Callable[..., None]]

@@ -17,15 +17,21 @@ from jaxtransfer.attribution.precision import Precision
 from jaxtransfer.comparison.affinity import SIMILARITIES, Affinity, Similarity
 from jaxtransfer.comparison.matrix import TARGETS, Sweep, Target
 from jaxtransfer.comparison.representations import RELATIVES
-from jaxtransfer.confidence import RetrievalBands, retrieval_bands
 from jaxtransfer.data.probe import Probe, load_probe
 from jaxtransfer.devices import is_first, together
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.evaluation import Quantity, RankCorrelation, RetrievalCurve, rank_correlations, retrieval_curve
+from jaxtransfer.evaluation.confidence import RetrievalBands, retrieval_bands
+from jaxtransfer.evaluation.oracle import Oracle
+from jaxtransfer.evaluation.retrieval import (
+    Quantity,
+    RankCorrelation,
+    RetrievalCurve,
+    rank_correlations,
+    retrieval_curve,
+)
 from jaxtransfer.figures import heat_map, retrieval_curves
 from jaxtransfer.files import write_csv
 from jaxtransfer.networks.zoo import Zoo
-from jaxtransfer.oracle import Oracle
 from jaxtransfer.pge.findings import read_findings
 
 _KIND = "affinity"

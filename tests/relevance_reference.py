@@ -1,8 +1,8 @@
 """Epsilon-LRP written out by hand: the rules of `docs/attribution.md` as functions to build a network from.
 
 Shares nothing with the rewriting in `jaxtransfer.attribution.relevance`. A network written with these functions has the
-values of the ordinary network, and its ordinary gradient, by `jax.grad`, is the modified one. Every rule keeps the value and
-changes the derivative with `lax.stop_gradient`, so that the rules hold under any transformation.
+values of the ordinary network, and its ordinary gradient, by `jax.grad`, is the modified one. Every rule keeps the
+value and changes the derivative with `lax.stop_gradient`, so that the rules hold under any transformation.
 """
 
 import functools

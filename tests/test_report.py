@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 from helpers import affinity_of, complaint
 from jaxtransfer import FAULTS, JaxTransferError, Oracle, figures, report
 from jaxtransfer.cli import app
-from jaxtransfer.groups import load_groups, taskonomy_groups
+from jaxtransfer.evaluation.groups import load_groups, taskonomy_groups
+from jaxtransfer.evaluation.tree import task_tree
 from jaxtransfer.report import write_report
 from jaxtransfer.taskonomy import TASKS
-from jaxtransfer.tree import task_tree
 from report_runs import AWKWARD, METHODS, attribution_run, gap_run
 
 VOID = {"meta", "link", "input", "img", "br", "wbr", "path", "use"}

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxtransfer.groups import taskonomy_groups
-from jaxtransfer.oracle import Oracle
+from jaxtransfer.evaluation.groups import taskonomy_groups
+from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.report import write_report
 from jaxtransfer.taskonomy import TASKS
 from report_runs import AWKWARD, attribution_run, gap_run

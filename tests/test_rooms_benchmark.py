@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from helpers import affinity_of, complaint, finished_run, quick_jit
 from jaxtransfer import Affinity, JaxTransferError, Oracle, precision_at_k, retrieval_curve, rooms
 from jaxtransfer.cli import app
-from jaxtransfer.groups import rooms_groups
+from jaxtransfer.evaluation.groups import rooms_groups
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.rooms import benchmark
 from report_runs import attribution_run

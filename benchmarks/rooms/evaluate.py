@@ -18,8 +18,8 @@ from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.comparison.matrix import affinity_matrix
 from jaxtransfer.comparison.representations import RELATIVES
 from jaxtransfer.data.probe import load_probe
+from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.files import whole_directory, write_csv
-from jaxtransfer.oracle import Oracle
 
 _PROBES = (64, 250, 1000, 2000)
 _MOST_OF_SVCCA = 250  # images; its time grows with their cube

@@ -7,9 +7,9 @@ from jaxtyping import Float
 from scipy.stats import rankdata, spearmanr
 
 from jaxtransfer.comparison.affinity import Affinity
-from jaxtransfer.confidence import retrieval_bands
-from jaxtransfer.evaluation import retrieval_curve
-from jaxtransfer.oracle import Oracle
+from jaxtransfer.evaluation.confidence import retrieval_bands
+from jaxtransfer.evaluation.oracle import Oracle
+from jaxtransfer.evaluation.retrieval import retrieval_curve
 
 RELEVANT = 5
 Matrix = Float[np.ndarray, "targets sources"]

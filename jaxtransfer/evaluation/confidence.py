@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Int
 
 from jaxtransfer.comparison.affinity import Affinity, pair_columns
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.evaluation import ScoredPairs, retrieval_curve, scored_pairs
-from jaxtransfer.oracle import Oracle
+from jaxtransfer.evaluation.oracle import Oracle
+from jaxtransfer.evaluation.retrieval import ScoredPairs, retrieval_curve, scored_pairs
 from jaxtransfer.points.store import chunks
 
 # Affinities of resampled probes that are held at once.

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.oracle import Oracle
+from jaxtransfer.evaluation.oracle import Oracle
 
 Quantity = Literal["precision", "recall"]
 
