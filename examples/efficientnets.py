@@ -35,7 +35,7 @@ from jaxtransfer.converters import torch_export
 from jaxtransfer.data.probe import load_probe
 from jaxtransfer.networks.preprocess import Preprocess
 from jaxtransfer.networks.zoo import Zoo
-from jaxtransfer.run import run_affinity
+from jaxtransfer.runs.affinity import run_affinity
 
 _SIZES = {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}
 _CONTROL = "-control"

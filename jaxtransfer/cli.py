@@ -34,13 +34,13 @@ from jaxtransfer.errors import JaxTransferError, in_words
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from jaxtransfer.compare import Comparison
     from jaxtransfer.comparison.affinity import Affinity
     from jaxtransfer.data.probe import Probe
     from jaxtransfer.evaluation.oracle import Oracle
     from jaxtransfer.evaluation.retrieval import Quantity
-    from jaxtransfer.pge.findings import Findings
-    from jaxtransfer.run import Evaluation
+    from jaxtransfer.runs.affinity import Evaluation
+    from jaxtransfer.runs.compare import Comparison
+    from jaxtransfer.runs.gradient_results import Findings
 
 # Packages that do the work are imported by the commands that need them: `--help` must not wait for JAX.
 
@@ -308,7 +308,7 @@ def affinity(
     from jaxtransfer.attribution.maps import METHODS
     from jaxtransfer.devices import is_first
     from jaxtransfer.networks.zoo import Zoo
-    from jaxtransfer.run import run_affinity
+    from jaxtransfer.runs.affinity import run_affinity
 
     devices = _connected(mesh, distributed)
     _import(import_ or ())
@@ -345,7 +345,7 @@ def rank(
 ) -> None:
     """Rank the networks of a run as sources for one of them."""
     from jaxtransfer.evaluation.confidence import certain_ranking
-    from jaxtransfer.run import load_run
+    from jaxtransfer.runs.affinity import load_run
 
     found = load_run(run)
     target = _known(target, found.names)
@@ -381,7 +381,7 @@ def evaluate(
     relevant: Annotated[int, typer.Option(min=1, help="How many of a target's sources are relevant.")] = 5,
 ) -> None:
     """Compare a run's rankings with measured transfer."""
-    from jaxtransfer.run import evaluate_run
+    from jaxtransfer.runs.affinity import evaluate_run
 
     measured = _oracle(oracle)
     found = evaluate_run(run, measured, relevant=relevant, methods=method)
@@ -399,7 +399,7 @@ def compare(
     relevant: Annotated[int, typer.Option(min=1, help="How many of a target's sources are relevant.")] = 5,
 ) -> None:
     """Set runs side by side: other methods, other probe images, other measures."""
-    from jaxtransfer.compare import compare_runs
+    from jaxtransfer.runs.compare import compare_runs
 
     measured = None if oracle is None else _oracle(oracle)
     found, evaluations = compare_runs(runs, out, oracle=measured, relevant=relevant)
@@ -491,7 +491,7 @@ def pge(
     if restarts != "auto" and not restarts.isdecimal():
         raise JaxTransferError(f"--restarts takes a number or auto, not {restarts!r}.")
     from jaxtransfer.devices import is_first
-    from jaxtransfer.pge.run import run_pge
+    from jaxtransfer.runs.principal_gradients import run_pge
 
     devices = _connected(mesh, distributed)
     with _progress("Restarts of", shown=is_first()) as advance:

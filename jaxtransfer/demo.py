@@ -19,7 +19,7 @@ from jaxtransfer.files import whole_directory
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.points.store import Points
 from jaxtransfer.report import write_report
-from jaxtransfer.run import Evaluation, evaluate_run, run_affinity
+from jaxtransfer.runs.affinity import Evaluation, evaluate_run, run_affinity
 
 METHOD = "epsilon_lrp"
 """Whose rankings are told; none did better in Song et al. (NeurIPS 2019)."""

@@ -29,10 +29,10 @@ from jaxtransfer.evaluation.retrieval import Quantity
 from jaxtransfer.evaluation.tree import TaskTree, task_tree
 from jaxtransfer.figures import OTHER
 from jaxtransfer.files import whole, whole_directory
-from jaxtransfer.pge.findings import read_control
 from jaxtransfer.points.store import Point, Points
-from jaxtransfer.record import Record
-from jaxtransfer.run import affinity_of, evaluate, finished_record
+from jaxtransfer.runs.affinity import affinity_of, evaluate, finished_record
+from jaxtransfer.runs.gradient_results import read_control
+from jaxtransfer.runs.record import Record
 
 # The name of a figure, and what draws it to `path`.
 Drawing = tuple[str, Callable[..., None]]

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 from typer.testing import Result
 
-from jaxtransfer import Affinity, record
+from jaxtransfer import Affinity
 from jaxtransfer.comparison.affinity import MethodResult
+from jaxtransfer.runs import record
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 """`jax.jit` for functions that run once: three times faster to compile, slower to run."""

@@ -24,7 +24,7 @@ from jaxtransfer.devices import connect, device_mesh
 from jaxtransfer.errors import JaxTransferError, in_words
 from jaxtransfer.pge import run as run_module
 from jaxtransfer.pge.backbones import Backbone
-from jaxtransfer.pge.findings import Findings
+from jaxtransfer.runs.gradient_results import Findings
 
 RUNS: dict[str, dict[str, Any]] = {"gap": {"form": "cosine"}, "alignment": {"measure": "alignment"}}
 traced: list[int] = []

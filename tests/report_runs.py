@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxtransfer import Affinity, record
+from jaxtransfer import Affinity
 from jaxtransfer.comparison.affinity import MethodResult
 from jaxtransfer.files import write_csv
 from jaxtransfer.points.store import Points
+from jaxtransfer.runs import record
 
 METHODS = ("saliency", "epsilon_lrp")
 AWKWARD = (

@@ -17,7 +17,7 @@ from helpers import complaint, free_port
 from jaxtransfer import Network, Preprocess, Zoo, converters
 from jaxtransfer.aten import AtenProgram, Node, Value, Weight
 from jaxtransfer.cli import app
-from jaxtransfer.run import load_run
+from jaxtransfer.runs.affinity import load_run
 
 
 def tiny(params, images):

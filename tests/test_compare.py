@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from helpers import affinity_of, complaint, finished_run, table
 from jaxtransfer import Affinity, JaxTransferError
 from jaxtransfer.cli import app
-from jaxtransfer.compare import compare
+from jaxtransfer.runs.compare import compare
 from jaxtransfer.taskonomy import TASKS
 
 NAMES = tuple(TASKS)[:7]

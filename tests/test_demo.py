@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from jaxtransfer import Affinity, Oracle, Zoo, demo, rooms
 from jaxtransfer.cli import app
-from jaxtransfer.run import evaluate, load_run
+from jaxtransfer.runs.affinity import evaluate, load_run
 
 TASKS = (*demo._SHOWN, "autoencoding", "colorization")
 

@@ -15,9 +15,9 @@ from PIL import Image
 import jaxtransfer as jt
 from jaxtransfer import rooms, taskonomy
 from jaxtransfer.aten import AtenProgram
-from jaxtransfer.pge.run import run_pge
 from jaxtransfer.rooms import networks as rooms_networks
-from jaxtransfer.run import load_run, run_affinity
+from jaxtransfer.runs.affinity import load_run, run_affinity
+from jaxtransfer.runs.principal_gradients import run_pge
 
 EARLIER = Path(__file__).parent / "support" / "version_0_1_0"
 

@@ -16,10 +16,10 @@ from jaxtransfer import JaxTransferError, RandomHead, gap, principal_gradient
 from jaxtransfer.pge import run as run_module
 from jaxtransfer.pge.backbones import Backbone
 from jaxtransfer.pge.batches import Episodes
-from jaxtransfer.pge.findings import Findings
 from jaxtransfer.pge.layers import convolution
 from jaxtransfer.pge.losses import Prototypical, describe
-from jaxtransfer.pge.run import run_pge
+from jaxtransfer.runs.gradient_results import Findings
+from jaxtransfer.runs.principal_gradients import run_pge
 
 
 def _maps(params, images):

@@ -13,9 +13,9 @@ import jaxtransfer
 from jaxtransfer import JaxTransferError, Network, Preprocess, Zoo
 from jaxtransfer.cli import app
 from jaxtransfer.networks.network import weights_hash
-from jaxtransfer.record import read
 from jaxtransfer.report import write_report
-from jaxtransfer.run import load_run, run_affinity
+from jaxtransfer.runs.affinity import load_run, run_affinity
+from jaxtransfer.runs.record import read
 
 
 def tiny(params, images):

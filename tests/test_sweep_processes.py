@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_networks import fill, network, softmax, start
 
 from jaxtransfer import Network, Zoo
-from jaxtransfer.run import load_run
+from jaxtransfer.runs.affinity import load_run
 
 NETWORKS, PHOTOS = 9, 6
 

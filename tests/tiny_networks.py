@@ -17,10 +17,10 @@ from jaxtransfer import JaxTransferError, Network, Preprocess, Zoo
 from jaxtransfer.devices import connect, parse_mesh
 from jaxtransfer.errors import in_words
 from jaxtransfer.points.store import Points
-from jaxtransfer.run import run_affinity
+from jaxtransfer.runs.affinity import run_affinity
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["jaxtransfer.run"])
+PROCESSES.set_forkserver_preload(["jaxtransfer.runs.affinity"])
 
 
 def _conv(x: jax.Array, w: jax.Array, stride: int = 1) -> jax.Array:

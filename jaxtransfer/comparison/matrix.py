@@ -85,10 +85,11 @@ def affinity_matrix(
 
     Every network makes one map per method of every image. Maps are brought back to the size of the images and averaged
     over colour channels; the affinity of two networks is the mean over images of the cosine between their maps. The
-    methods of `RELATIVES` compare representations instead, from the same forward pass. Points go to disk as they are made, and rows of the matrix as they are compared: memory holds the networks at work
-    and the next ones, a batch and a few maps, however many networks there are. Networks of equal `apply` and shapes are
-    compiled once; each distinct preprocessing runs once per image. Networks run in `precision`; all else is computed in
-    float32 at the highest matrix product precision.
+    methods of `RELATIVES` compare representations instead, from the same forward pass. Points go to disk as they are
+    made, and rows of the matrix as they are compared: memory holds the networks at work and the next ones, a batch and
+    a few maps, however many networks there are. Networks of equal `apply` and shapes are compiled once; each distinct
+    preprocessing runs once per image. Networks run in `precision`; all else is computed in float32 at the highest
+    matrix product precision.
 
     The first batch of every network goes through the same program once more, to see what would make its maps mean
     little (see `find_faults`; coupled images are seen where a device has two or more at a time). One warning names the

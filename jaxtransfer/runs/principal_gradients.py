@@ -17,7 +17,6 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from jaxtransfer import record
 from jaxtransfer.data.datasets import Kind, Task, read_tasks
 from jaxtransfer.devices import exchanged, is_first, own_rows, owns, together, usual_mesh
 from jaxtransfer.errors import JaxTransferError
@@ -26,10 +25,11 @@ from jaxtransfer.pge.alignment import AlignmentEstimation
 from jaxtransfer.pge.backbones import Backbone, backbone
 from jaxtransfer.pge.batches import Episodes, Minibatches, Sampler, Shuffled
 from jaxtransfer.pge.estimator import Estimation, PrincipalGradient
-from jaxtransfer.pge.findings import Findings, Measure, alignments, gaps, shuffled_copy, write_findings
 from jaxtransfer.pge.gap import FORMS, Form
 from jaxtransfer.pge.losses import Loss, Prototypical, RandomHead, SquaredError
 from jaxtransfer.pge.restarts import Accumulation, Progress, check_counts
+from jaxtransfer.runs import record
+from jaxtransfer.runs.gradient_results import Findings, Measure, alignments, gaps, shuffled_copy, write_findings
 
 LossName = Literal["prototypical", "random-head", "squared-error"]
 ProgressFn = Callable[[int, int, str], None]

@@ -15,7 +15,7 @@ from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.evaluation.tree import mantel_test
 from jaxtransfer.figures import heat_map
 from jaxtransfer.files import write_csv
-from jaxtransfer.run import Evaluation, evaluate, load_run, write_evaluation
+from jaxtransfer.runs.affinity import Evaluation, evaluate, load_run, write_evaluation
 
 
 class Agreement(NamedTuple):

@@ -10,7 +10,6 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from jaxtransfer import record
 from jaxtransfer.arguments import checked_methods
 from jaxtransfer.attribution.maps import METHODS
 from jaxtransfer.attribution.precision import Precision
@@ -32,7 +31,8 @@ from jaxtransfer.evaluation.retrieval import (
 from jaxtransfer.figures import heat_map, retrieval_curves
 from jaxtransfer.files import write_csv
 from jaxtransfer.networks.zoo import Zoo
-from jaxtransfer.pge.findings import read_findings
+from jaxtransfer.runs import record
+from jaxtransfer.runs.gradient_results import read_findings
 
 _KIND = "affinity"
 _EPSILON = 1e-4
