@@ -14,11 +14,11 @@ from jaxtransfer.data.probe import Probe
 from jaxtransfer.evaluation.groups import rooms_groups
 from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.evaluation.tree import task_tree
-from jaxtransfer.figures import overview, scaled_map
+from jaxtransfer.figures.drawings import overview, scaled_map
 from jaxtransfer.files import whole_directory
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.points.store import Points
-from jaxtransfer.report import write_report
+from jaxtransfer.report.page import write_report
 from jaxtransfer.runs.affinity import Evaluation, evaluate_run, run_affinity
 
 METHOD = "epsilon_lrp"

@@ -22,8 +22,8 @@ import pytest
 
 from jaxtransfer.devices import connect, device_mesh
 from jaxtransfer.errors import JaxTransferError, in_words
-from jaxtransfer.pge import run as run_module
 from jaxtransfer.pge.backbones import Backbone
+from jaxtransfer.runs import principal_gradients as run_module
 from jaxtransfer.runs.gradient_results import Findings
 
 RUNS: dict[str, dict[str, Any]] = {"gap": {"form": "cosine"}, "alignment": {"measure": "alignment"}}

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from helpers import affinity_of, complaint, finished_run, table
 from jaxtransfer import Affinity, JaxTransferError
-from jaxtransfer.cli import app
+from jaxtransfer.cli.app import app
 from jaxtransfer.runs.compare import compare
-from jaxtransfer.taskonomy import TASKS
+from jaxtransfer.taskonomy.tasks import TASKS
 
 NAMES = tuple(TASKS)[:7]
 

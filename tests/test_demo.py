@@ -6,7 +6,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from jaxtransfer import Affinity, Oracle, Zoo, demo, rooms
-from jaxtransfer.cli import app
+from jaxtransfer.cli.app import app
 from jaxtransfer.runs.affinity import evaluate, load_run
 
 TASKS = (*demo._SHOWN, "autoencoding", "colorization")

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from helpers import finished_run, table
 from jaxtransfer import Affinity
-from jaxtransfer.cli import app
+from jaxtransfer.cli.app import app
 from jaxtransfer.comparison.affinity import MethodResult
-from jaxtransfer.taskonomy import TASKS
+from jaxtransfer.taskonomy.tasks import TASKS
 
 NAMES = tuple(TASKS)[:8]
 

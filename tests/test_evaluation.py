@@ -20,7 +20,7 @@ from jaxtransfer import (
     recall_at_k,
     retrieval_curve,
 )
-from jaxtransfer.taskonomy import TASKS
+from jaxtransfer.taskonomy.tasks import TASKS
 
 TWENTY = tuple(TASKS)[:20]
 TARGETS = [task for task in TWENTY if task not in ("colorization", "inpainting_whole")]

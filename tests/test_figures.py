@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxtransfer.figures import heat_map
+from jaxtransfer.figures.drawings import heat_map
 
 
 def _affinity(count: int) -> np.ndarray:

@@ -12,9 +12,9 @@ from tiny_backbones import RESIDUAL_SYMMETRY, residual_features, residual_init
 from typer.testing import CliRunner
 
 from helpers import complaint
-from jaxtransfer.cli import app
-from jaxtransfer.pge import run as run_module
+from jaxtransfer.cli.app import app
 from jaxtransfer.pge.backbones import Backbone
+from jaxtransfer.runs import principal_gradients as run_module
 
 SMALL = ["--size", "6", "--ways", "2", "--shots", "2", "--queries", "2", "--restarts", "256"]
 

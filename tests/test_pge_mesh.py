@@ -19,8 +19,8 @@ from pge_mesh import RUNS, make_tasks, run, traced
 from helpers import free_port
 from jaxtransfer.devices import device_mesh
 from jaxtransfer.errors import JaxTransferError, in_words
-from jaxtransfer.pge import run as run_module
 from jaxtransfer.pge.restarts import Accumulation
+from jaxtransfer.runs import principal_gradients as run_module
 
 SHAPES = [(8, 1), (1, 8), (2, 4), (4, 2)]
 

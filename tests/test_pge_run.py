@@ -13,11 +13,11 @@ from tiny_backbones import RESIDUAL_SYMMETRY, residual_features, residual_init
 
 import jaxtransfer
 from jaxtransfer import JaxTransferError, RandomHead, gap, principal_gradient
-from jaxtransfer.pge import run as run_module
 from jaxtransfer.pge.backbones import Backbone
 from jaxtransfer.pge.batches import Episodes
 from jaxtransfer.pge.layers import convolution
 from jaxtransfer.pge.losses import Prototypical, describe
+from jaxtransfer.runs import principal_gradients as run_module
 from jaxtransfer.runs.gradient_results import Findings
 from jaxtransfer.runs.principal_gradients import run_pge
 

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import jaxtransfer as jt
 from helpers import complaint
 from jaxtransfer import rooms
-from jaxtransfer.cli import app
+from jaxtransfer.cli.app import app
 from jaxtransfer.comparison.affinity import similarities
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")

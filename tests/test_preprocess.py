@@ -9,7 +9,7 @@ import pytest
 
 import jaxtransfer as jt
 from jaxtransfer.networks.preprocess import restore_maps
-from jaxtransfer.taskonomy import TASKS
+from jaxtransfer.taskonomy.tasks import TASKS
 
 SHAPES = [(8, 8), (12, 8), (8, 13), (31, 17)]
 

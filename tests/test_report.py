@@ -15,12 +15,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from helpers import affinity_of, complaint
-from jaxtransfer import FAULTS, JaxTransferError, Oracle, figures, report
-from jaxtransfer.cli import app
+from jaxtransfer import FAULTS, JaxTransferError, Oracle
+from jaxtransfer.cli.app import app
 from jaxtransfer.evaluation.groups import load_groups, taskonomy_groups
 from jaxtransfer.evaluation.tree import task_tree
-from jaxtransfer.report import write_report
-from jaxtransfer.taskonomy import TASKS
+from jaxtransfer.figures import drawings as figures
+from jaxtransfer.report import page as report
+from jaxtransfer.report.page import write_report
+from jaxtransfer.taskonomy.tasks import TASKS
 from report_runs import AWKWARD, METHODS, attribution_run, gap_run
 
 VOID = {"meta", "link", "input", "img", "br", "wbr", "path", "use"}

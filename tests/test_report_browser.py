@@ -15,8 +15,8 @@ from PIL import Image
 
 from jaxtransfer.evaluation.groups import taskonomy_groups
 from jaxtransfer.evaluation.oracle import Oracle
-from jaxtransfer.report import write_report
-from jaxtransfer.taskonomy import TASKS
+from jaxtransfer.report.page import write_report
+from jaxtransfer.taskonomy.tasks import TASKS
 from report_runs import AWKWARD, attribution_run, gap_run
 
 webdriver = pytest.importorskip("selenium.webdriver")

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from helpers import affinity_of, complaint, finished_run, quick_jit
 from jaxtransfer import Affinity, JaxTransferError, Oracle, precision_at_k, retrieval_curve, rooms
-from jaxtransfer.cli import app
+from jaxtransfer.cli.app import app
 from jaxtransfer.evaluation.groups import rooms_groups
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.rooms import benchmark

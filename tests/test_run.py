@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 import jaxtransfer
 from jaxtransfer import JaxTransferError, Network, Preprocess, Zoo
-from jaxtransfer.cli import app
+from jaxtransfer.cli.app import app
 from jaxtransfer.networks.network import weights_hash
-from jaxtransfer.report import write_report
+from jaxtransfer.report.page import write_report
 from jaxtransfer.runs.affinity import load_run, run_affinity
 from jaxtransfer.runs.record import read
 

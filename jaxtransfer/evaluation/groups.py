@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jaxtransfer import rooms
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.taskonomy import TASKS
+from jaxtransfer.taskonomy.tasks import TASKS
 
 
 def taskonomy_groups() -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Self
 
 from jaxtransfer import rooms
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.taskonomy import TASKS
+from jaxtransfer.taskonomy.tasks import TASKS
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

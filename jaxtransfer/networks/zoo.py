@@ -32,7 +32,7 @@ _MANIFEST, _WEIGHTS = "network.json", "weights"
 _OWN = {
     "jaxtransfer.aten.program:AtenProgram": "jaxtransfer.aten.program:AtenProgram",
     "jaxtransfer.rooms.networks:encode": "jaxtransfer.rooms.networks:encode",
-    "jaxtransfer.taskonomy:encode": "jaxtransfer.taskonomy:encode",
+    "jaxtransfer.taskonomy:encode": "jaxtransfer.taskonomy.networks:encode",
 }
 _STABLE = {definition: name for name, definition in _OWN.items()}
 # In a manifest, what stands for something that JSON does not have; no dict of weights holds a string.

@@ -17,7 +17,6 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from jaxtransfer import figures
 from jaxtransfer.attribution.diagnostics import describe_fault, in_sentences
 from jaxtransfer.attribution.maps import METHODS
 from jaxtransfer.comparison.affinity import Affinity
@@ -27,7 +26,8 @@ from jaxtransfer.evaluation.confidence import certain_ranking
 from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.evaluation.retrieval import Quantity
 from jaxtransfer.evaluation.tree import TaskTree, task_tree
-from jaxtransfer.figures import OTHER
+from jaxtransfer.figures import drawings as figures
+from jaxtransfer.figures.drawings import OTHER
 from jaxtransfer.files import whole, whole_directory
 from jaxtransfer.points.store import Point, Points
 from jaxtransfer.runs.affinity import affinity_of, evaluate, finished_record

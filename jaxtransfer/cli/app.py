@@ -423,7 +423,7 @@ def report(
 ) -> None:
     """Write one page that shows a run, and its figures as files."""
     from jaxtransfer.evaluation.groups import load_groups, rooms_groups, taskonomy_groups
-    from jaxtransfer.report import write_report
+    from jaxtransfer.report.page import write_report
 
     built_in = {"taskonomy": taskonomy_groups, "rooms": rooms_groups}
     with _progress("Drawing") as advance:
@@ -533,7 +533,7 @@ def _oracle(name: str) -> "Oracle":
 
 def _known(target: str, names: Sequence[str]) -> str:
     """`target`, or its other name where it is a task of Taskonomy."""
-    from jaxtransfer.taskonomy import task_name
+    from jaxtransfer.taskonomy.tasks import task_name
 
     with contextlib.suppress(JaxTransferError):
         if task_name(target) in names:
