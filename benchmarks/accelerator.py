@@ -26,7 +26,7 @@ from benchmarks import harness
 from benchmarks.networks import over_networks, taskonomy_params
 from jaxtransfer import taskonomy
 from jaxtransfer.attribution.precision import Precision
-from jaxtransfer.comparison.affinity import similarities
+from jaxtransfer.comparison.similarity import similarities
 from jaxtransfer.networks.network import ApplyFn
 
 if TYPE_CHECKING:

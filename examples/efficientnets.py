@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from jaxtransfer.comparison.affinity import SIMILARITIES, Affinity
+from jaxtransfer.points.directions import SIMILARITIES, Affinity
 from jaxtransfer.converters import torch_export
 from jaxtransfer.data.probe import load_probe
 from jaxtransfer.networks.preprocess import Preprocess

@@ -2,76 +2,19 @@
 
 import csv
 import dataclasses
-import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Float, Int
 
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.files import read_table, whole
-
-Similarity = Literal["cosine", "correlation"]
-SIMILARITIES: tuple[Similarity, ...] = ("cosine", "correlation")
-
-# A map whose entries differ from their mean by less than this share of its largest entry is constant up to rounding.
-_FLAT = 1e-6
+from jaxtransfer.points.directions import Similarity
 
 _FORMAT = 2  # of affinity.json; files of the first format, which have no number, call biased CKA "cka"
-
-
-@functools.partial(jax.jit, static_argnames="similarity")
-def similarities(
-    maps: Float[Array, "networks images pixels"], similarity: Similarity = "cosine"
-) -> tuple[Float[Array, "images networks networks"], Bool[Array, "networks images"]]:
-    """Cosines between the maps that each two networks make of the same image.
-
-    Song et al. (NeurIPS 2019), section 3.3; `similarity="correlation"` removes each map's mean over pixels first.
-
-    Args:
-        maps: One map per network and image, flattened.
-        similarity: "cosine" or "correlation".
-
-    Returns:
-        The cosines, in [-1, 1] and symmetric, 0 where one of the maps has no direction; and which maps have one, see
-        `directions`.
-    """
-    units, usable = directions(maps, similarity)
-    cosines = products(units, units)
-    return jnp.clip((cosines + cosines.swapaxes(1, 2)) / 2, -1, 1), usable
-
-
-def directions(
-    maps: Float[Array, "*maps pixels"], similarity: Similarity
-) -> tuple[Float[Array, "*maps pixels"], Bool[Array, "*maps"]]:
-    """Maps scaled to length 1, for "correlation" without their mean over pixels, and which of them have a direction.
-
-    A map has none, and becomes zero, if it holds a value that is not finite, if it is zero, or, for the correlation, if
-    it is constant.
-    """
-    finite = jnp.isfinite(maps).all(-1, keepdims=True)
-    maps = jnp.where(finite, maps, 0)
-    # Scaled first, so that squares neither overflow nor vanish.
-    largest = jnp.abs(maps).max(-1, keepdims=True)
-    maps = maps / jnp.where(largest > 0, largest, 1)
-    if similarity == "correlation":
-        maps = maps - maps.mean(-1, keepdims=True)
-    norm = jnp.sqrt(jnp.square(maps).sum(-1, keepdims=True))
-    usable = finite & (norm > _FLAT * math.sqrt(maps.shape[-1]))
-    return jnp.where(usable, maps / jnp.where(usable, norm, 1), 0), usable[..., 0]
-
-
-def products(
-    some: Float[Array, "some images pixels"], others: Float[Array, "others images pixels"]
-) -> Float[Array, "images some others"]:
-    """Inner products, image by image, of the maps of some networks with those of others."""
-    return jnp.einsum("inp,jnp->nij", some, others, precision="highest")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

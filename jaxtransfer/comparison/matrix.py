@@ -22,7 +22,7 @@ from jaxtransfer.attribution.diagnostics import Evidence, faults_of, in_sentence
 from jaxtransfer.attribution.maps import METHODS, TargetFn
 from jaxtransfer.attribution.precision import Precision, matmul_precision
 from jaxtransfer.attribution.relevance import RULES
-from jaxtransfer.comparison.affinity import SIMILARITIES, Affinity, MethodResult, Similarity
+from jaxtransfer.comparison.affinity import Affinity, MethodResult
 from jaxtransfer.comparison.representations import RELATIVES, Representations, cka, cka_biased, depara, rsa, svcca
 from jaxtransfer.comparison.rows import compare_maps
 from jaxtransfer.devices import (
@@ -39,6 +39,7 @@ from jaxtransfer.devices import (
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.networks.network import Network
 from jaxtransfer.networks.zoo import Zoo
+from jaxtransfer.points.directions import SIMILARITIES, Similarity
 from jaxtransfer.points.passes import REPRESENTATION, SKETCH, Images, Inputs, Layout, Pass, bytes_needed, input_shape
 from jaxtransfer.points.sketch import Projection
 from jaxtransfer.points.sources import Source, loaded_ahead, sources_of

@@ -17,8 +17,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 from scipy.spatial.distance import squareform
 
-from jaxtransfer.comparison.affinity import MethodResult, Similarity, directions, pair_columns, products
+from jaxtransfer.comparison.affinity import MethodResult, pair_columns
+from jaxtransfer.comparison.similarity import products
 from jaxtransfer.devices import DATA, MODEL, distribute, exchanged, is_first, on_host, together
+from jaxtransfer.points.directions import Similarity, directions
 from jaxtransfer.points.store import Key, Point, Points, chunks
 
 # Maps are compared in tiles of so many networks by as many, however few there are: what is said of a pair must not

@@ -21,10 +21,10 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 from jaxtransfer.attribution.diagnostics import Evidence
 from jaxtransfer.attribution.maps import TargetFn, attribution_pass
 from jaxtransfer.attribution.precision import Precision
-from jaxtransfer.comparison.affinity import Similarity, directions
 from jaxtransfer.devices import DATA, MODEL, distribute, memory_per_device
 from jaxtransfer.networks.network import ApplyFn, is_key
 from jaxtransfer.networks.preprocess import PreprocessFn, restore_maps
+from jaxtransfer.points.directions import Similarity, directions
 from jaxtransfer.points.sketch import Projection
 
 Images = Float[np.ndarray, "images height width channels"] | UInt8[np.ndarray, "images height width channels"]

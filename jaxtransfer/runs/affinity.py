@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtransfer.arguments import checked_methods
 from jaxtransfer.attribution.maps import METHODS
 from jaxtransfer.attribution.precision import Precision
-from jaxtransfer.comparison.affinity import SIMILARITIES, Affinity, Similarity
+from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.comparison.matrix import TARGETS, Sweep, Target
 from jaxtransfer.comparison.representations import RELATIVES
 from jaxtransfer.data.probe import Probe, load_probe
@@ -31,6 +31,7 @@ from jaxtransfer.evaluation.retrieval import (
 from jaxtransfer.figures.drawings import heat_map, retrieval_curves
 from jaxtransfer.files import write_csv
 from jaxtransfer.networks.zoo import Zoo
+from jaxtransfer.points.directions import SIMILARITIES, Similarity
 from jaxtransfer.runs import record
 from jaxtransfer.runs.gradient_results import read_findings
 

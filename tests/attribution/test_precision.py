@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import jaxtransfer as jt
 from jaxtransfer import rooms
 from jaxtransfer.cli.app import app
-from jaxtransfer.comparison.affinity import similarities
+from jaxtransfer.comparison.similarity import similarities
 from support.helpers import complaint
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")

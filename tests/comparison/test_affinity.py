@@ -12,7 +12,7 @@ from jax import lax
 from scipy.spatial.distance import squareform
 
 import jaxtransfer as jt
-from jaxtransfer.comparison.affinity import similarities
+from jaxtransfer.comparison.similarity import similarities
 
 
 def conv_net(params: Any, x: jax.Array) -> jax.Array:

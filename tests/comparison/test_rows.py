@@ -10,8 +10,8 @@ import pytest
 from scipy.spatial.distance import squareform
 
 from jaxtransfer.comparison import rows
-from jaxtransfer.comparison.affinity import similarities
 from jaxtransfer.comparison.rows import compare_maps
+from jaxtransfer.comparison.similarity import similarities
 from jaxtransfer.devices import device_mesh
 from jaxtransfer.points.store import Points
 
