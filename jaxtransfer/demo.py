@@ -15,7 +15,7 @@ from jaxtransfer.evaluation.groups import rooms_groups
 from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.evaluation.tree import task_tree
 from jaxtransfer.figures.drawings import overview, scaled_map
-from jaxtransfer.files import whole_directory
+from jaxtransfer.files import atomic_directory
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.points.store import Points
 from jaxtransfer.report.page import write_report
@@ -86,12 +86,12 @@ def run_demo(out: str | Path, *, command: Sequence[str], progress: Callable[[int
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "zoo").exists():
-        with whole_directory(out / "zoo") as folder:
+        with atomic_directory(out / "zoo") as folder:
             for task in rooms.TASKS:
                 shutil.copytree(rooms.zoo().path / task, folder / task)
     if not (out / "images").exists():
         progress(0, _COUNT, "Drawing rooms")
-        with whole_directory(out / "images") as folder:
+        with atomic_directory(out / "images") as folder:
             for number, image in enumerate(rooms.probe(_COUNT, size=_SIZE)):
                 Image.fromarray(image).save(folder / f"room-{number:03}.png")
     run = out / "run"

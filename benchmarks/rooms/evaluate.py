@@ -19,7 +19,7 @@ from jaxtransfer.comparison.matrix import affinity_matrix
 from jaxtransfer.comparison.representations import RELATIVES
 from jaxtransfer.data.probe import load_probe
 from jaxtransfer.evaluation.oracle import Oracle
-from jaxtransfer.files import whole_directory, write_csv
+from jaxtransfer.files import atomic_directory, write_csv
 
 _PROBES = (64, 250, 1000, 2000)
 _MOST_OF_SVCCA = 250  # images; its time grows with their cube
@@ -63,7 +63,7 @@ def of_gradients(work: Path, examples: Examples, progress: Progress) -> dict[str
     folder = work / "evaluate" / "gradients"
     if not folder.exists():
         found = gradients.measures(examples, _RESTARTS, progress)
-        with whole_directory(folder) as place:
+        with atomic_directory(folder) as place:
             for name, affinity in found.items():
                 affinity.save(place / name)
     return {each.name: Affinity.load(each) for each in sorted(folder.iterdir())}

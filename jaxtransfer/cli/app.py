@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from jaxtransfer.evaluation.retrieval import Quantity
     from jaxtransfer.runs.affinity import Evaluation
     from jaxtransfer.runs.compare import Comparison
-    from jaxtransfer.runs.gradient_results import Findings
+    from jaxtransfer.runs.gradient_results import GradientResults
 
 # Packages that do the work are imported by the commands that need them: `--help` must not wait for JAX.
 
@@ -521,7 +521,7 @@ def pge(
             progress=advance,
         )
     if is_first():
-        _print_findings(found, out)
+        _print_gradient_results(found, out)
 
 
 def _oracle(name: str) -> "Oracle":
@@ -617,7 +617,7 @@ def _print_comparison(found: "Comparison") -> None:
     _print(table)
 
 
-def _print_findings(found: "Findings", out: Path) -> None:
+def _print_gradient_results(found: "GradientResults", out: Path) -> None:
     """The best sources of every target, what they rest on, what was left out, and where the files are."""
     nearer = "smaller is nearer" if found.measure == "gap" else "larger is nearer"
     print(f"Best sources ({found.measure} ± standard error, {nearer})")

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.files import read_table, whole
+from jaxtransfer.files import atomic_write, read_table
 from jaxtransfer.points.directions import Similarity
 
 _FORMAT = 2  # of affinity.json; files of the first format, which have no number, call biased CKA "cka"
@@ -207,7 +207,7 @@ class Affinity:
             parts = _parts_file(directory, method)
             parts.unlink(missing_ok=True)
             if result.pseudo_values is not None:
-                with whole(parts) as partial, partial.open("wb") as stream:
+                with atomic_write(parts) as partial, partial.open("wb") as stream:
                     np.save(stream, result.pseudo_values)
         description = {
             "format": _FORMAT,
@@ -216,7 +216,7 @@ class Affinity:
             "unusable": self.unusable,
             "faults": self.faults,
         }
-        with whole(directory / "affinity.json") as partial:
+        with atomic_write(directory / "affinity.json") as partial:
             partial.write_text(json.dumps(description, indent=1) + "\n")
 
     @classmethod
@@ -281,7 +281,7 @@ def _parts_file(directory: Path, method: str) -> Path:
 
 
 def _write_table(file: Path, names: Sequence[str], table: np.ndarray) -> None:
-    with whole(file) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
+    with atomic_write(file) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["", *names])
         # str() of a NumPy scalar is the shortest text that reads back as the same number.

@@ -28,13 +28,13 @@ from jaxtransfer.comparison.rows import compare_maps
 from jaxtransfer.devices import (
     DATA,
     MODEL,
-    everywhere,
-    exchanged,
+    allgather,
+    default_mesh,
     is_first,
+    is_writer,
     memory_per_device,
-    owns,
-    together,
-    usual_mesh,
+    replicate,
+    synchronised,
 )
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.networks.network import Network
@@ -181,7 +181,7 @@ class Sweep:
         self._kinds = _kinds(methods, similarity, sketch)
         self._similarity: Similarity = similarity
         self._epsilon, self._edge_weight, self._batch_size = epsilon, edge_weight, batch_size
-        self.mesh = usual_mesh() if mesh is None else mesh
+        self.mesh = default_mesh() if mesh is None else mesh
         self._projection = None if sketch is None else _projection(self._images, sketch, self.mesh)
         self._probe_hash = hashlib.sha256(np.ascontiguousarray(self._images).data).hexdigest()
         self.batch_sizes: dict[str, int] = {}
@@ -204,9 +204,9 @@ class Sweep:
     def _make_points(self, points: Points, keys: Mapping[str, Mapping[str, Key]], progress: ProgressFn | None) -> None:
         """Makes what is missing; networks of one architecture go over the rows of the mesh together."""
         kinds = tuple(self._kinds.values())
-        with together():
+        with synchronised():
             own = [[kind in points.missing(name, of_kinds) for kind in kinds] for name, of_kinds in keys.items()]
-        anywhere = np.asarray(exchanged(np.array(own)).any(0))  # processes may see files at different times
+        anywhere = np.asarray(allgather(np.array(own)).any(0))  # processes may see files at different times
         missing = {name: tuple(np.array(kinds)[row].tolist()) for name, row in zip(keys, anywhere, strict=True)}
         images, total, done = len(self._images), len(self._images) * len(keys), 0
         # One preprocessing after the other, so that the inputs of only one are held.
@@ -221,7 +221,7 @@ class Sweep:
         rows = self.mesh.shape[MODEL]
         teams = [some[start:stop] for some in everyone for start, stop in chunks(len(some), rows)]
         for team, loading in loaded_ahead(teams, self.mesh):
-            with together():
+            with synchronised():
                 network, params = loading.result()
 
             def tell(count: int, before: int = done, name: str = team[-1].name) -> None:
@@ -300,9 +300,9 @@ class Sweep:
             self._inputs = Inputs(self._images, one.preprocess, one.layout)
         inputs, layout = self._inputs, one.layout
         writer = Writer(points, list(keys), layout, program.out_info[0])
-        with together():
+        with synchronised():
             writer.create()
-        off, on = (everywhere(np.bool_(signed), self.mesh) for signed in (False, True))
+        off, on = (replicate(np.bool_(signed), self.mesh) for signed in (False, True))
         # One step is computed while the one before it is written.
         ahead, usual = program(params, *inputs[0], self._projection, off)
         signed = program(params, *inputs[0], self._projection, on)[1] if set(one.kinds) != {REPRESENTATION} else usual
@@ -312,11 +312,11 @@ class Sweep:
                 ahead, _ = program(params, *inputs[step + 1], self._projection, off)
             writer.take(step, now)
             tell(len(keys) * layout.done(step + 1))
-        with together():
+        with synchronised():
             writer.close()
-        with together():
+        with synchronised():
             for row, (name, of_kinds) in enumerate(keys.items()):
-                if owns(self.mesh, row):
+                if is_writer(self.mesh, row):
                     faults = faults_of(*(_first_of_row(evidence, row) for evidence in (usual, signed)))
                     faults = with_places(faults, one.apply, *_shapes(params, inputs[0][0]))
                     points.finish(name, of_kinds, {kind: _concerning(kind, faults) for kind in of_kinds})
@@ -382,7 +382,7 @@ def _kinds(methods: Sequence[str], similarity: Similarity, sketch: int | None) -
 def _projection(images: Images, size: int, mesh: Mesh) -> Projection:
     """The same for every sweep of images of this size, on all devices."""
     pixels = images.shape[1] * images.shape[2]
-    return everywhere(Projection.of(pixels, size, jax.random.key(0)), mesh)
+    return replicate(Projection.of(pixels, size, jax.random.key(0)), mesh)
 
 
 @contextlib.contextmanager

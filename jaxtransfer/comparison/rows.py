@@ -19,7 +19,7 @@ from scipy.spatial.distance import squareform
 
 from jaxtransfer.comparison.affinity import MethodResult, pair_columns
 from jaxtransfer.comparison.similarity import products
-from jaxtransfer.devices import DATA, MODEL, distribute, exchanged, is_first, on_host, together
+from jaxtransfer.devices import DATA, MODEL, allgather, distribute, gather_to_host, is_first, synchronised
 from jaxtransfer.points.directions import Similarity, directions
 from jaxtransfer.points.store import Key, Point, Points, chunks
 
@@ -67,7 +67,7 @@ def compare_maps(
     pairs = _Pairs(len(names), images, None if few or every_image else _groups(images))
     folder, sketched = f"_rows/{kind}-{similarity}", variance is not None
     seen = points.array_names(folder)
-    everyone = exchanged(np.array([name in seen for name in names]))
+    everyone = allgather(np.array([name in seen for name in names]))
     there = np.asarray(everyone.all(0))  # processes may see files at different times
     kept = np.array([
         there[i] and pairs.take(i, points.read_arrays(folder, name), marks) for i, name in enumerate(names)
@@ -81,7 +81,7 @@ def compare_maps(
         above = rows[start:stop]
         across = np.union1d(above, np.flatnonzero(missing[above].any(0)))
         pairs.add(order, above, across, tiles, variance or 0)
-        with together():
+        with synchronised():
             for i in order[above] if is_first() else ():
                 points.write_arrays(folder, names[i], pairs.row(i, marks))
         if progress is not None:
@@ -138,10 +138,14 @@ class _Tiles:
         Float[np.ndarray, "images above across"], Bool[np.ndarray, "images above"], Bool[np.ndarray, "images across"]
     ]:
         """Cosines, 0 of what is not usable, and what is; those of sketches may leave [-1, 1]."""
-        cosines = on_host(_products(above.units, across.units))[: above.images, : above.networks, : across.networks]
+        cosines = gather_to_host(_products(above.units, across.units))[
+            : above.images, : above.networks, : across.networks
+        ]
         if self._similarity is not None:
             cosines = cosines.clip(-1, 1)
-        usable, usable_across = (on_host(each.usable)[: each.networks, : each.images].T for each in (above, across))
+        usable, usable_across = (
+            gather_to_host(each.usable)[: each.networks, : each.images].T for each in (above, across)
+        )
         return cosines, usable, usable_across
 
 

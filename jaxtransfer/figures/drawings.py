@@ -27,7 +27,7 @@ from matplotlib.ticker import MaxNLocator
 from jaxtransfer.evaluation.confidence import RetrievalBands
 from jaxtransfer.evaluation.retrieval import Quantity, RetrievalCurve
 from jaxtransfer.evaluation.tree import TaskTree
-from jaxtransfer.files import whole
+from jaxtransfer.files import atomic_write
 
 _COLOURS = mpl.colormaps["viridis"]  # perceptually uniform, legible to colour-blind readers, without grey
 _ANNOTATED = 12
@@ -516,8 +516,8 @@ def _save(figure: Figure, path: Path, *, svg: bool = False, cropped: bool = True
         if cropped:
             figure.draw_without_rendering()
             area = figure.get_tightbbox(canvas.get_renderer()).padded(0.15)
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             canvas.print_figure(partial, format="png", bbox_inches=area, pil_kwargs={"compress_level": 3})
         if svg:
-            with whole(path.with_suffix(".svg")) as partial:
+            with atomic_write(path.with_suffix(".svg")) as partial:
                 canvas.print_figure(partial, format="svg", bbox_inches=area, metadata={"Date": None})

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxtransfer.devices import owns
+from jaxtransfer.devices import is_writer
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.points.passes import Layout
 from jaxtransfer.points.store import Points
@@ -40,7 +40,7 @@ class Writer:
     def create(self) -> None:
         """Makes room for the points of the rows this process answers for."""
         for row, name in enumerate(self._names):
-            if owns(self._layout.mesh, row):
+            if is_writer(self._layout.mesh, row):
                 for kind, shape in self._shapes.items():
                     self._points.create(name, kind, (self._layout.images, *shape), self._chunks[kind])
 

@@ -28,7 +28,7 @@ from jaxtransfer.evaluation.retrieval import Quantity
 from jaxtransfer.evaluation.tree import TaskTree, task_tree
 from jaxtransfer.figures import drawings as figures
 from jaxtransfer.figures.drawings import OTHER
-from jaxtransfer.files import whole, whole_directory
+from jaxtransfer.files import atomic_directory, atomic_write
 from jaxtransfer.points.store import Point, Points
 from jaxtransfer.runs.affinity import affinity_of, evaluate, finished_record
 from jaxtransfer.runs.gradient_results import read_control
@@ -84,7 +84,7 @@ def write_report(
     drawings = [*_drawings(affinity, trees, named), *gallery.drawings()]
     if scored is not None:
         drawings.append(scored.drawing())
-    with whole_directory(directory / "figures") as folder:
+    with atomic_directory(directory / "figures") as folder:
         for done, (name, draw) in enumerate(drawings):
             if progress is not None:
                 progress(done, len(drawings), name)
@@ -92,7 +92,7 @@ def write_report(
         inline = {file.stem: _inline_svg(file) for stem in ("tree", "curves") for file in folder.glob(f"{stem}*.svg")}
         names = sorted(file.name for file in folder.iterdir())
     page = _page(directory, record, affinity, trees, named, gallery, scored, inline, names)
-    with whole(directory / "report.html") as partial:
+    with atomic_write(directory / "report.html") as partial:
         partial.write_text(page, encoding="utf-8")
     return directory / "report.html"
 

@@ -17,7 +17,7 @@ from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.comparison.matrix import TARGETS, Sweep, Target
 from jaxtransfer.comparison.representations import RELATIVES
 from jaxtransfer.data.probe import Probe, load_probe
-from jaxtransfer.devices import is_first, together
+from jaxtransfer.devices import is_first, synchronised
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.evaluation.confidence import RetrievalBands, retrieval_bands
 from jaxtransfer.evaluation.oracle import Oracle
@@ -33,7 +33,7 @@ from jaxtransfer.files import write_csv
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.points.directions import SIMILARITIES, Similarity
 from jaxtransfer.runs import record
-from jaxtransfer.runs.gradient_results import read_findings
+from jaxtransfer.runs.gradient_results import read_results
 
 _KIND = "affinity"
 _EPSILON = 1e-4
@@ -96,7 +96,7 @@ def run_affinity(
         OSError: Something cannot be written, because the disk is full for example.
     """
     out = Path(out)
-    with together():
+    with synchronised():
         methods = checked_methods(methods)
         if not zoo.path.is_dir():
             raise JaxTransferError(f"There is no zoo at {zoo.path}; `jaxtransfer convert` makes one.")
@@ -149,7 +149,7 @@ def run_affinity(
         edge_weight=edge_weight, sketch=sketch, precision=precision, batch_size=batch_size, mesh=mesh,
         image_names=probe.names,
     )  # fmt: skip
-    with record.running(out, _KIND, about, _differences, command, mesh=dict(sweep.mesh.shape)) as results:
+    with record.open_run(out, _KIND, about, _differences, command, mesh=dict(sweep.mesh.shape)) as results:
         affinity = sweep.run(points or out, progress)
         if is_first():
             _write(out, affinity, len(probe.names))
@@ -297,16 +297,14 @@ def finished_record(directory: Path) -> record.Record:
 
 def affinity_of(directory: Path, found: record.Record) -> Affinity:
     """The affinities of the run with the record `found`, see `load_run`."""
-    return (
-        Affinity.load(directory) if found["kind"] == _KIND else read_findings(directory, found["settings"]["measure"])
-    )
+    return Affinity.load(directory) if found["kind"] == _KIND else read_results(directory, found["settings"]["measure"])
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """What makes two records ones of different runs; networks may come, go and change."""
     # Runs from before there was a choice are of the sum.
     there = {**there, "settings": {"target": "sum", **there["settings"]}}
-    found = record.other_settings(there, here)
+    found = record.diff_settings(there, here)
     if any(there["probe"][key] != here["probe"][key] for key in ("size", "sha256")):
         one, other = (f"{len(each['probe']['images'])} of {each['probe']['size'][0]} pixels" for each in (there, here))
         found.append(f"the probe images are others: {one} there, {other} here")

@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Findings:
+class GradientResults:
     """What a run found out about its tasks.
 
     Attributes:
@@ -59,7 +59,9 @@ class Findings:
         return sorted(found, key=lambda each: each[1] if self.measure == "gap" else -each[1])
 
 
-def gaps(tasks: Sequence[Task], gradients: Mapping[str, PrincipalGradient], form: Form, tolerance: float) -> Findings:
+def gaps(
+    tasks: Sequence[Task], gradients: Mapping[str, PrincipalGradient], form: Form, tolerance: float
+) -> GradientResults:
     """The gaps between all tasks.
 
     Args:
@@ -102,10 +104,10 @@ def gaps(tasks: Sequence[Task], gradients: Mapping[str, PrincipalGradient], form
         remarks += [(name, sentence) for sentence in each.remarks(tolerance)]
         if not visible:
             remarks.append((name, "Its gradient cannot be told from none at all, so its gaps are left empty."))
-    return Findings("gap", tuple(tasks), values, stderr, tuple(rows), _gathered(remarks, count))
+    return GradientResults("gap", tuple(tasks), values, stderr, tuple(rows), _gathered(remarks, count))
 
 
-def alignments(tasks: Sequence[Task], estimation: AlignmentEstimation, tolerance: float) -> Findings:
+def alignments(tasks: Sequence[Task], estimation: AlignmentEstimation, tolerance: float) -> GradientResults:
     """The alignments of all tasks.
 
     Args:
@@ -165,7 +167,9 @@ def alignments(tasks: Sequence[Task], estimation: AlignmentEstimation, tolerance
             verdict = "reads the labels" if reads else "cannot be told from one that ignores the labels"
             remarks.append((name, f"{said}: it {verdict}."))
     square = slice(count), slice(count)
-    return Findings("alignment", tuple(tasks), values[square], stderr[square], tuple(rows), _gathered(remarks, count))
+    return GradientResults(
+        "alignment", tuple(tasks), values[square], stderr[square], tuple(rows), _gathered(remarks, count)
+    )
 
 
 def shuffled_copy(name: str) -> str:
@@ -188,7 +192,7 @@ def _gathered(remarks: Iterable[tuple[str, str]], count: int) -> tuple[str, ...]
     )
 
 
-def write_findings(out: Path, found: Findings, what: str) -> None:
+def write_results(out: Path, found: GradientResults, what: str) -> None:
     """Writes the tables and the heat map into a directory, each whole or not at all.
 
     Args:
@@ -214,8 +218,8 @@ def write_findings(out: Path, found: Findings, what: str) -> None:
     )
 
 
-def read_findings(directory: Path, measure: Measure) -> Affinity:
-    """Reads the tables that `write_findings` wrote as affinities of which larger is nearer.
+def read_results(directory: Path, measure: Measure) -> Affinity:
+    """Reads the tables that `write_results` wrote as affinities of which larger is nearer.
 
     Args:
         directory: The run directory.

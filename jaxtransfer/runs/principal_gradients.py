@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from jaxtransfer.data.datasets import Kind, Task, read_tasks
-from jaxtransfer.devices import exchanged, is_first, own_rows, owns, together, usual_mesh
+from jaxtransfer.devices import allgather, default_mesh, is_first, is_writer, own_rows, synchronised
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.files import write_arrays
 from jaxtransfer.pge.alignment import AlignmentEstimation
@@ -29,7 +29,7 @@ from jaxtransfer.pge.gap import FORMS, Form
 from jaxtransfer.pge.losses import Loss, Prototypical, RandomHead, SquaredError
 from jaxtransfer.pge.restarts import Accumulation, Progress, check_counts
 from jaxtransfer.runs import record
-from jaxtransfer.runs.gradient_results import Findings, Measure, alignments, gaps, shuffled_copy, write_findings
+from jaxtransfer.runs.gradient_results import GradientResults, Measure, alignments, gaps, shuffled_copy, write_results
 
 LossName = Literal["prototypical", "random-head", "squared-error"]
 ProgressFn = Callable[[int, int, str], None]
@@ -103,7 +103,7 @@ def run_pge(
     strict: bool = False,
     mesh: Mesh | None = None,
     progress: ProgressFn | None = None,
-) -> Findings:
+) -> GradientResults:
     """Compares tasks by how they pull fresh weights and writes a run directory, or takes an unfinished one up.
 
     The directory receives `gap.csv` and `gap_stderr.csv`, or `alignment.csv` and `alignment_stderr.csv` (square; the
@@ -162,7 +162,7 @@ def run_pge(
         OSError: Something cannot be written, because the disk is full for example.
     """
     out = Path(out)
-    with together():
+    with synchronised():
         _check_options(measure, loss, form, restarts, tolerance, cap, seed)
         episodes = loss in (None, "prototypical")
         if episodes and min(ways - 1, shots, queries) < 1:
@@ -229,14 +229,14 @@ def run_pge(
 
     spec = body.symmetry if symmetry else None
     work = _Work(out, body, jax.random.key(seed), spec, control, settings, run, _gathered(progress))
-    mesh = usual_mesh() if mesh is None else mesh
-    with record.running(out, _KIND, about, record.other_settings, command, mesh=dict(mesh.shape)) as results:
+    mesh = default_mesh() if mesh is None else mesh
+    with record.open_run(out, _KIND, about, record.diff_settings, command, mesh=dict(mesh.shape)) as results:
         if measure == "gap":
             found = gaps(tasks, _gradients(work, ready, mesh), form, tolerance)
         else:
             found = alignments(tasks, _alignment(work, ready, mesh), tolerance)
         if is_first():
-            write_findings(out, found, f"{form}, {network}" if measure == "gap" else network)
+            write_results(out, found, f"{form}, {network}" if measure == "gap" else network)
         results["remarks"] = list(found.remarks)
     return found
 
@@ -338,10 +338,10 @@ def _gradients(work: _Work, ready: Sequence[_Ready], mesh: Mesh) -> dict[str, Pr
             work.stop.set()
             raise
 
-    with together():
+    with synchronised():
         if is_first():
             (work.out / "gradients").mkdir(exist_ok=True)
-    with together(), ThreadPoolExecutor(rows) as pool:
+    with synchronised(), ThreadPoolExecutor(rows) as pool:
         of_rows = [pool.submit(of_row, number) for number in own_rows(mesh)]
         try:
             problems = [each.exception() for each in of_rows]
@@ -370,7 +370,7 @@ def _gradient(work: _Work, ready: _Ready, label: str, row: Mesh) -> PrincipalGra
     if _stored(file, note, ["note"]) is not None:
         with contextlib.suppress(JaxTransferError):  # damaged: made again
             found = _load(work, name)
-    known = exchanged(np.array(found is not None), row).all()  # processes may see files at different times
+    known = allgather(np.array(found is not None), row).all()  # processes may see files at different times
     if found is None or not known:
         estimation = Estimation(
             work.body.init, ready.loss, ready.batches, work.key, symmetry=work.symmetry, control=work.control,
@@ -378,8 +378,8 @@ def _gradient(work: _Work, ready: _Ready, label: str, row: Mesh) -> PrincipalGra
         )  # fmt: skip
         _go_on(work, estimation, partial, note, label, ready.task.source, row)
         found = estimation.result()
-    with together(row):
-        if owns(row):
+    with synchronised(row):
+        if is_writer(row):
             if not known:
                 found.save(file, note)
             partial.unlink(missing_ok=True)
@@ -404,7 +404,7 @@ def _alignment(work: _Work, ready: Sequence[_Ready], mesh: Mesh) -> AlignmentEst
 def _go_on(work: _Work, estimation: Accumulation, file: Path, note: str, label: str, what: str, mesh: Mesh) -> None:
     """Runs an estimation from what `file` holds of it, and keeps `file` up to date."""
     state = _stored(file, note)
-    begun = exchanged(np.array(0 if state is None else int(state["done"])), mesh)
+    begun = allgather(np.array(0 if state is None else int(state["done"])), mesh)
     if state is not None and (begun == begun[0]).all():  # all processes see the same file
         with contextlib.suppress(JaxTransferError):
             estimation.restore(state)
@@ -413,8 +413,8 @@ def _go_on(work: _Work, estimation: Accumulation, file: Path, note: str, label: 
     def keep(done: int, total: int) -> None:
         nonlocal took, ended
         now = time.monotonic()
-        due = owns(mesh) and now - ended > max(_SECONDS, took / _SHARE)
-        everyone = exchanged(np.array([work.stop.is_set(), due]), mesh)
+        due = is_writer(mesh) and now - ended > max(_SECONDS, took / _SHARE)
+        everyone = allgather(np.array([work.stop.is_set(), due]), mesh)
         if everyone[:, 0].any():
             raise _Stopped
         if everyone[:, 1].any():
@@ -432,8 +432,8 @@ def _go_on(work: _Work, estimation: Accumulation, file: Path, note: str, label: 
 
 def _write(estimation: Accumulation, file: Path, note: str, mesh: Mesh) -> None:
     state = estimation.state() | {"note": np.asarray(note)}
-    with together(mesh):
-        if owns(mesh):
+    with synchronised(mesh):
+        if is_writer(mesh):
             write_arrays(file, state)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtransfer import devices
 from jaxtransfer._version import __version__
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.files import beside, whole
+from jaxtransfer.files import atomic_write, beside
 
 Record = dict[str, Any]
 
@@ -27,7 +27,7 @@ _RECORD, _LOCK = "run.json", ".lock"
 
 
 @contextlib.contextmanager
-def running(
+def open_run(
     out: Path,
     kind: str,
     about: Mapping[str, Any],
@@ -56,11 +56,11 @@ def running(
         OSError: Something cannot be written.
     """
     asked = np.frombuffer(hashlib.sha256(json.dumps([about, start]).encode()).digest(), np.uint8)
-    if (devices.exchanged(asked) != asked[None]).any():
+    if (devices.allgather(asked) != asked[None]).any():
         raise JaxTransferError("The processes were given different data or settings; give all of them the same.")
     with contextlib.ExitStack() as held:
         record: Record = {"format": _FORMAT, "kind": kind, **about, "starts": [], "finished": None}
-        with devices.together():
+        with devices.synchronised():
             if devices.is_first():
                 _earlier(out, kind, about, differences)  # before anything is made in somebody else's directory
                 held.enter_context(_locked(out))
@@ -69,7 +69,7 @@ def running(
                 record["starts"].append(_start(command) | start)
                 _write(out, record)
         results: dict[str, Any] = {}
-        with devices.together():
+        with devices.synchronised():
             yield results
             if devices.is_first():
                 _write(out, record | results | {"finished": _now()})
@@ -163,7 +163,7 @@ def _rename_biased_cka(record: Record) -> None:
         record["unusable"] = {("cka_biased" if method == "cka" else method): unusable[method] for method in unusable}
 
 
-def other_settings(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+def diff_settings(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """The settings in which two records differ, in words."""
     return [
         f"{name}: {there['settings'].get(name)} there, {value} here"
@@ -173,7 +173,7 @@ def other_settings(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[st
 
 
 def _write(directory: Path, record: Mapping[str, Any]) -> None:
-    with whole(directory / _RECORD) as partial:
+    with atomic_write(directory / _RECORD) as partial:
         partial.write_text(json.dumps(record, indent=1))
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import jaxtransfer as jt
 from jaxtransfer.comparison import matrix as sweep
 from jaxtransfer.comparison.matrix import Sweep
-from jaxtransfer.devices import device_mesh, everywhere
+from jaxtransfer.devices import device_mesh, replicate
 from jaxtransfer.points import passes
 from jaxtransfer.points.passes import Inputs, Layout, Pass, bytes_needed, place_weights
 from support.tiny_networks import fill, gelu, network, relu
@@ -88,7 +88,7 @@ def test_where_arrays_live(shape):
     inputs, numbers = Inputs(IMAGES, None, layout)[0]
     one = Pass(relu, None, ("saliency",), "cosine", None, 1e-4, "float32", (12, 14, 3), layout)
     program = one.compiled(params, None)
-    made = program(params, inputs, numbers, None, everywhere(np.bool_(False), mesh))[0]["saliency"]
+    made = program(params, inputs, numbers, None, replicate(np.bool_(False), mesh))[0]["saliency"]
     weights = params["a"]
     assert made.shape == (shape[0], shape[1] * layout.batch, *IMAGES.shape[1:3])
     for row, column in np.ndindex(*shape):

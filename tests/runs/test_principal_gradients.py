@@ -17,7 +17,7 @@ from jaxtransfer.pge.batches import Episodes
 from jaxtransfer.pge.layers import convolution
 from jaxtransfer.pge.losses import Prototypical, describe
 from jaxtransfer.runs import principal_gradients as run_module
-from jaxtransfer.runs.gradient_results import Findings
+from jaxtransfer.runs.gradient_results import GradientResults
 from jaxtransfer.runs.principal_gradients import run_pge
 from support.tiny_backbones import RESIDUAL_SYMMETRY, residual_features, residual_init
 
@@ -55,7 +55,7 @@ def tasks(tmp_path) -> Path:
     return tmp_path / "tasks"
 
 
-def _run(tasks, out, **changes: Any) -> Findings:
+def _run(tasks, out, **changes: Any) -> GradientResults:
     options: dict[str, Any] = SMALL | {"command": []} | changes
     return run_pge([tasks] if isinstance(tasks, Path) else tasks, out, **options)
 

@@ -55,5 +55,5 @@ def table(file: Path) -> list[dict[str, str]]:
 
 def finished_run(directory: Path, affinity: Affinity) -> None:
     """A run directory with these results and hardly a record."""
-    with record.running(directory, "affinity", {"settings": {}}, lambda *_: [], ["test"]):
+    with record.open_run(directory, "affinity", {"settings": {}}, lambda *_: [], ["test"]):
         affinity.save(directory)

@@ -24,7 +24,7 @@ from jaxtransfer.devices import connect, device_mesh
 from jaxtransfer.errors import JaxTransferError, in_words
 from jaxtransfer.pge.backbones import Backbone
 from jaxtransfer.runs import principal_gradients as run_module
-from jaxtransfer.runs.gradient_results import Findings
+from jaxtransfer.runs.gradient_results import GradientResults
 
 RUNS: dict[str, dict[str, Any]] = {"gap": {"form": "cosine"}, "alignment": {"measure": "alignment"}}
 traced: list[int] = []
@@ -53,7 +53,7 @@ def make_tasks(folder: Path) -> None:
         np.savez(folder / f"{name}.npz", x=images.astype(np.float32), y=labels)
 
 
-def run(directory: Path, out: str, measure: str, **options: Any) -> Findings:
+def run(directory: Path, out: str, measure: str, **options: Any) -> GradientResults:
     """A run on the tasks, or the first two, of a number of restarts that no number of devices divides."""
     names = ["one", "two", "three"] if measure == "gap" else ["one", "two"]
     paths = [directory / "tasks" / f"{name}.npz" for name in names]

@@ -91,5 +91,5 @@ def gap_run(directory: Path, names: Sequence[str], *, unknown: int | None = None
 
 
 def _finish(directory: Path, kind: str, about: dict[str, Any], results: dict[str, Any]) -> None:
-    with record.running(directory, kind, about, lambda *_: [], ["jaxtransfer", kind, "<somewhere>"]) as found:
+    with record.open_run(directory, kind, about, lambda *_: [], ["jaxtransfer", kind, "<somewhere>"]) as found:
         found |= results
