@@ -15,6 +15,7 @@ from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.pixels import centred_crop
 
 # Formats that Pillow decodes itself; others run programs (EPS) or hold drawings.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -190,8 +191,7 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     """The upright, centred square of `image` as RGB, `size` pixels a side."""
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
+    top, left, side, _ = centred_crop(image.height, image.width, (1, 1))
     image = image.crop((left, top, left + side, top + side))
     return _rgb(image).resize((size, size), Image.Resampling.BILINEAR)
 

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxtransfer.pixels import centred_crop, srgb_to_linear
+
 # sRGB (D65) to the Y of CIE XYZ, and the constants of CIE lightness.
 _LUMINANCE = (0.212671, 0.715160, 0.072169)
 _CIE_EPSILON, _CIE_KAPPA = 216 / 24389, 24389 / 27
@@ -43,7 +45,7 @@ class Preprocess:
         self, images: Float[Array, "images height width 3"]
     ) -> Float[Array, "images {self.size[0]} {self.size[1]} channels"]:
         """Maps probe images with values in [0, 1] to the network's input."""
-        top, left, height, width = self._crop(images.shape[1], images.shape[2])
+        top, left, height, width = centred_crop(images.shape[1], images.shape[2], self.size)
         images = images[:, top : top + height, left : left + width]
         images = _resize(images, self.size)
         if self.clip is not None:
@@ -59,17 +61,10 @@ class Preprocess:
 
     def restore(self, maps: Float[Array, "images h w"], shape: tuple[int, int]) -> Float[Array, "images height width"]:
         """Brings maps of the network's input back to probe images of `shape`, zero outside the crop."""
-        top, left, height, width = self._crop(*shape)
+        top, left, height, width = centred_crop(*shape, self.size)
         maps = _resize(maps, (height, width))
         bottom, right = shape[0] - top - height, shape[1] - left - width
         return jnp.pad(maps, ((0, 0), (top, bottom), (left, right)))
-
-    def _crop(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Top, left, height and width of the largest centred rectangle of the aspect ratio of `size`."""
-        h, w = self.size
-        scale = min(height / h, width / w)
-        crop_h, crop_w = min(height, max(1, round(h * scale))), min(width, max(1, round(w * scale)))
-        return (height - crop_h) // 2, (width - crop_w) // 2, crop_h, crop_w
 
 
 def restore_maps(
@@ -92,7 +87,6 @@ def _resize(images: Float[Array, "images ..."], size: tuple[int, int]) -> Float[
 
 def _lightness(images: Float[Array, "images h w 3"]) -> Float[Array, "images h w"]:
     """CIE 1976 lightness L* of sRGB images, divided by 100."""
-    linear = jnp.where(images <= 0.04045, images / 12.92, ((images + 0.055) / 1.055) ** 2.4)
-    y = jnp.einsum("nhwc,c->nhw", linear, jnp.asarray(_LUMINANCE, images.dtype), precision="highest")
+    y = jnp.einsum("nhwc,c->nhw", srgb_to_linear(images), jnp.asarray(_LUMINANCE, images.dtype), precision="highest")
     lightness = jnp.where(y > _CIE_EPSILON, 116 * jnp.cbrt(y) - 16, _CIE_KAPPA * y)
     return lightness / 100

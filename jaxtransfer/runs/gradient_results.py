@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxtransfer.comparison.affinity import Affinity, MethodResult
-from jaxtransfer.data.datasets import Task
+from jaxtransfer.data.datasets import LabelledTask
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.figures.drawings import heat_map
 from jaxtransfer.files import read_records, read_table, write_csv
@@ -36,7 +36,7 @@ class GradientResults:
     """
 
     measure: Measure
-    tasks: tuple[Task, ...]
+    tasks: tuple[LabelledTask, ...]
     values: Float[np.ndarray, "tasks tasks"]
     stderr: Float[np.ndarray, "tasks tasks"]
     control: tuple[Row, ...]
@@ -59,7 +59,7 @@ class GradientResults:
 
 
 def gaps(
-    tasks: Sequence[Task], gradients: Mapping[str, PrincipalGradient], form: Form, tolerance: float
+    tasks: Sequence[LabelledTask], gradients: Mapping[str, PrincipalGradient], form: Form, tolerance: float
 ) -> GradientResults:
     """The gaps between all tasks.
 
@@ -106,7 +106,7 @@ def gaps(
     return GradientResults("gap", tuple(tasks), values, stderr, tuple(rows), _gathered(remarks, count))
 
 
-def alignments(tasks: Sequence[Task], estimation: AlignmentEstimation, tolerance: float) -> GradientResults:
+def alignments(tasks: Sequence[LabelledTask], estimation: AlignmentEstimation, tolerance: float) -> GradientResults:
     """The alignments of all tasks.
 
     Args:
