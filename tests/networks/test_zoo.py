@@ -277,7 +277,7 @@ def test_keys_count_as_weights() -> None:
 
 
 def test_unknown_network_and_wrong_path(zoo: jt.Zoo, tmp_path: Path) -> None:
-    with pytest.raises(jt.JaxTransferError, match="no network 'c'; it has: a, b"):
+    with pytest.raises(jt.JaxTransferError, match=r"no network 'c' in the zoo .*; there are: a, b"):
         zoo["c"]
     (tmp_path / "file").touch()
     with pytest.raises(jt.JaxTransferError, match="not a directory"):
