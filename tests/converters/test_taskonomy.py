@@ -221,4 +221,4 @@ def test_names_of_something_else(weights: Path, zoo: jt.Zoo, name: str) -> None:
 
 def test_unknown_task(weights: Path, zoo: jt.Zoo) -> None:
     (weights / f"juggling_encoder-{SOME_HASH}.pth").write_bytes(b"")
-    refuse(weights, zoo, f"juggling_encoder-{SOME_HASH}.pth: 'juggling' is not a task of Taskonomy")
+    refuse(weights, zoo, f"juggling_encoder-{SOME_HASH}.pth: There is no task 'juggling' in Taskonomy")

@@ -244,7 +244,7 @@ def test_tasks() -> None:
             "inpainting_whole"
         ).split()
     )
-    with pytest.raises(jt.JaxTransferError, match="'juggling' is not a task of Taskonomy; the tasks are: autoenc"):
+    with pytest.raises(jt.JaxTransferError, match="There is no task 'juggling' in Taskonomy; there are: autoenc"):
         taskonomy.task_name("juggling")
 
 
