@@ -1,6 +1,9 @@
-"""Arithmetic on pixels that several modules share: where a centred crop lies, and linear light."""
+"""Arithmetic on pixels that several modules share: centred crops, and sRGB to linear light and back."""
 
 from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 
 def centred_crop(height: int, width: int, shape: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -31,3 +34,13 @@ def srgb_to_linear(values: Any) -> Any:
     """
     xp = values.__array_namespace__()
     return xp.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+def linear_to_srgb(light: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Converts linear light in [0, 1] to sRGB values in [0, 1] (IEC 61966-2-1).
+
+    >>> linear_to_srgb(jnp.array([0.0, 0.214, 1.0])).round(2).tolist()
+    [0.0, 0.5, 1.0]
+    """
+    # The maximum keeps the derivative finite at 0, where the other branch is used.
+    return jnp.where(light <= 0.0031308, 12.92 * light, 1.055 * jnp.maximum(light, 1e-4) ** (1 / 2.4) - 0.055)

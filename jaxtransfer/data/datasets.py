@@ -147,7 +147,8 @@ def _specs(path: Path) -> list[_DatasetSpec]:
         ]
         if not specs:
             raise JaxTransferError(
-                f"The folder {path} holds no datasets; put one folder for each into it, with a folder for each class."
+                f"The folder {path} holds no datasets; a dataset is a folder with a folder of images for each class, "
+                "or an .npz file."
             )
         return specs
     if path.suffix == ".toml":
@@ -278,7 +279,7 @@ def _read_npz(spec: _DatasetSpec, size: int, strict: bool) -> LabelledTask:
     if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[1] < min(x.shape[2:]):
         raise JaxTransferError(f"{file}: x, {_shape(x)}, has its channels first; save it as [n, h, w, channels].")
     if len(x) != len(y):
-        raise JaxTransferError(f"{file}: x holds {len(x)} images and y {len(y)} labels; there must be one of each.")
+        raise JaxTransferError(f"{file}: x holds {len(x)} images and y {len(y)} labels; the numbers must be equal.")
     target_type = _target_type(spec, y)
     x = x if x.ndim == 4 else x[..., None]
     if target_type == "dense" and y.shape[1:3] != x.shape[1:3]:

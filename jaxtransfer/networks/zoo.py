@@ -230,7 +230,7 @@ class Zoo:
             importlib.import_module(_FUNCTIONS[name].partition(":")[0])
         function = _by_name(name)
         if function is None or isinstance(function, type) != ("config" in stored):
-            raise JaxTransferError(f"its function {name} is not one of a network, or does not exist any more.")
+            raise JaxTransferError(f"its function {name} is not the function of a network, or no longer exists.")
         return function.from_json(stored["config"]) if "config" in stored else function
 
 

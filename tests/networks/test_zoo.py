@@ -215,7 +215,8 @@ def test_only_modules_that_were_named_may_be_used(zoo: jt.Zoo) -> None:
 
 def test_a_package_that_was_named_may_be_used(zoo: jt.Zoo) -> None:
     _renamed(zoo, "jax.nn:relu")
-    with pytest.raises(jt.JaxTransferError, match="is not one of a network"):  # defined in a module that JAX hides
+    # The function is defined in a module that JAX hides.
+    with pytest.raises(jt.JaxTransferError, match="is not the function of a network"):
         jt.Zoo(zoo.path, modules=["jax"])["a"]
     with pytest.raises(jt.JaxTransferError, match=r"--import jax\.nn"):
         jt.Zoo(zoo.path, modules=["ja"])["a"]
