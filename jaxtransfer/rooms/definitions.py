@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxtransfer.pixels import linear_to_srgb, srgb_to_linear
 from jaxtransfer.rooms import segments
 from jaxtransfer.rooms.furniture import CATEGORY, SURFACES
 from jaxtransfer.rooms.scene import OUTWARD, Camera, Scene
@@ -20,7 +21,7 @@ _XYZ = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169],
 
 def lab(image: Float[Array, "h w 3"]) -> Float[Array, "h w 3"]:
     """CIELAB of an sRGB image, white D65, divided by 100: L* in [0, 1], a* and b* in [-1.1, 1.1]."""
-    linear = jnp.where(image <= 0.04045, image / 12.92, ((image + 0.055) / 1.055) ** 2.4)
+    linear = srgb_to_linear(image)
     to_xyz = jnp.asarray(_XYZ / _XYZ.sum(1, keepdims=True), jnp.float32)
     xyz = jnp.matmul(linear, to_xyz.T, precision="highest")
     root = jnp.where(xyz > 216 / 24389, jnp.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
@@ -33,7 +34,7 @@ def grey(image: Float[Array, "h w 3"]) -> Float[Array, "h w"]:
     lightness = lab(image)[..., 0]
     root = (lightness + 0.16) / 1.16
     linear = jnp.where(root > 6 / 29, root**3, (116 * root - 16) * 27 / 24389)
-    return jnp.where(linear <= 0.0031308, 12.92 * linear, 1.055 * jnp.maximum(linear, 1e-4) ** (1 / 2.4) - 0.055)
+    return linear_to_srgb(linear)
 
 
 def colorization(image: Float[Array, "size size 3"]) -> Float[Array, "size size 2"]:

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt
 
+from jaxtransfer.pixels import srgb_to_linear
+
 
 class Material(NamedTuple):
     """What surfaces look like.
@@ -80,7 +82,7 @@ PALETTE_NAMES = tuple(_PALETTES)
 
 def linear(colour: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """SRGB in [0, 1] to linear RGB."""
-    return np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4).astype(np.float32)
+    return srgb_to_linear(colour).astype(np.float32)
 
 
 def colours(text: str) -> Float[np.ndarray, "colours 3"]:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxtransfer.pixels import linear_to_srgb
 from jaxtransfer.rooms import furniture, materials, rays
 from jaxtransfer.rooms.hits import DOOR, PICTURE, WINDOW, Hit, along_wall, find_opening
 from jaxtransfer.rooms.room_types import LARGE
@@ -172,4 +173,4 @@ def _expose(radiance: Colours) -> Colours:
     brightness = (radiance * jnp.asarray(_BRIGHTNESS)[:, None]).sum(0)
     mean = jax.lax.optimization_barrier(jnp.exp(jnp.log(brightness + 0.02).mean()))
     exposed = 1 - jnp.exp(-0.55 * radiance / mean**0.8)
-    return jnp.where(exposed <= 0.0031308, 12.92 * exposed, 1.055 * jnp.maximum(exposed, 1e-4) ** (1 / 2.4) - 0.055)
+    return linear_to_srgb(exposed)
