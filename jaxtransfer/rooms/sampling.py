@@ -32,7 +32,7 @@ _CAMERAS = 64
 _SECOND_CAMERAS = 16
 # Smallest distances in metres: between pieces of furniture, and from a camera to walls and furniture.
 _GAP = 0.03
-_CAMERA_CLEARANCE = 0.28
+_CLEARANCE = 0.28
 
 # Shapes of the uniform random numbers that a scene is made from.
 _DRAWS = {
@@ -225,15 +225,13 @@ def _clear(spot: Float[Array, "n 2"], pieces: Furniture, extent: Array) -> Bool[
     """Says whether points are inside the room and clear of its walls and of the footprints of the furniture."""
     heading = jnp.abs(pieces.heading)
     reach = (heading * pieces.size[:, :1] + heading[:, ::-1] * pieces.size[:, 1:2]) / 2
-    apart = (jnp.abs(spot[:, None] - pieces.centre[None]) > (reach + _CAMERA_CLEARANCE)[None]).any(-1) | ~pieces.active[
-        None
-    ]
-    return apart.all(-1) & (jnp.abs(spot) < extent[None, :2] / 2 - _CAMERA_CLEARANCE).all(-1)
+    apart = (jnp.abs(spot[:, None] - pieces.centre[None]) > (reach + _CLEARANCE)[None]).any(-1) | ~pieces.active[None]
+    return apart.all(-1) & (jnp.abs(spot) < extent[None, :2] / 2 - _CLEARANCE).all(-1)
 
 
 def _place_cameras(u: Array, v: Array, extent: Array, pieces: Furniture) -> tuple[Camera, Camera]:
     """Chooses a random camera that sees much furniture and far into the room, and a second camera close to it."""
-    spots = (u[:, :2] - 0.5) * (extent[None, :2] - 2 * _CAMERA_CLEARANCE)
+    spots = (u[:, :2] - 0.5) * (extent[None, :2] - 2 * _CLEARANCE)
     yaws = 2 * jnp.pi * u[:, 2]
     ahead = jnp.stack([jnp.cos(yaws), jnp.sin(yaws)], 1)
     towards = pieces.centre[None] - spots[:, None]
