@@ -170,7 +170,9 @@ class Measurement:
         self.name, self.mode, self.apply, self.images, self.options = name, MODES[name], apply, images, options
         dtype = self.mode.dtype
         self.work = 3 * operations(apply, params[0], images.shape[1:])
-        self.params = jax.device_put([jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), each) for each in params])
+        self.params = jax.device_put(
+            [jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), weights) for weights in params]
+        )
         self.compiled: dict[int, Callable[[PyTree, Array], Maps]] = {}
         self.rows: list[harness.Row] = []
         settings = {key: value for key, value in vars(options).items() if key not in ("out", "modes")}
