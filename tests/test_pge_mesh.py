@@ -26,7 +26,7 @@ SHAPES = [(8, 1), (1, 8), (2, 4), (4, 2)]
 
 
 @pytest.fixture
-def tiny(quick, monkeypatch):
+def tiny(monkeypatch):
     monkeypatch.setattr(run_module, "backbone", None)  # so that both are put back
     monkeypatch.setattr(run_module, "_SECONDS", 0.0)
     pge_mesh.use_tiny()

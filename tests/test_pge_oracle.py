@@ -13,6 +13,8 @@ from jaxtransfer.pge.estimator import principal_gradient
 from jaxtransfer.pge.losses import Loss, Prototypical, RandomHead
 from torch_pge import Tree, cross_entropy, drawn_head, prototypical, published_estimator, relative_error
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 WAYS, SHOTS, EACH = 3, 1, 4
 SIZES = {"conv4": 16, "resnet18": 32}
 FEATURES = {"conv4": 64, "resnet18": 512}

@@ -31,7 +31,7 @@ SMALL = {"size": 6, "ways": 2, "shots": 2, "queries": 2, "restarts": 64}
 
 
 @pytest.fixture(autouse=True)
-def tiny(quick, monkeypatch):
+def tiny(monkeypatch):
     """A backbone that compiles in a second, and states that are written after every chunk."""
     monkeypatch.setattr(run_module, "backbone", lambda name, channels: TINY)
     monkeypatch.setattr(run_module, "_SECONDS", 0.0)

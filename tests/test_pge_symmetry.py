@@ -103,6 +103,7 @@ def test_right_and_wrong_specifications(kind, name):
             check_symmetry(init, loss, batches, jax.tree.unflatten(structure, wrong), jax.random.key(1))
 
 
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("name", ["conv4", "resnet12", "resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
 def test_backbones_that_come_along(name, monkeypatch):
     if name != "conv4":

@@ -132,7 +132,7 @@ def test_views_share_an_encoder() -> None:
 
 
 @pytest.mark.parametrize("views", [1, 2])
-def test_units_that_are_exchanged_can_be(views: int, quick: None) -> None:
+def test_units_that_are_exchanged_can_be(views: int) -> None:
     """Whether representations are flat, of one view or of two."""
     rng = np.random.default_rng(0)
     images, wanted = rng.normal(size=(8, 16, 16, 3 * views)).astype(np.float32), rng.normal(size=(8, 2))

@@ -116,7 +116,7 @@ def test_training_learns(trained) -> None:
     assert again.run(3, examples, Drawn(32, seed=1), lambda _: None).losses.mean() < 0.8 * prior.value
 
 
-def test_normalisation_forgets_at_its_momentum(quick: None) -> None:
+def test_normalisation_forgets_at_its_momentum() -> None:
     """Without any, a network is tested as it was just trained; the first step does not move the weights yet."""
     task, examples = rooms.TASKS["room_layout"], Drawn(8)
     settings = dataclasses.replace(QUICK, steps=1, momentum=0.0)
