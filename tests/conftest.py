@@ -9,6 +9,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # benchmarks; behind the installed package, which is tested
 os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # NumPy's and PyTorch's; the tests' processes have all cores at work
 # Compiling takes most of the time: programs are hardly optimised, and what one process has compiled all others read.
 # Processes that tests start inherit these. With a size the cache has a lock: no process reads half a file.
 os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=1 {os.environ.get('XLA_FLAGS', '')}"
@@ -71,8 +72,10 @@ def whole_precision() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips GPU tests where there is no GPU."""
-    if jax.default_backend() != "gpu":
-        for item in items:
-            if "gpu" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+    """Skips GPU tests where there is no GPU; a GPU's programs are optimised."""
+    if jax.default_backend() == "gpu":
+        jax.config.update("jax_disable_most_optimizations", False)
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
