@@ -94,6 +94,7 @@ def test_scaling_of_affinities_and_restarts(tmp_path: Path, monkeypatch: pytest.
     assert (tmp_path / f"scaling_{harness.device()}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["float32", "bfloat16", "all_bfloat16"])
 def test_accelerator(mode: str, tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 12, 12, 3), np.uint8)
@@ -113,6 +114,7 @@ def test_accelerator(mode: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(matrix, wanted[method], atol=1e-5 if mode == "float32" else 0.05)
 
 
+@pytest.mark.slow
 def test_the_peer_is_the_encoder(whole_precision: None) -> None:
     torch = pytest.importorskip("torch")
     from benchmarks.torch_peer import Encoder
@@ -154,6 +156,7 @@ def test_attribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert capsys.readouterr().out.count("over the images 1.0000") == 3
 
 
+@pytest.mark.slow
 def test_all_in_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     small = together.Benchmark("long_run", "--networks 18 --images 1 --size 8", "")
     wrong = small._replace(name="none")

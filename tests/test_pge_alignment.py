@@ -50,6 +50,7 @@ def test_errors_are_those_of_repetition():
     assert 0.75 < np.sqrt(np.mean(errors**2)) / values.std(ddof=1) < 1.4
 
 
+@pytest.mark.slow
 def test_a_float64_rewrite():
     """Gradients one by one from the same draws, products in float64."""
     _, features, _ = BACKBONES["dense"]

@@ -92,6 +92,7 @@ def off_kinks(kind: str, weight: np.ndarray) -> np.ndarray:
     return np.where(np.arange(len(weight)) % 2, -2, 2) if kind == "bias" else weight
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     ("name", "change"),
@@ -100,8 +101,8 @@ def off_kinks(kind: str, weight: np.ndarray) -> np.ndarray:
         ("conv4", disturbed),
         ("resnet18", fresh),
         ("resnet18", disturbed),
-        pytest.param("resnet12", disturbed, marks=pytest.mark.slow),
-        pytest.param("resnet50", disturbed, marks=pytest.mark.slow),
+        ("resnet12", disturbed),
+        ("resnet50", disturbed),
     ],
 )
 def test_float64(name, change):
@@ -109,6 +110,7 @@ def test_float64(name, change):
     assert max(errors.values()) <= 1e-9, errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["conv4", "resnet18"])
 def test_float32(name):
     # The second batch is there for the rare maximum of two values that rounding makes change places.
@@ -117,6 +119,7 @@ def test_float32(name):
     assert any(max(errors[each] for each in wanted) <= 1e-4 for errors in tried)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BACKBONES)
 def test_initialisation_is_kaiming_normal_by_fan_out(name):
     params = compiled(name)[0](jax.random.key(3))

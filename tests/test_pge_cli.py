@@ -82,6 +82,7 @@ def test_gap(tiny, tasks, tmp_path):
     assert record["settings"]["channels"] == 3
 
 
+@pytest.mark.slow
 def test_alignment_and_unresolved_tasks(tiny, tmp_path):
     for name in ("black", "dark"):
         np.savez(tmp_path / f"{name}.npz", x=np.zeros((12, 6, 6), np.uint8), y=list("ab" * 6))
@@ -93,6 +94,7 @@ def test_alignment_and_unresolved_tasks(tiny, tmp_path):
     assert "nan" not in result.stdout
 
 
+@pytest.mark.slow
 def test_random_heads_say_that_they_are_blind(tiny, tasks, tmp_path):
     options = ["--loss", "random-head", "--batch-size", "8", "--heads", "2", "--no-control", "--no-symmetry"]
     result = _run(tasks, "--out", tmp_path / "run", *SMALL, *options)
@@ -133,6 +135,7 @@ def test_interrupt(tiny, tasks, tmp_path, monkeypatch):
     assert len(list((tmp_path / "run" / "gradients").iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_rank_and_evaluate_read_a_run_of_gaps(tiny, tasks, tmp_path):
     assert _run(tasks, "--out", tmp_path / "run", *SMALL).exit_code == 0
     result = CliRunner().invoke(app, ["rank", str(tmp_path / "run"), "pets"])
@@ -155,6 +158,7 @@ def test_rank_and_evaluate_read_a_run_of_gaps(tiny, tasks, tmp_path):
     assert "does not hold a finished run" in complaint(CliRunner().invoke(app, evaluated))
 
 
+@pytest.mark.slow
 def test_photos_by_their_class(tiny, tmp_path, shared_data):
     for photo in sorted((shared_data / "probe_photos").iterdir()):
         name = photo.stem.split("_")[0]

@@ -54,6 +54,7 @@ def projected(found: PrincipalGradient, symmetry):
     return dataclasses.replace(found, groups=groups, orbits=coarser)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
@@ -109,6 +110,7 @@ def test_mirrored_heads_do_not_see_labels(kind):
     assert np.abs(once.groups - once.control.groups).max() > 0.01 * scale  # pyright: ignore[reportOptionalMemberAccess]
 
 
+@pytest.mark.slow
 def test_prototypical_episodes_read_labels():
     init, features, symmetry = BACKBONES["dense"]
     loss, batches = task("prototypical", features)
@@ -133,6 +135,7 @@ def test_auto_stops_at_the_tolerance_or_at_the_cap():
     assert capped.summary(1e9).count("Not resolved") == 1
 
 
+@pytest.mark.slow
 def test_same_key_same_bits_on_any_number_of_devices():
     init, features, _ = BACKBONES["residual"]
     loss, batches = task("prototypical", features)
@@ -161,6 +164,7 @@ def test_a_state_stays_what_it_was():
     np.testing.assert_array_equal(state["high"], before)
 
 
+@pytest.mark.slow
 def test_gradient_has_the_structure_of_the_weights():
     init, features, symmetry = BACKBONES["dense"]
     loss, batches = task("random head", features)

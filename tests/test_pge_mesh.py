@@ -66,6 +66,7 @@ def _same(out: Path, expected: Path) -> None:
         np.testing.assert_allclose(values, other[name], rtol=0, atol=1e-6 * np.abs(other[name]).max(), err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_the_same_on_all_meshes(tasks, monkeypatch):
     """Three tasks on up to eight rows, 301 restarts on up to eight devices; nothing moves without being asked to."""

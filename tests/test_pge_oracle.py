@@ -77,6 +77,7 @@ def error(
     return relative_error(found.mean, published)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     ("name", "loss", "restarts"), [("conv4", "prototypical", 6), ("conv4", "head", 6), ("resnet18", "prototypical", 3)]
@@ -99,6 +100,7 @@ def test_float32(name, loss, restarts, init):
     assert any(each <= 1e-4 for each in tried)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_several_restarts_for_every_batch_and_batches_used_again():
     assert error("conv4", "head", count=2, restarts=12, per_batch=2) <= 1e-9

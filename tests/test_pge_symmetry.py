@@ -86,6 +86,7 @@ def own(features, params, batch, key):
     return jnp.square(features(params, batch[0])).sum(1).std()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), [(Prototypical, "residual"), (RandomHead, "dense"), (own, "residual")])
 def test_right_and_wrong_specifications(kind, name):
     init, features, symmetry = BACKBONES[name]
@@ -104,7 +105,7 @@ def test_right_and_wrong_specifications(kind, name):
 
 
 @pytest.mark.usefixtures("optimised")
-@pytest.mark.parametrize("name", ["conv4", "resnet12", "resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["conv4", "resnet12", "resnet18", "resnet50"])
 def test_backbones_that_come_along(name, monkeypatch):
     if name != "conv4":
         monkeypatch.setattr(symmetry, "_DRAWS", 4)  # of up to 25 million weights
@@ -130,6 +131,7 @@ def dirac(kernel):
     return kernel.at[...].set(0).at[1, 1, jnp.arange(64), jnp.arange(64)].set(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("weight", "change"),
     [
@@ -158,6 +160,7 @@ def test_initialisers_that_tell_units_apart_are_refused(weight, change):
         check_symmetry(init, RandomHead(b.features, 2), batches, b.symmetry, jax.random.key(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "draw",
     [

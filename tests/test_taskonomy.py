@@ -22,6 +22,8 @@ from jaxtransfer.converters.taskonomy import convert  # noqa: E402
 from taskonomy_release import random_decoder, random_encoder, save  # noqa: E402
 from torch_oracle import torch_maps  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 # One seed each. The release's name, the paper's name, decoder, whether the file is of PyTorch's old format.
 NETWORKS = {
     "denoise": ("denoising", {"out_channels": 3}, False),
