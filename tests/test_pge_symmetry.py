@@ -104,7 +104,6 @@ def test_right_and_wrong_specifications(kind, name):
             check_symmetry(init, loss, batches, jax.tree.unflatten(structure, wrong), jax.random.key(1))
 
 
-@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("name", ["conv4", "resnet12", "resnet18", "resnet50"])
 def test_backbones_that_come_along(name, monkeypatch):
     if name != "conv4":
@@ -114,7 +113,8 @@ def test_backbones_that_come_along(name, monkeypatch):
     images = np.random.default_rng(0).normal(size=(8, size, size, 3)).astype(np.float32)
     batches = (images[None], np.zeros((1, 8), np.int32))
     loss = RandomHead(b.features, 2)
-    check_symmetry(b.init, loss, batches, b.symmetry, jax.random.key(0))
+    # Of the generators this one is quick to draw millions of numbers.
+    check_symmetry(b.init, loss, batches, b.symmetry, jax.random.key(0, impl="rbg"))
 
 
 def test_a_mistake_in_a_backbones_specification():
