@@ -93,6 +93,7 @@ def test_what_split_gives_can_be_attributed(networks: list[jt.Network]) -> None:
         assert np.isfinite(maps).all(), method
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 1), (2, 4)], ids=str)
 def test_what_split_gives_can_be_compared_on_any_mesh(networks, expected, shape) -> None:
     """Python numbers among the weights stay such: under strict promotion, integers could not multiply floats."""
@@ -199,6 +200,7 @@ class TestDocument:
 
         self.check(self.haiku, names, answer)
 
+    @pytest.mark.slow
     def test_keras(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("KERAS_BACKEND", "jax")
         monkeypatch.setenv("KERAS_HOME", str(tmp_path))
@@ -222,6 +224,7 @@ class TestDocument:
         ):
             jt.Network("keras", lambda weights, images: images, model.trainable_variables)
 
+    @pytest.mark.slow
     def test_zoo_and_command_line(self, tmp_path: Path) -> None:
         """As they stand there, in a folder of one's own."""
         (tmp_path / "my_nets.py").write_text(self.module)
