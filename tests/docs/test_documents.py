@@ -5,6 +5,7 @@ and so on. Blocks with a title are written to the file of that name. `<!-- skip:
 below it, `<!-- invisible-code-block: python` ... `-->` prepares one that readers complete with something of their own.
 """
 
+import contextlib
 import re
 import runpy
 import shlex
@@ -39,19 +40,24 @@ IMAGES = np.random.default_rng(0).random((5, 8, 8, 3), dtype=np.float32)
 DATA = ("csv", "text", "toml")  # languages of blocks that are shown and cannot be run
 
 
+def run_command(line: str) -> None:
+    """Runs a line of a shell block: `jaxtransfer` in this process, or a script of the page."""
+    match shlex.split(line, comments=True):
+        case []:
+            pass
+        case ["jaxtransfer", *arguments]:
+            result = CliRunner().invoke(app, arguments)
+            assert result.exit_code == 0, f"{line}\n{result.output}"
+        case ["python", script] if Path(script).is_file():
+            runpy.run_path(script, run_name="__main__")
+        case _:
+            raise AssertionError(f"{line!r} is not run here: say why in a comment above its block")
+
+
 def run_commands(example: Example) -> None:
-    """Runs the lines of a shell block: `jaxtransfer` in this process, and the page's own scripts."""
+    """Runs the lines of a shell block."""
     for line in str(example.parsed).replace("\\\n", " ").splitlines():
-        match shlex.split(line, comments=True):
-            case []:
-                continue
-            case ["jaxtransfer", *arguments]:
-                result = CliRunner().invoke(app, arguments)
-                assert result.exit_code == 0, f"{line}\n{result.output}"
-            case ["python", script] if Path(script).is_file():
-                runpy.run_path(script, run_name="__main__")
-            case _:
-                raise AssertionError(f"{line!r} is not run here: say why in a comment above its block")
+        run_command(line)
 
 
 def write_file(example: Example) -> None:
@@ -81,8 +87,9 @@ class Fences:
 
 
 SYBIL = Sybil([Fences(), PythonCodeBlockParser(), SkipParser()], path=str(ROOT))
+SLOW = ("principal-gradients.md",)
 PAGES = [
-    page
+    pytest.param(page, marks=[pytest.mark.slow] if page.name in SLOW else [], id=page.relative_to(ROOT).as_posix())
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     if "```" in page.read_text() and page.name != "networks.md"  # which has tests of its own, below
 ]
@@ -94,17 +101,19 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files")
     random = np.random.default_rng(0)
     zoo = jt.Zoo(folder / "ZOO")
-    for name in ("normal", "reshading", "class_scene"):
+    for name in ("normal", "reshading", "class_scene", "edge_texture"):
         zoo.add(rooms.zoo()[name])
-    for kind, count in (("PHOTOS", 8), *((f"TASKS/{task}/{name}", 3) for task in ("a", "b") for name in "xyz")):
+    for kind, count in (("PHOTOS", 17), *((f"TASKS/{task}/{name}", 3) for task in ("a", "b") for name in "xyz")):
         (folder / kind).mkdir(parents=True)
         for i, image in enumerate(random.integers(0, 256, (count, 16, 16, 3), np.uint8)):
             Image.fromarray(image).save(folder / kind / f"{i:02}.png")
+    with contextlib.chdir(folder):
+        run_command("jaxtransfer affinity ZOO PHOTOS --out RUN")
     return folder
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-@pytest.mark.usefixtures("quick", "library_promotion")
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.usefixtures("library_promotion")
 def test_page(page: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(files, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
