@@ -228,14 +228,16 @@ def measure(
            "share_of_product_rate": rate / product_rate,
            "affinity": {method: matrix.tolist() for method, matrix in found.items()},
            "peak_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")}  # fmt: skip
-    asked = on_gpu and (len(params), *images.shape[:3]) == (20, 1000, 256, 256)
+    full_size = on_gpu and (len(params), *images.shape[:3]) == (20, 1000, 256, 256)
+    # The seconds are a goal for one kind of GPU in one mode, the share is one for any.
+    timed = full_size and name == "all_bfloat16" and "H200" in jax.devices()[0].device_kind
     what = f"{len(params)} encoders x {len(images)} images of {images.shape[1]}x{images.shape[2]}, {name}"
-    goal = "on one H200, 20 x 1000 of 256x256: "
-    rows.append(harness.Row(f"{what}: maps and matrix", f"{median:.3g} s", "", f"{median:.3g} s", f"{goal}< 5 s",
-                            median < 5 if asked else None))  # fmt: skip
+    goal = "20 x 1000 of 256x256 on one"
+    rows.append(harness.Row(f"{what}: maps and matrix", f"{median:.3g} s", "", f"{median:.3g} s",
+                            f"{goal} H200, all_bfloat16: < 5 s", median < 5 if timed else None))  # fmt: skip
     rows.append(harness.Row(f"{what}: share of the matrix products' rate", f"{rate / 1e12:.3g} TFLOP/s",
-                            f"{product_rate / 1e12:.3g} TFLOP/s", f"{rate / product_rate:.0%}", f"{goal}>= 40 %",
-                            rate >= 0.4 * product_rate if asked else None))  # fmt: skip
+                            f"{product_rate / 1e12:.3g} TFLOP/s", f"{rate / product_rate:.0%}", f"{goal} GPU: >= 40 %",
+                            rate >= 0.4 * product_rate if full_size else None))  # fmt: skip
     keep(job=job)
     print(f"{what}: {median:.3g} s, {rate / 1e12:.3g} TFLOP/s, {rate / product_rate:.0%} of matrix products")
 
