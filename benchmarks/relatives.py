@@ -3,8 +3,8 @@
     python -m benchmarks.relatives
 
 Run from the root of the checkout. Representations are independent standard normal numbers; a noisy copy adds as much
-noise as there is signal. Prints the table of docs/representations.md: mean and standard deviation of unrelated pairs, mean of
-noisy copies, and a star where the package warns.
+noise as there is signal. Prints the table of docs/representations.md: mean and standard deviation of unrelated pairs,
+mean of noisy copies, and a star where the package warns.
 """
 
 import argparse
