@@ -25,9 +25,9 @@ import jaxtransfer as jt
 from benchmarks import harness
 from benchmarks.networks import over_networks, taskonomy_params
 from jaxtransfer import taskonomy
-from jaxtransfer.affinity import similarities
-from jaxtransfer.network import ApplyFn
-from jaxtransfer.precision import Precision
+from jaxtransfer.attribution.precision import Precision
+from jaxtransfer.comparison.similarity import similarities
+from jaxtransfer.networks.network import ApplyFn
 
 if TYPE_CHECKING:
     import torch

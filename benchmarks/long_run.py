@@ -24,7 +24,7 @@ import psutil
 import jaxtransfer as jt
 from benchmarks import harness
 from benchmarks.networks import convolutional
-from jaxtransfer.points import CACHE_BYTES
+from jaxtransfer.points.store import CACHE_BYTES
 
 ARCHITECTURES = ((32, 64, 64, 64, 64), (48, 48, 96, 96), (64, 64, 64, 64))
 COMPILED = "/jax/core/compile/backend_compile_duration"

@@ -25,7 +25,7 @@ import jaxtransfer as jt
 from benchmarks import harness
 from jaxtransfer.pge.estimator import Estimation
 from jaxtransfer.pge.statistics import Estimate
-from tests import torch_pge
+from tests.support import torch_pge
 
 CONSOLE = Console(width=120)
 Tasks = dict[str, tuple[np.ndarray, np.ndarray]]

@@ -28,10 +28,11 @@ import jaxtransfer as jt
 from benchmarks import harness
 from benchmarks.networks import taskonomy_params
 from jaxtransfer import taskonomy
-from jaxtransfer.affinity import SIMILARITIES, Similarity, similarities
-from jaxtransfer.network import ApplyFn
-from jaxtransfer.probe import files_below, read_images
-from jaxtransfer.relevance._graph import Value, build
+from jaxtransfer.attribution.relevance._graph import Value, build
+from jaxtransfer.comparison.similarity import similarities
+from jaxtransfer.data.probe import files_below, read_images
+from jaxtransfer.networks.network import ApplyFn
+from jaxtransfer.points.directions import SIMILARITIES, Similarity
 
 REFERENCE = "float32"
 EXAMPLE = Path(__file__).parents[1] / "examples" / "efficientnets.py"

@@ -16,8 +16,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxtransfer import relatives
-from jaxtransfer.relatives import Comparison, Representations
+from jaxtransfer.comparison import representations as relatives
+from jaxtransfer.comparison.representations import Comparison, Representations
 
 
 def edges(representations: Representations) -> Comparison:

@@ -44,7 +44,7 @@ class Encoder(nn.Sequential):
     """The encoder of `visualpriors` before its group normalisation, with the same names, fixed for inference."""
 
     def __init__(self, params: PyTree) -> None:
-        """Takes the weights that `jaxtransfer.taskonomy.encode` takes."""
+        """Takes the weights that `jaxtransfer.taskonomy.networks.encode` takes."""
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False), nn.BatchNorm2d(64)
         self.relu, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, ceil_mode=True)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pooch
 
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.taskonomy import task_name
+from jaxtransfer.taskonomy.tasks import task_name
 
 BASE_URL = "https://github.com/alexsax/visual-prior/raw/networks/assets/pytorch/"
 

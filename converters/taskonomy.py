@@ -14,8 +14,8 @@ from flax import traverse_util
 from jaxtransfer import taskonomy
 from jaxtransfer.converters.download import parse_name
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.network import Network
-from jaxtransfer.zoo import Zoo
+from jaxtransfer.networks.network import Network
+from jaxtransfer.networks.zoo import Zoo
 
 # PyTorch's names of what Flax calls otherwise; a kernel and a scale are both a weight.
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}

@@ -28,9 +28,9 @@ from jaxtransfer.aten import AtenProgram, Node, Value, Weight
 from jaxtransfer.converters.lower import arguments, lower, module_path, needed, operation, user_output, where
 from jaxtransfer.converters.pt2 import load_program
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.network import Network
-from jaxtransfer.preprocess import Preprocess
-from jaxtransfer.zoo import Zoo
+from jaxtransfer.networks.network import Network
+from jaxtransfer.networks.preprocess import Preprocess
+from jaxtransfer.networks.zoo import Zoo
 
 # They say where and how a result is stored, not what it is.
 _STORAGE = frozenset({"device", "layout", "memory_format", "pin_memory", "non_blocking", "requires_grad"})

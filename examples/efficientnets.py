@@ -30,12 +30,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from jaxtransfer.affinity import SIMILARITIES, Affinity
+from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.converters import torch_export
-from jaxtransfer.preprocess import Preprocess
-from jaxtransfer.probe import load_probe
-from jaxtransfer.run import run_affinity
-from jaxtransfer.zoo import Zoo
+from jaxtransfer.data.probe import load_probe
+from jaxtransfer.networks.preprocess import Preprocess
+from jaxtransfer.networks.zoo import Zoo
+from jaxtransfer.points.directions import SIMILARITIES
+from jaxtransfer.runs.affinity import run_affinity
 
 _SIZES = {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}
 _CONTROL = "-control"

@@ -9,17 +9,17 @@ import numpy as np
 from PIL import Image
 
 from jaxtransfer import rooms
-from jaxtransfer.affinity import Affinity
-from jaxtransfer.figures import overview, scaled_map
-from jaxtransfer.files import whole_directory
-from jaxtransfer.groups import rooms_groups
-from jaxtransfer.oracle import Oracle
-from jaxtransfer.points import Points
-from jaxtransfer.probe import Probe
-from jaxtransfer.report import write_report
-from jaxtransfer.run import Evaluation, evaluate_run, run_affinity
-from jaxtransfer.tree import task_tree
-from jaxtransfer.zoo import Zoo
+from jaxtransfer.comparison.affinity import Affinity
+from jaxtransfer.data.probe import Probe
+from jaxtransfer.evaluation.groups import rooms_groups
+from jaxtransfer.evaluation.oracle import Oracle
+from jaxtransfer.evaluation.tree import task_tree
+from jaxtransfer.figures.drawings import overview, scaled_map
+from jaxtransfer.files import atomic_directory
+from jaxtransfer.networks.zoo import Zoo
+from jaxtransfer.points.store import Points
+from jaxtransfer.report.page import write_report
+from jaxtransfer.runs.affinity import Evaluation, evaluate_run, run_affinity
 
 METHOD = "epsilon_lrp"
 """Whose rankings are told; none did better in Song et al. (NeurIPS 2019)."""
@@ -86,12 +86,12 @@ def run_demo(out: str | Path, *, command: Sequence[str], progress: Callable[[int
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "zoo").exists():
-        with whole_directory(out / "zoo") as folder:
+        with atomic_directory(out / "zoo") as folder:
             for task in rooms.TASKS:
                 shutil.copytree(rooms.zoo().path / task, folder / task)
     if not (out / "images").exists():
         progress(0, _COUNT, "Drawing rooms")
-        with whole_directory(out / "images") as folder:
+        with atomic_directory(out / "images") as folder:
             for number, image in enumerate(rooms.probe(_COUNT, size=_SIZE)):
                 Image.fromarray(image).save(folder / f"room-{number:03}.png")
     run = out / "run"

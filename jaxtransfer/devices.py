@@ -43,7 +43,7 @@ def device_mesh(model: int = 1, data: int | None = None) -> Mesh:
     return jax.make_mesh((model, data), (MODEL, DATA), axis_types=(AxisType.Auto,) * 2, devices=devices[:wanted])
 
 
-def usual_mesh() -> Mesh:
+def default_mesh() -> Mesh:
     """What is used where no mesh is asked for: one device, or all where there are several processes."""
     return device_mesh(1, 1 if jax.process_count() == 1 else None)
 
@@ -103,7 +103,7 @@ def memory_per_device() -> int:
     statistics = jax.local_devices()[0].memory_stats() or {}
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     own = statistics.get("bytes_limit", host // jax.local_device_count())
-    return int(exchanged(np.array(own)).min())
+    return int(allgather(np.array(own)).min())
 
 
 def is_first() -> bool:
@@ -111,7 +111,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def owns(mesh: Mesh, row: int = 0) -> bool:
+def is_writer(mesh: Mesh, row: int = 0) -> bool:
     """Whether this process is the one that writes for a mesh, or for a row of it: it holds the first device."""
     return mesh.devices[row, 0].process_index == jax.process_index()
 
@@ -122,7 +122,7 @@ def own_rows(mesh: Mesh) -> list[int]:
     return [row for row, some in enumerate(mesh.devices) if process in {device.process_index for device in some}]
 
 
-def everywhere(tree: PyTree, mesh: Mesh | None) -> PyTree:
+def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
     """A tree's arrays, which all processes of a mesh hold alike, on each of its devices; None: on one."""
     if mesh is None:
         return jax.device_put(tree)
@@ -130,7 +130,7 @@ def everywhere(tree: PyTree, mesh: Mesh | None) -> PyTree:
     return jax.tree.map(lambda leaf: distribute(np.shape(leaf), everyone, lambda _: leaf), tree)
 
 
-def on_host(array: Array) -> Shaped[np.ndarray, "..."]:
+def gather_to_host(array: Array) -> Shaped[np.ndarray, "..."]:
     """All of an array, also where other processes hold parts of it; they have to ask for it too."""
     if not (array.is_fully_addressable or array.is_fully_replicated):
         assert isinstance(array.sharding, NamedSharding)
@@ -143,7 +143,7 @@ def _same(array: Array) -> Array:
     return array
 
 
-def exchanged(value: Shaped[np.ndarray, "..."], mesh: Mesh | None = None) -> Shaped[np.ndarray, "devices ..."]:
+def allgather(value: Shaped[np.ndarray, "..."], mesh: Mesh | None = None) -> Shaped[np.ndarray, "devices ..."]:
     """What the processes of a mesh each have to say, in every one of them.
 
     Args:
@@ -158,12 +158,12 @@ def exchanged(value: Shaped[np.ndarray, "..."], mesh: Mesh | None = None) -> Sha
         return value[None]
     said = np.frombuffer(value.tobytes(), np.uint8)[None]
     each = NamedSharding(Mesh(devices, (DATA,)), PartitionSpec(DATA))
-    everyone = on_host(distribute((len(devices), said.size), each, lambda _: said))
+    everyone = gather_to_host(distribute((len(devices), said.size), each, lambda _: said))
     return everyone.copy().view(value.dtype).reshape(-1, *value.shape)
 
 
 @contextlib.contextmanager
-def together(mesh: Mesh | None = None) -> Iterator[None]:
+def synchronised(mesh: Mesh | None = None) -> Iterator[None]:
     """A step that ends for all processes of a mesh at once, and in the same error if it fails in one.
 
     Within a step for all devices there may be others: whichever they are in, all processes hear of an error and leave.
@@ -182,7 +182,7 @@ def together(mesh: Mesh | None = None) -> Iterator[None]:
             raise
         problem = error
     text = f"Process {jax.process_index()}: {in_words(problem)}".encode()[:_LONGEST] if problem else b""
-    everyone = exchanged(np.frombuffer(text.ljust(_LONGEST, b"\0"), np.uint8), mesh)
+    everyone = allgather(np.frombuffer(text.ljust(_LONGEST, b"\0"), np.uint8), mesh)
     heard = [JaxTransferError(bytes(each[each > 0]).decode(errors="ignore")) for each in everyone if each.any()]
     if heard:
         error = problem or heard[0]

@@ -1,6 +1,8 @@
-"""The one exception a user can cause, and what the system's own come to in words."""
+"""The one exception that a user can cause, and the sentences that errors are reported in."""
 
+import difflib
 import errno
+from collections.abc import Iterable
 
 
 class JaxTransferError(ValueError):
@@ -10,8 +12,25 @@ class JaxTransferError(ValueError):
     """
 
 
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> JaxTransferError:
+    """Returns the error for a name that does not exist, with the names that do, the closest one first.
+
+    Args:
+        kind: What is named, in the singular: "method", "network".
+        name: The name that was given.
+        known: The names there are.
+
+    >>> print(unknown_name("method", "salency", ["input_x_gradient", "saliency"]))
+    There is no method 'salency'; there are: saliency, input_x_gradient.
+    """
+    known = list(known)
+    closest = difflib.get_close_matches(name, known, n=1)
+    names = ", ".join([*closest, *(other for other in known if other not in closest)])
+    return JaxTransferError(f"There is no {kind} {name!r}; there are: {names or 'none yet'}.")
+
+
 def in_words(error: JaxTransferError | OSError) -> str:
-    """What an error says to the user."""
+    """Returns the sentence that reports an error to the user."""
     if not isinstance(error, OSError):
         return str(error)
     if error.errno == errno.ENOSPC:

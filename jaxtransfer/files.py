@@ -16,7 +16,7 @@ def beside(file: Path) -> Path:
 
 
 @contextlib.contextmanager
-def whole(file: Path) -> Iterator[Path]:
+def atomic_write(file: Path) -> Iterator[Path]:
     """A path to write to; what is there in the end becomes `file`, and nothing is left of it after an error."""
     partial = beside(file)
     try:
@@ -30,7 +30,7 @@ def whole(file: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def whole_directory(directory: Path) -> Iterator[Path]:
+def atomic_directory(directory: Path) -> Iterator[Path]:
     """A new directory to write into, which takes the place of `directory`; nothing is left of it after an error."""
     partial = beside(directory)
     shutil.rmtree(partial, ignore_errors=True)
@@ -46,13 +46,13 @@ def whole_directory(directory: Path) -> Iterator[Path]:
 
 def write_arrays(file: Path, arrays: Mapping[str, Any]) -> None:
     """Writes an `.npz` file."""
-    with whole(file) as partial, partial.open("wb") as stream:
+    with atomic_write(file) as partial, partial.open("wb") as stream:
         np.savez(stream, **arrays)
 
 
 def write_csv(file: Path, rows: Iterable[Sequence[Any]]) -> None:
     """Writes a table; numbers so that they read back as the same, unknown ones as nothing."""
-    with whole(file) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
+    with atomic_write(file) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
 
 

@@ -30,11 +30,11 @@ from benchmarks.rooms.settings import Settings
 from benchmarks.rooms.speed import speed
 from benchmarks.rooms.training import Trainer, untrained
 from jaxtransfer import rooms
+from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.files import write_arrays, write_csv
-from jaxtransfer.network import Network
-from jaxtransfer.oracle import Oracle
+from jaxtransfer.networks.network import Network
+from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.rooms.networks import encode, preprocess
-from jaxtransfer.zoo import Zoo
 
 CONSOLE = Console()
 SCRATCH, RANDOM = "scratch", "random"

@@ -13,13 +13,13 @@ from benchmarks.rooms import gradients, scores, variants
 from benchmarks.rooms.examples import Examples
 from benchmarks.rooms.scores import Matrix, Score
 from jaxtransfer import rooms
-from jaxtransfer.affinity import Affinity
-from jaxtransfer.attribution import METHODS
-from jaxtransfer.files import whole_directory, write_csv
-from jaxtransfer.oracle import Oracle
-from jaxtransfer.probe import load_probe
-from jaxtransfer.relatives import RELATIVES
-from jaxtransfer.sweep import affinity_matrix
+from jaxtransfer.attribution.maps import METHODS
+from jaxtransfer.comparison.affinity import Affinity
+from jaxtransfer.comparison.matrix import affinity_matrix
+from jaxtransfer.comparison.representations import RELATIVES
+from jaxtransfer.data.probe import load_probe
+from jaxtransfer.evaluation.oracle import Oracle
+from jaxtransfer.files import atomic_directory, write_csv
 
 _PROBES = (64, 250, 1000, 2000)
 _MOST_OF_SVCCA = 250  # images; its time grows with their cube
@@ -63,7 +63,7 @@ def of_gradients(work: Path, examples: Examples, progress: Progress) -> dict[str
     folder = work / "evaluate" / "gradients"
     if not folder.exists():
         found = gradients.measures(examples, _RESTARTS, progress)
-        with whole_directory(folder) as place:
+        with atomic_directory(folder) as place:
             for name, affinity in found.items():
                 affinity.save(place / name)
     return {each.name: Affinity.load(each) for each in sorted(folder.iterdir())}

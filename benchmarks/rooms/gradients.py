@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from benchmarks.rooms.examples import Examples, unpacked
 from benchmarks.rooms.training import convolve, views
-from jaxtransfer.affinity import Affinity
+from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.pge.alignment import gradient_alignment
 from jaxtransfer.pge.batches import Minibatches

@@ -6,10 +6,10 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import rankdata, spearmanr
 
-from jaxtransfer.affinity import Affinity
-from jaxtransfer.confidence import retrieval_bands
-from jaxtransfer.evaluation import retrieval_curve
-from jaxtransfer.oracle import Oracle
+from jaxtransfer.comparison.affinity import Affinity
+from jaxtransfer.evaluation.confidence import retrieval_bands
+from jaxtransfer.evaluation.oracle import Oracle
+from jaxtransfer.evaluation.retrieval import retrieval_curve
 
 RELEVANT = 5
 Matrix = Float[np.ndarray, "targets sources"]

@@ -17,7 +17,7 @@ from benchmarks.rooms import learning
 from benchmarks.rooms.examples import Examples, unpacked
 from benchmarks.rooms.learning import Prior
 from benchmarks.rooms.settings import Learning
-from jaxtransfer.network import Network
+from jaxtransfer.networks.network import Network
 from jaxtransfer.pge.layers import convolution
 from jaxtransfer.rooms import Task
 from jaxtransfer.rooms.networks import WIDTH, Encoder, PixelReadout, VectorReadout, encode, preprocess

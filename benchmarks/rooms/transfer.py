@@ -18,7 +18,7 @@ from benchmarks.rooms.examples import Examples, unpacked
 from benchmarks.rooms.learning import Prior
 from benchmarks.rooms.settings import Transfer
 from benchmarks.rooms.training import readout, views
-from jaxtransfer.network import Network
+from jaxtransfer.networks.network import Network
 from jaxtransfer.rooms import Task
 from jaxtransfer.rooms.networks import PixelReadout, VectorReadout
 

@@ -9,9 +9,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
-from jaxtransfer.affinity import SIMILARITIES, Similarity, directions, similarities
-from jaxtransfer.attribution import METHODS, attribute
-from jaxtransfer.network import Network
+from jaxtransfer.attribution.maps import METHODS, attribute
+from jaxtransfer.comparison.similarity import similarities
+from jaxtransfer.networks.network import Network
+from jaxtransfer.points.directions import SIMILARITIES, Similarity, directions
 from jaxtransfer.rooms.networks import encoder
 
 _AT_ONCE = 64

@@ -13,9 +13,9 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float, Key
 
-from jaxtransfer.affinity import Affinity, MethodResult
 from jaxtransfer.arguments import check_estimation
-from jaxtransfer.devices import everywhere
+from jaxtransfer.comparison.affinity import Affinity, MethodResult
+from jaxtransfer.devices import replicate
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.pge.batches import Batches, as_sampler, draw
 from jaxtransfer.pge.estimator import Init
@@ -108,7 +108,7 @@ class AlignmentEstimation(Accumulation):
         self._static = _Static(init, of_tasks, mesh and mesh.abstract_mesh)
         if few := [name for name, each in batches.items() if isinstance(each, tuple) and len(each[0]) < 2]:
             raise JaxTransferError(f"An alignment needs two batches or more of each task; {', '.join(few)} has one.")
-        self._batches, self._key = everywhere((tuple(as_sampler(batches[name]) for name in self.names), key), mesh)
+        self._batches, self._key = replicate((tuple(as_sampler(batches[name]) for name in self.names), key), mesh)
         dtype = jax.tree.leaves(jax.eval_shape(init, key))[0].dtype
         sums = Sums.zeros(mesh, groups, (len(of_tasks),) * 2, dtype)
         super().__init__(sums, f"{self.names} {[describe(loss) for loss in of_tasks]} heads={heads}")

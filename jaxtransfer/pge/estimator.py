@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float, Key, PyTree
 
 from jaxtransfer.arguments import check_estimation
-from jaxtransfer.devices import everywhere
+from jaxtransfer.devices import replicate
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.files import write_arrays
 from jaxtransfer.pge.batches import Batches, as_sampler, draw, shuffled
@@ -278,7 +278,7 @@ class Estimation(Accumulation):
         """Takes `principal_gradient`'s arguments and, with `check`, checks the symmetry."""
         check_estimation(init, [loss], [batches], key)
         loss = with_heads(loss, heads)
-        self._batches, self._key = everywhere((as_sampler(batches), key), mesh)
+        self._batches, self._key = replicate((as_sampler(batches), key), mesh)
         orbits = _orbits(init, symmetry)
         if symmetry is not None and check:
             check_symmetry(init, loss, as_sampler(batches), symmetry, jax.random.fold_in(key, 4))

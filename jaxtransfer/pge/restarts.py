@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxtransfer.devices import everywhere, exchanged, on_host
+from jaxtransfer.devices import allgather, gather_to_host, replicate
 from jaxtransfer.errors import JaxTransferError
 
 Progress = Callable[[int, int], None]
@@ -46,18 +46,18 @@ class Sums:
         sharding = self.high.sharding
         return cast(Mesh, sharding.mesh) if isinstance(sharding, NamedSharding) else None
 
-    def on_host(self) -> tuple[Float[np.ndarray, "devices groups ..."], Float[np.ndarray, "devices groups ..."]]:
+    def gather_to_host(self) -> tuple[Float[np.ndarray, "devices groups ..."], Float[np.ndarray, "devices groups ..."]]:
         """High and low of all devices; all processes that hold some have to ask for it."""
         if self.high.is_fully_addressable:
             return np.asarray(self.high), np.asarray(self.low)
         # Group by group: what is gathered lies on every device for a moment.
         groups = range(self.high.shape[1])
-        high, low = (np.stack([on_host(each[:, i]) for i in groups], axis=1) for each in (self.high, self.low))
+        high, low = (np.stack([gather_to_host(each[:, i]) for i in groups], axis=1) for each in (self.high, self.low))
         return high, low
 
     def total(self) -> Float[np.ndarray, "groups ..."]:
         """The sums over all devices, float64; all processes that hold some have to ask for it."""
-        return _total(*self.on_host())
+        return _total(*self.gather_to_host())
 
 
 def _total(*parts: Float[np.ndarray, "devices groups ..."]) -> Float[np.ndarray, "groups ..."]:
@@ -177,7 +177,7 @@ class Accumulation:
         chunk = -(-restarts // (1 if progress is None else 100) // per_round) * per_round
         while self.done < restarts:
             last = min(self.done + chunk, restarts)
-            counts = everywhere((np.int32(self.done), np.int32(last)), self.mesh)
+            counts = replicate((np.int32(self.done), np.int32(last)), self.mesh)
             self._sums = self._advance(self._sums, *counts)
             self.done = last
             if progress is not None:
@@ -194,7 +194,7 @@ class Accumulation:
             target = min(self._look, cap)
             self.run(target, progress)
             # Processors of other kinds may differ in the last digit, but all processes have to go on alike.
-            reached = float(exchanged(np.asarray(self.signal_to_noise()), self.mesh)[0])
+            reached = float(allgather(np.asarray(self.signal_to_noise()), self.mesh)[0])
             if target >= cap or reached >= tolerance:
                 return
             needed = self.done * tolerance / reached if reached > 0 else np.inf
@@ -219,7 +219,7 @@ class Accumulation:
 
     def state(self) -> dict[str, np.ndarray]:
         """All that was computed, as arrays; all processes that share the restarts have to ask for it."""
-        high, low = self._sums.on_host()
+        high, low = self._sums.gather_to_host()
         sums = {"high": high.copy(), "low": low.copy()}  # what goes on from here reuses the sums' memory
         counts = {"done": np.asarray(self.done), "look": np.asarray(self._look)}
         return {"settings": np.asarray(self._settings), **counts, **sums}

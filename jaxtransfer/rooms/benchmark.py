@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.network import Network
+from jaxtransfer.networks.network import Network
+from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.rooms.sampling import sample_scene
 from jaxtransfer.rooms.tasks import TASKS
 from jaxtransfer.rooms.view import render
-from jaxtransfer.zoo import Zoo
 
 _PLACE = Path(__file__).parent
 # Training, test and transfer draw their rooms from hashes of those words.

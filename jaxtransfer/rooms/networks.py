@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
-from jaxtransfer.preprocess import Preprocess
+from jaxtransfer.networks.preprocess import Preprocess
 
 WIDTH = 64
 """Channels of the representation; it is 8 x 8 for images of 64 x 64."""

@@ -1,0 +1,212 @@
+"""Faults of a network that make its attribution maps meaningless, and how one more backward pass shows them.
+
+The pass that makes maps can be run with other cotangents: random signs of the units on every second image, zeros on the
+others. Where the gradient of the attributed scalar vanishes beside that of the signs, or its differences between images
+beside theirs, the scalar does not depend on the image (a sum after a softmax). Where images with zeros have a gradient,
+images of a batch are coupled (batch normalisation in training mode).
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from jaxtransfer.attribution.relevance import unbounded_ratios
+
+FAULTS: dict[str, str] = {
+    "constant_scalar": "the sum of its units (or other target) does not depend on the image beyond rounding, so its "
+    "maps are noise; attribute what comes before the softmax or the normalisation, or a sum with random signs "
+    '(target="random_signs", --target random-signs; for attribute target=jaxtransfer.random_signs)',
+    "coupled_images": "its output for an image depends on the other images of the batch, as in batch normalisation in "
+    "training mode; use running statistics (model.eval(), use_running_average=True, is_training=False)",
+    "random_numbers": "it draws random numbers; if that is dropout in training mode, switch it off (model.eval(), "
+    "deterministic=True)",
+    "exploding_relevance": "its epsilon-LRP maps are more than 100 times larger than input x gradient, where "
+    "activations that are not 0 at 0 are divided by inputs near 0; use input_x_gradient",
+}
+"""What may be wrong with a network's maps, and what to do about it, by code."""
+
+# Times that epsilon-LRP may be larger than input x gradient; networks without unbounded ratios stay below 2.
+_LARGER = 100
+# Places in the program that a fault names.
+_PLACES = 3
+
+_DRAWS = frozenset({"random_bits", "random_gamma", "threefry2x32", "rng_bit_generator", "rng_uniform"})
+
+
+class Evidence(NamedTuple):
+    """What one backward pass shows of every image.
+
+    Attributes:
+        gradient: Largest absolute entry of the gradient of the scalar with respect to the image.
+        value: The scalar.
+        strays: Largest absolute derivative of the target for other images with respect to this image's outputs.
+        tolerance: What is smaller than this share of something comparable has lost half of its digits or more to
+            cancellation: the square root of the machine epsilon of the coarsest floating-point type in the network.
+        draws: 1 if the output depends on random numbers that the network draws, else 0.
+        enlargement: How many times larger the epsilon-LRP map is than input x gradient (Euclidean norms); 0 where not
+            both are made, or they are of no finite size.
+    """
+
+    gradient: Float[Array | np.ndarray, " images"]
+    value: Float[Array | np.ndarray, " images"]
+    strays: Float[Array | np.ndarray, " images"]
+    tolerance: Float[Array | np.ndarray, " images"]
+    draws: Float[Array | np.ndarray, " images"]
+    enlargement: Float[Array | np.ndarray, " images"]
+
+
+def random_signs(outputs: PyTree) -> Float[Array, " images"]:
+    """Sums the units of a representation with fixed random signs, to be used as `target` of `attribute`.
+
+    The sum over all units is constant where the network ends in a softmax or in a normalisation without a learned
+    scale; this sum is not. The sign of a unit depends on nothing but its place: the top bit of MurmurHash3's finaliser
+    (Appleby 2011) of 0x9E3779B9 times the place, so it is the same for every network, machine and version.
+
+    Args:
+        outputs: What the network returned: floating-point arrays [images, ...]; units are counted through all of them.
+
+    Returns:
+        One scalar for each image.
+    """
+    leaves = jax.tree.leaves(outputs)
+    signs = unit_signs([leaf.shape[1:] for leaf in leaves])
+    return sum_of_units([leaf * sign.astype(leaf.dtype)[None] for leaf, sign in zip(leaves, signs, strict=True)])
+
+
+def sum_of_units(outputs: PyTree) -> Float[Array, " images"]:
+    """Sums all units of what a network returned, for each image."""
+    sums = [leaf.reshape(leaf.shape[0], -1).sum(1) for leaf in jax.tree.leaves(outputs)]
+    return functools.reduce(jnp.add, sums)
+
+
+def unit_signs(shapes: Iterable[Sequence[int]]) -> list[Float[Array, "..."]]:
+    """The signs of `random_signs`, +1 or -1, for arrays of these shapes; the first two differ."""
+    signs, first = [], 0
+    for shape in shapes:
+        count = int(np.prod(shape))
+        x = (jnp.arange(count, dtype=jnp.uint32) + jnp.uint32(first)) * jnp.uint32(0x9E3779B9)
+        x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+        x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+        x = x ^ (x >> 16)
+        signs.append(1 - 2 * (x >> 31).astype(jnp.float32).reshape(tuple(shape)))
+        first += count
+    return signs
+
+
+def signed_images(count: int) -> Float[Array, " images"]:
+    """1 for every second image, from the first on, and 0 for the others."""
+    return 1 - (jnp.arange(count) % 2).astype(jnp.float32)
+
+
+def faults_of(usual: Evidence, signed: Evidence) -> tuple[str, ...]:
+    """Returns the codes of `FAULTS` that the evidence of two passes over the same images shows.
+
+    Args:
+        usual: With the cotangents that make maps; NumPy arrays.
+        signed: With random signs on the images of `signed_images`, zeros on the others.
+    """
+    tolerance = usual.tolerance.max(initial=0)
+    maps, signs = usual.gradient[::2], signed.gradient[::2]
+    compared = np.isfinite(maps) & np.isfinite(signs) & (signs > 0)
+    flat = compared.any() and (maps <= tolerance * signs)[compared].all()
+    # A softmax that is sure of itself has hardly a gradient, whatever the units are weighted with; its values tell.
+    finite = np.isfinite(usual.value) & np.isfinite(signed.value)
+    spread = [np.ptp(each.value[finite]) if finite.any() else 0 for each in (usual, signed)]
+    constant = flat or spread[0] <= tolerance * spread[1] > 0
+    shown = {
+        "constant_scalar": constant,
+        "coupled_images": (signed.gradient[1::2] > 0).any(),
+        "random_numbers": (usual.draws > 0).any(),
+        "exploding_relevance": not constant and np.median(usual.enlargement) > _LARGER,
+    }
+    return tuple(code for code in FAULTS if shown[code])
+
+
+def with_places(
+    faults: Sequence[str], apply: Callable[[PyTree, Array], PyTree], params: PyTree, images: Any
+) -> tuple[str, ...]:
+    """Returns faults with the places in the program that cause them, like "exploding_relevance: net.py:12 (apply)".
+
+    Args:
+        faults: Codes of `FAULTS`.
+        apply: The network's function.
+        params: Its weights, or their shapes and types.
+        images: Its inputs, or their shape and type.
+    """
+    if "exploding_relevance" not in faults:
+        return tuple(faults)
+    places = unbounded_ratios(apply, params, images)
+    named = ", ".join(places[:_PLACES]) + (f" and {len(places) - _PLACES} more" if len(places) > _PLACES else "")
+    return tuple(f"{code}: {named}" if code == "exploding_relevance" and named else code for code in faults)
+
+
+def describe_fault(fault: str) -> str:
+    """Says what a fault means, what to do about it, and where in the program it arises if that is known."""
+    code, _, places = fault.partition(": ")
+    return FAULTS[code] + (f" (at {places})" if places else "")
+
+
+def in_sentences(faults: Mapping[str, Sequence[str]]) -> list[str]:
+    """One sentence for each fault, which names the networks that have it."""
+    networks: dict[str, list[str]] = {}
+    for name, of_network in faults.items():
+        for fault in of_network:
+            networks.setdefault(fault, []).append(name)
+    sentences = []
+    for fault in sorted(networks, key=lambda fault: list(FAULTS).index(fault.partition(": ")[0])):
+        names = networks[fault]
+        subject = "Network" if len(names) == 1 else "Networks"
+        sentences.append(f"{subject} {', '.join(names)}: {describe_fault(fault)}.")
+    return sentences
+
+
+def draws_random_numbers(closed: jex.ClosedJaxpr) -> bool:
+    """Whether an output of a function depends on random numbers that the function draws."""
+    return _draws(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+
+
+def _draws(jaxpr: jex.Jaxpr, wanted: Sequence[bool]) -> bool:
+    needed = {var for var, want in zip(jaxpr.outvars, wanted, strict=True) if want and isinstance(var, jex.Var)}
+    for eqn in reversed(jaxpr.eqns):
+        outputs = [var in needed for var in eqn.outvars]
+        if not any(outputs):
+            continue
+        if eqn.primitive.name in _DRAWS:
+            return True
+        for inner in _bodies(eqn):
+            same = len(inner.outvars) == len(outputs) and eqn.primitive.name not in ("scan", "while")
+            if _draws(inner, outputs if same else [True] * len(inner.outvars)):
+                return True
+        needed.update(var for var in eqn.invars if isinstance(var, jex.Var))
+    return False
+
+
+def coarsest_epsilon(closed: jex.ClosedJaxpr) -> float:
+    """The machine epsilon of the coarsest floating-point type in which a function computes anything."""
+    return max(_epsilons(closed.jaxpr), default=float(jnp.finfo(jnp.float32).eps))
+
+
+def _epsilons(jaxpr: jex.Jaxpr) -> Iterable[float]:
+    for eqn in jaxpr.eqns:
+        for var in eqn.outvars:
+            dtype = getattr(var.aval, "dtype", np.dtype(np.int32))
+            if jnp.issubdtype(dtype, jnp.floating):
+                yield float(jnp.finfo(dtype).eps)
+        for inner in _bodies(eqn):
+            yield from _epsilons(inner)
+
+
+def _bodies(eqn: jex.JaxprEqn) -> Iterable[jex.Jaxpr]:
+    """The jaxprs among the parameters of an equation."""
+    for value in eqn.params.values():
+        for each in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(each, jex.ClosedJaxpr):
+                yield each.jaxpr
+            elif isinstance(each, jex.Jaxpr):
+                yield each

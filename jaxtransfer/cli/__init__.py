@@ -1,0 +1,3 @@
+"""The command line."""
+
+from jaxtransfer.cli.app import main as main

@@ -1,0 +1,1 @@
+"""Comparison: from points to affinities between networks, with their standard errors."""

@@ -1,0 +1,42 @@
+"""Groups of networks: who belongs together, for the colours of a report."""
+
+import csv
+from pathlib import Path
+
+from jaxtransfer import rooms
+from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.taskonomy.tasks import TASKS
+
+
+def taskonomy_groups() -> dict[str, str]:
+    """The group of every task in Song et al. (NeurIPS 2019), by both of its names."""
+    return {name: task.group for key, task in TASKS.items() for name in (key, task.release) if task.group is not None}
+
+
+def rooms_groups() -> dict[str, str]:
+    """The group of every task of Rooms: 2D, 3D, geometric or semantic."""
+    return {name: task.group for name, task in rooms.TASKS.items()}
+
+
+def load_groups(file: str | Path) -> dict[str, str]:
+    """Reads a CSV file of rows `name,group` under that header.
+
+    Raises:
+        JaxTransferError: The file cannot be read or is none of that kind, or a name is in two groups.
+    """
+    file = Path(file)
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            header, *rows = [[cell.strip() for cell in row] for row in csv.reader(stream) if any(row)] or [[]]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise JaxTransferError(f"{file} is no file of groups that can be read: {error}.") from error
+    if header != ["name", "group"]:
+        raise JaxTransferError(f"{file} needs the header name,group, not {','.join(header)!r}.")
+    groups: dict[str, str] = {}
+    for row in rows:
+        if len(row) != 2 or not all(row):
+            raise JaxTransferError(f"{file} needs name,group in every row, not {','.join(row)!r}.")
+        name, group = row
+        if groups.setdefault(name, group) != group:
+            raise JaxTransferError(f"{file} puts {name} into two groups, {groups[name]} and {group}.")
+    return groups

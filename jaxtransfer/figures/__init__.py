@@ -1,0 +1,1 @@
+"""Figures: matrices, curves, trees and maps as PNG and SVG files."""

@@ -1,0 +1,121 @@
+"""A network: a name, a pure function, its weights, and how it wants its images."""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Callable
+from typing import Any, Protocol, Self, TypeGuard, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from jaxtransfer import arguments
+from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.networks.preprocess import PreprocessFn
+
+ApplyFn = Callable[[Any, Float[Array, "images h w channels"]], Float[Array, "images ..."]]
+
+
+@runtime_checkable
+class Storable(Protocol):
+    """A callable that a zoo can write as plain data and make again."""
+
+    def to_json(self) -> Any:
+        """What JSON can hold of it."""
+        ...
+
+    @classmethod
+    def from_json(cls, config: Any) -> Self:
+        """The same callable again."""
+        ...
+
+
+# A name becomes a folder's name in a zoo and in a run.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """One pre-trained network.
+
+    Attributes:
+        name: Letters, digits and `. _ + -`; the first a letter or digit.
+        apply: Pure function `apply(params, images) -> [images, ...]`, the representation to compare. Networks
+            that share an architecture should share this object: they are then compiled once.
+        params: Its weights, any pytree of arrays; PRNG keys and Python numbers may be among them, as in what
+            `flax.nnx.split` returns.
+        preprocess: Maps probe images with values in [0, 1] to the network's input; usually a
+            `jaxtransfer.Preprocess`. None: the network takes the probe images as they are. Networks with equal
+            preprocessings share one preprocessed copy of the probe.
+
+    Raises:
+        JaxTransferError: The name could not be the name of a folder, `apply` cannot be called with weights and images,
+            the weights hold something that is no array, or `preprocess` is no function.
+    """
+
+    name: str
+    apply: ApplyFn
+    params: PyTree
+    preprocess: PreprocessFn | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise JaxTransferError(
+                f"{self.name!r} cannot be the name of a network: use letters, digits and . _ + - only, "
+                "beginning with a letter or digit."
+            )
+        try:
+            arguments.check_apply(self.apply)
+        except JaxTransferError as error:
+            raise JaxTransferError(f"Network {self.name!r}: {error}") from None
+        check_weights(self.params, f"The params of network {self.name!r}")
+        if self.preprocess is not None and not callable(self.preprocess):
+            raise JaxTransferError(
+                f"Network {self.name!r}: preprocess must be a jaxtransfer.Preprocess or another function of images, "
+                f"not {self.preprocess!r}."
+            )
+
+
+def check_weights(params: PyTree, what: str = "params") -> None:
+    """Raises an error unless every leaf of a tree is an array, a PRNG key or a Python number.
+
+    Args:
+        params: The tree.
+        what: What the error calls it.
+
+    Raises:
+        JaxTransferError: A leaf is something else, or the keys of a dict cannot be sorted.
+    """
+    try:
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+    except (TypeError, ValueError) as error:
+        raise JaxTransferError(f"{what} cannot be flattened by JAX: {str(error).splitlines()[0]}") from error
+    for path, leaf in leaves:
+        try:
+            jax.typeof(leaf)
+        except (TypeError, OverflowError, ValueError) as error:
+            value = f"the number {leaf}, too large for JAX," if isinstance(leaf, int) else f"a {type(leaf).__name__}"
+            where = f" at {jax.tree_util.keystr(path)}" if path else ""
+            raise JaxTransferError(
+                f"{what} must be a pytree of arrays, but hold {value}{where}: pass arrays and keep the rest in the "
+                "function (flax.nnx.split and equinox.partition separate the two; a Keras variable's array is its "
+                "value)."
+            ) from error
+
+
+def is_key(leaf: Any) -> TypeGuard[Array]:
+    """Whether a leaf is an array of typed PRNG keys (`jax.random.key`), which NumPy cannot hold."""
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def weights_hash(params: PyTree) -> str:
+    """SHA-256 over the paths, types, shapes and bytes of all weights, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.ascontiguousarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+        dtype = leaf.dtype if is_key(leaf) else array.dtype
+        digest.update(f"{jax.tree_util.keystr(path)} {dtype} {array.shape}\n".encode())
+        digest.update(array.data if array.dtype.kind in "biufc" else array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,365 @@
+"""A zoo: a directory of networks, each an Orbax checkpoint beside a manifest that a person can read."""
+
+import dataclasses
+import functools
+import importlib
+import json
+import operator
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import PyTree
+from orbax.checkpoint import v1 as ocp
+
+from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.networks.network import ApplyFn, Network, Storable, is_key, weights_hash
+from jaxtransfer.networks.preprocess import Preprocess, PreprocessFn
+
+_FORMAT = 1
+_MANIFEST, _WEIGHTS = "network.json", "weights"
+
+# The functions of jaxtransfer that a manifest may name, and where each is defined. The names are part of the format of
+# manifests and of the keys of points: they stay the same when a module moves.
+_OWN = {
+    "jaxtransfer.aten.program:AtenProgram": "jaxtransfer.aten.program:AtenProgram",
+    "jaxtransfer.rooms.networks:encode": "jaxtransfer.rooms.networks:encode",
+    "jaxtransfer.taskonomy:encode": "jaxtransfer.taskonomy.networks:encode",
+}
+_STABLE = {definition: name for name, definition in _OWN.items()}
+# In a manifest, what stands for something that JSON does not have; no dict of weights holds a string.
+_KIND, _INTEGERS, _TUPLE, _KEY = "kind", "dict with integer keys", "tuple", "PRNG key"
+
+_Path = tuple[str, ...]
+_ALONE: _Path = ("params",)
+
+
+class Zoo:
+    """Networks in a directory, one folder each, loaded one at a time when they are asked for.
+
+    A folder holds `network.json` (the manifest: architecture, preprocessing, shapes, hash and origin of the
+    weights) and `weights/` (an Orbax checkpoint). A folder appears whole or not at all.
+
+    A network's `apply` is stored by name, never as code: it has to be a function at the top level of a module,
+    or an object with `to_json()` whose class has `from_json(config)`. Opening a network imports nothing but
+    jaxtransfer itself, and looks functions up only in modules that the program has imported.
+    """
+
+    def __init__(self, path: str | Path, *, modules: Sequence[str] | None = None) -> None:
+        """Opens the zoo at `path`; the directory is made when the first network is added.
+
+        Args:
+            path: The directory.
+            modules: Names of the modules and packages, imported already, whose functions the networks may use besides
+                those of jaxtransfer. None: all that the program has imported, but for those of Python itself.
+
+        Raises:
+            JaxTransferError: `path` is something other than a directory.
+        """
+        self.path = Path(path).absolute()
+        if self.path.exists() and not self.path.is_dir():
+            raise JaxTransferError(f"{path} is not a directory, so it cannot be a zoo.")
+        self._modules = None if modules is None else tuple(modules)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all networks, sorted."""
+        return tuple(sorted(manifest.parent.name for manifest in self.path.glob(f"*/{_MANIFEST}")))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[Network]:
+        return (self[name] for name in self.names)
+
+    def __contains__(self, name: str) -> bool:
+        return (self.path / name / _MANIFEST).is_file()
+
+    def manifest(self, name: str) -> dict[str, Any]:
+        """The manifest of one network, as it stands in its `network.json`.
+
+        Raises:
+            JaxTransferError: There is no such network, or its manifest cannot be read.
+        """
+        if name not in self:
+            known = ", ".join(self.names) or "none yet"
+            raise JaxTransferError(f"The zoo {self.path} has no network {name!r}; it has: {known}.")
+        file = self.path / name / _MANIFEST
+        try:
+            manifest = json.loads(file.read_text())
+            if manifest["format"] != _FORMAT:
+                raise JaxTransferError(
+                    f"{file} has format {manifest['format']}, this version of jaxtransfer reads {_FORMAT}."
+                )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, JaxTransferError):
+                raise
+            raise JaxTransferError(
+                f"{file} is not a readable manifest; remove its folder and add the network again."
+            ) from error
+        return manifest
+
+    def preprocess(self, name: str) -> Preprocess | None:
+        """The preprocessing of one network, without loading its weights.
+
+        Raises:
+            JaxTransferError: As for `manifest`.
+        """
+        stored = self.manifest(name)["preprocess"]
+        return _preprocess_from_json(stored) if stored else None
+
+    def check_modules(self, manifests: Iterable[Mapping[str, Any]]) -> None:
+        """Raises an error unless the functions of networks are in modules that may be used, before any is loaded.
+
+        Args:
+            manifests: Of the networks.
+
+        Raises:
+            JaxTransferError: Some are not; it names all modules that are needed.
+        """
+        functions = {manifest["name"]: manifest["apply"]["name"] for manifest in manifests}
+        if closed := {name: function for name, function in functions.items() if not self._may_use(function)}:
+            name, function = next(iter(closed.items()))
+            raise JaxTransferError(
+                f"Network {name!r} of the zoo {self.path} has the function {function}: {_how_to_open(closed.values())}."
+            )
+
+    def __getitem__(self, name: str) -> Network:
+        """Loads one network.
+
+        Raises:
+            JaxTransferError: There is no such network, it is damaged or not what was added, or its function is not at
+                hand.
+        """
+        manifest = self.manifest(name)
+        try:
+            apply = self._apply(manifest["apply"])
+            preprocess = self.preprocess(name)
+            params = _restore(self.path / name / _WEIGHTS, manifest["params"])
+        except JaxTransferError as error:
+            raise JaxTransferError(f"Network {name!r} of the zoo {self.path}: {error}") from error
+        except Exception as error:  # Orbax and TensorStore raise many kinds; all mean the same to a user.
+            raise JaxTransferError(
+                f"Network {name!r} of the zoo {self.path} is damaged; remove its folder and add it again."
+            ) from error
+        if weights_hash(params) != manifest["weights_sha256"]:
+            raise JaxTransferError(
+                f"The weights of network {name!r} of the zoo {self.path} are not those it was added with; remove its "
+                "folder and add it again."
+            )
+        return Network(name, apply, params, preprocess)
+
+    def add(self, network: Network, *, source: Mapping[str, Any] | None = None) -> None:
+        """Writes a network into the zoo.
+
+        Args:
+            network: Its `apply` must be storable by name (see the class). Its `params` may be dicts (with strings or
+                integers as keys), lists, tuples, None, arrays, PRNG keys and Python numbers, in each other; a
+                `flax.nnx.State` comes back as the dicts that `flax.nnx.to_pure_dict` makes of it, which
+                `flax.nnx.merge` takes as well. Its `preprocess` is a `jaxtransfer.Preprocess` or None.
+            source: Where the weights come from; anything JSON can hold.
+
+        Raises:
+            JaxTransferError: The zoo has a network of that name, or the network cannot be stored.
+        """
+        if network.name in self:
+            raise JaxTransferError(f"The zoo {self.path} already has a network {network.name!r}.")
+        try:
+            arrays: dict[_Path, np.ndarray] = {}
+            params = json.loads(json.dumps(_describe(network.params, (), arrays)))  # JSON knows only one NaN
+            names = Counter(".".join(path) for path in arrays)
+            if names.total() > len(names):
+                name = names.most_common(1)[0][0]
+                raise JaxTransferError(f"its params hold two arrays that a checkpoint calls {name!r}; rename one.")
+            manifest = {
+                "format": _FORMAT,
+                "name": network.name,
+                "apply": _apply_to_json(network.apply),
+                "preprocess": _preprocess_to_json(network.preprocess),
+                "weights_sha256": weights_hash(_rebuild(params, (), lambda path, *_: arrays[path])),
+                "source": dict(source or {}),
+                "params": params,
+            }
+            text = json.dumps(manifest, indent=1)
+        except (JaxTransferError, TypeError) as error:
+            raise JaxTransferError(f"Network {network.name!r} cannot be stored in a zoo: {error}") from error
+        self.path.mkdir(parents=True, exist_ok=True)
+        # Written beside and renamed, so that a folder with the network's name is always whole.
+        beside = Path(tempfile.mkdtemp(prefix=".adding-", dir=self.path))
+        try:
+            if saved := {path: array for path, array in arrays.items() if array.size}:
+                ocp.save(str(beside / _WEIGHTS), _nested(saved))
+                # Orbax wants this file in object stores, and writes into it the path that is about to be renamed.
+                (beside / _WEIGHTS / "commit_success.txt").write_text("Written as a whole.\n")
+            (beside / _MANIFEST).write_text(text)
+            beside.chmod(0o755)
+            beside.rename(self.path / network.name)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+    def _may_use(self, function: str) -> bool:
+        """Whether a function is one of jaxtransfer's, or in a module that may be used."""
+        module = function.partition(":")[0]
+        if module.split(".")[0] == "jaxtransfer":
+            return True  # which of them, `_apply` decides
+        named = self._modules is None or any(f"{module}.".startswith(f"{each}.") for each in self._modules)
+        return named and module in sys.modules
+
+    def _apply(self, stored: Mapping[str, Any]) -> ApplyFn:
+        """The function that a manifest names."""
+        name = stored["name"]
+        if not self._may_use(name):
+            raise JaxTransferError(f"its function is {name}: {_how_to_open([name])}.")
+        if name in _OWN:
+            importlib.import_module(_OWN[name].partition(":")[0])
+        found = _by_name(name)
+        if found is None or isinstance(found, type) != ("config" in stored):
+            raise JaxTransferError(f"its function {name} is not one of a network, or does not exist any more.")
+        return found.from_json(stored["config"]) if "config" in stored else found
+
+
+def _how_to_open(functions: Iterable[str]) -> str:
+    modules = sorted({name.partition(":")[0] for name in functions})
+    return (
+        f"a zoo imports nothing by itself, so import {' and '.join(modules)} before you open it, on the command line "
+        f"with {' '.join(f'--import {module}' for module in modules)}"
+    )
+
+
+def function_name(function: Any) -> str:
+    """Returns the name `module:qualname` that manifests and the keys of points give a function or class."""
+    name = f"{function.__module__}:{function.__qualname__}"
+    return _STABLE.get(name, name)
+
+
+def _by_name(name: str) -> Any:
+    """Finds what an imported module, not of Python itself, defines under a stored name; None: nothing."""
+    package = name.partition(":")[0].split(".")[0]
+    if package in sys.stdlib_module_names or (package == "jaxtransfer" and name not in _OWN):
+        return None
+    module, _, qualname = _OWN.get(name, name).partition(":")
+    found: Any = sys.modules.get(module)
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    # What a module has only imported is not meant to be found there.
+    return found if callable(found) and getattr(found, "__module__", None) == module else None
+
+
+def _restore(path: Path, description: PyTree) -> PyTree:
+    """The weights that a manifest describes."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    wanted: dict[_Path, Any] = {}
+
+    def expect(path: _Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        if 0 not in shape:
+            numbers = np.empty(shape, dtype)
+            # Where JAX would round them, 64-bit numbers stay in NumPy.
+            exact = jnp.result_type(numbers) == dtype
+            wanted[path] = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) if exact else numbers
+
+    _rebuild(description, (), expect)
+    loaded = ocp.load(str(path), _nested(wanted)) if wanted else {}
+
+    def take(path: _Path, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        return functools.reduce(operator.getitem, path or _ALONE, loaded) if 0 not in shape else np.empty(shape, dtype)
+
+    return _rebuild(description, (), take)
+
+
+def _describe(node: Any, path: _Path, arrays: dict[_Path, np.ndarray]) -> Any:
+    """A tree of weights as JSON, see `_rebuild`; its arrays are put into `arrays`."""
+    if isinstance(node, nnx.State | nnx.Variable):
+        node = nnx.to_pure_dict(node) if isinstance(node, nnx.State) else node.get_value()
+    if node is None or type(node) in (bool, int, float):
+        return node
+    if isinstance(node, Mapping) and all(isinstance(key, str) for key in node):
+        return {key: _describe(value, (*path, key), arrays) for key, value in node.items()}
+    if isinstance(node, Mapping) and all(type(key) is int for key in node):
+        items = {str(key): _describe(value, (*path, str(key)), arrays) for key, value in node.items()}
+        return {_KIND: _INTEGERS, "items": items}
+    if type(node) in (list, tuple):
+        items = [_describe(value, (*path, str(index)), arrays) for index, value in enumerate(node)]
+        return items if type(node) is list else {_KIND: _TUPLE, "items": items}
+    if not isinstance(node, np.ndarray | np.generic | jax.Array):
+        where = f"at {'/'.join(path)}" if path else "at the top"
+        raise JaxTransferError(
+            f"its params hold a {type(node).__name__} {where}; a zoo takes dicts with strings or with integers as "
+            "keys, lists, tuples, None, arrays, PRNG keys and Python numbers. Give it jax.tree.leaves(params), and let "
+            "the function put them back with jax.tree.unflatten."
+        )
+    array = arrays[path] = np.asarray(jax.random.key_data(node) if is_key(node) else node)
+    description = {"shape": list(array.shape), "dtype": str(array.dtype)}
+    if is_key(node):
+        description |= {_KIND: _KEY, "impl": str(jax.random.key_impl(node))}
+    return description
+
+
+def _rebuild(description: Any, path: _Path, array: Callable[[_Path, tuple[int, ...], np.dtype], Any]) -> Any:
+    """The tree that `_describe` described.
+
+    Args:
+        description: From a manifest.
+        path: Where it stands in the whole.
+        array: Gives the array at a path, of a shape and type.
+    """
+    if isinstance(description, list):
+        return [_rebuild(each, (*path, str(index)), array) for index, each in enumerate(description)]
+    if not isinstance(description, dict):
+        return description
+    kind = description.get(_KIND)
+    if kind == _INTEGERS:
+        return {int(key): _rebuild(each, (*path, key), array) for key, each in description["items"].items()}
+    if kind == _TUPLE:
+        return tuple(_rebuild(description["items"], path, array))
+    if isinstance(description.get("dtype"), str):
+        found = array(path, tuple(description["shape"]), np.dtype(description["dtype"]))
+        return found if kind != _KEY or found is None else jax.random.wrap_key_data(found, impl=description["impl"])
+    return {key: _rebuild(each, (*path, key), array) for key, each in description.items()}
+
+
+def _nested(flat: Mapping[_Path, Any]) -> dict[str, Any]:
+    """Nested dicts with what lies at paths; an array that is all there is gets a name."""
+    root: dict[str, Any] = {}
+    for path, value in flat.items():
+        *folders, name = path or _ALONE
+        functools.reduce(lambda node, folder: node.setdefault(folder, {}), folders, root)[name] = value
+    return root
+
+
+def _apply_to_json(apply: ApplyFn) -> dict[str, Any]:
+    config = apply.to_json() if isinstance(apply, Storable) else None
+    owner: Any = type(apply) if isinstance(apply, Storable) else apply
+    if not hasattr(owner, "__qualname__"):
+        raise JaxTransferError(f"{apply!r} is not a function; make it one at the top level of a module.")
+    name = function_name(owner)
+    if owner.__module__ == "__main__":
+        raise JaxTransferError(
+            f"its function {owner.__qualname__} stands in the program that runs, where no other finds it; move it to a "
+            "module of its own, a file like my_nets.py, and import it from there."
+        )
+    if _by_name(name) is not owner:
+        raise JaxTransferError(
+            f"its function {name} cannot be found by that name; write one with def at the top level of a module."
+        )
+    return {"name": name} if config is None else {"name": name, "config": config}
+
+
+def _preprocess_to_json(preprocess: PreprocessFn | None) -> dict[str, Any] | None:
+    if preprocess is None:
+        return None
+    if not isinstance(preprocess, Preprocess):
+        raise JaxTransferError(f"its preprocess is {preprocess!r}; use jaxtransfer.Preprocess.")
+    return dataclasses.asdict(preprocess)
+
+
+def _preprocess_from_json(stored: Mapping[str, Any]) -> Preprocess:
+    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()}
+    return Preprocess(**values)

@@ -1,0 +1,1 @@
+"""Points: what a network makes of the probe images, computed on devices and stored on disk."""

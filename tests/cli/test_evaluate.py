@@ -1,0 +1,84 @@
+"""`jaxtransfer evaluate` on run directories whose affinities are known."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from jaxtransfer import Affinity
+from jaxtransfer.cli.app import app
+from jaxtransfer.comparison.affinity import MethodResult
+from jaxtransfer.taskonomy.tasks import TASKS
+from support.helpers import finished_run, table
+
+NAMES = tuple(TASKS)[:8]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run of eight tasks under two methods; the first agrees with `oracle.csv`, the second never does."""
+    values = np.add.outer(np.arange(8.0), np.arange(8.0)).astype(np.float32)
+    np.fill_diagonal(values, 20)
+    nothing = np.zeros_like(values)
+    results = {name: MethodResult(sign * values, nothing, nothing.astype(int)) for name, sign in (("a", 1), ("b", -1))}
+    directory = tmp_path / "run"
+    finished_run(directory, Affinity(NAMES, "cosine", results))
+    rows = [f"{NAMES[i]},{NAMES[j]},{i}" for i in range(8) for j in range(8)]
+    (tmp_path / "oracle.csv").write_text("\n".join(["source,target,score", *rows]))
+    return directory
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+
+
+def test_agreement_and_its_reverse(run):
+    result = invoke(run, "--oracle", run.parent / "oracle.csv", "--relevant", 2)
+    assert result.exit_code == 0, result.output
+    assert "8 of the oracle's 8 targets were scored" in result.stdout
+    rows = table(run / "evaluation.csv")
+    assert [row["method"] for row in rows] == ["a"] * 7 + ["b"] * 7
+    assert [int(row["hits"]) for row in rows] == [8, *[16] * 6] + [0] * 5 + [8, 16]
+    np.testing.assert_allclose([float(row["random_precision"]) for row in rows], 2 / 7)
+    for row in rows:
+        assert float(row["hits_low_over_networks"]) <= int(row["hits"]) <= float(row["hits_high_over_networks"]) + 1e-9
+        assert row["hits_low_over_images"] == ""  # nothing is known image by image
+    assert "at 95 %" in result.stdout
+    by_target = table(run / "evaluation_by_target.csv")
+    assert {(row["method"], float(row["spearman"])) for row in by_target} == {("a", 1.0), ("b", -1.0)}
+    assert [row["target"] for row in by_target] == [*NAMES, *NAMES]
+    with Image.open(run / "evaluation.png") as figure:
+        assert figure.size[0] > 1000
+
+
+def test_all_sources_relevant(run):
+    result = invoke(run, "--oracle", run.parent / "oracle.csv", "--relevant", 7)
+    assert "any order is perfect" in result.stdout
+    assert "any order" not in invoke(run, "--oracle", run.parent / "oracle.csv", "--relevant", 6).stdout
+
+
+def test_the_built_in_oracle_and_one_method(run):
+    result = invoke(run, "--method", "a")
+    assert result.exit_code == 0, result.output
+    assert "7 of the oracle's 18 targets were scored" in result.stdout  # colorization is a source only
+    assert "not in this run, or with fewer than two of its sources: " in result.stdout
+    assert {row["method"] for row in table(run / "evaluation.csv")} == {"a"}
+
+
+def test_errors_are_one_sentence(run, tmp_path):
+    for arguments, message in [
+        ([run, "--oracle", tmp_path / "nowhere.csv"], "nowhere.csv is not an oracle that can be read"),
+        ([run, "--method", "c"], "no result for the method 'c'"),
+        ([tmp_path / "no run"], "is not a run directory"),
+        ([run, "--relevant", "0"], "relevant"),
+    ]:
+        result = invoke(*arguments)
+        assert result.exit_code == 2
+        assert message in " ".join(result.stderr.split())
+        assert "Traceback" not in result.output
+    unfinished = json.loads((run / "run.json").read_text()) | {"finished": None}
+    (run / "run.json").write_text(json.dumps(unfinished))
+    assert "has not finished" in invoke(run).stderr
+    assert not (run / "evaluation.csv").exists()

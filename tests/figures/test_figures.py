@@ -1,0 +1,82 @@
+import matplotlib as mpl
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxtransfer.figures.drawings import heat_map
+
+
+def _affinity(count: int) -> np.ndarray:
+    rng = np.random.default_rng(count)
+    points = rng.normal(size=(count, 20)) + 1
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    return (points @ points.T).astype(np.float32)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 12, 40])
+def test_heat_map_of_any_size(tmp_path, count):
+    names = [f"a-network-with-a-long-name-{i}" for i in range(count)]
+    heat_map(_affinity(count), names, tmp_path / "map.png", "Affinity by saliency")
+    pixels = np.asarray(Image.open(tmp_path / "map.png").convert("L"))
+    assert min(pixels.shape) > 300
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    assert (border == 255).all()  # no label is cut off
+    assert [file.name for file in tmp_path.iterdir()] == ["map.png"]
+
+
+def test_heat_map_of_thousands(tmp_path):
+    names = [f"n{i}" for i in range(1500)]
+    heat_map(np.eye(1500, dtype=np.float32), names, tmp_path / "map.png", "many")
+    with Image.open(tmp_path / "map.png") as picture:
+        assert 1_500 < max(picture.size) < 3_000
+
+
+def test_colours_span_the_values_off_the_diagonal(tmp_path):
+    small = np.array([[1, 0.001, 0.002], [0.001, 1, 0.003], [0.002, 0.003, 1]], np.float32)
+    heat_map(small, "abc", tmp_path / "map.png", "small affinities")
+    colours = {tuple(pixel) for pixel in np.asarray(Image.open(tmp_path / "map.png").convert("RGB")).reshape(-1, 3)}
+    lowest, highest = (tuple(round(255 * part) for part in mpl.colormaps["viridis"](end)[:3]) for end in (0.0, 1.0))
+    assert {lowest, highest} <= colours
+
+
+def test_equal_affinities_and_signs(tmp_path):
+    equal = np.full((4, 4), -0.25, np.float32) + 1.25 * np.eye(4, dtype=np.float32)
+    heat_map(equal, "abcd", tmp_path / "map.png", "equal")
+    assert (tmp_path / "map.png").stat().st_size > 0
+
+
+def test_same_bytes_again(tmp_path):
+    for name in ("a.png", "b.png"):
+        heat_map(_affinity(5), "abcde", tmp_path / name, "title")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_leaves_the_backend_alone(tmp_path):
+    mpl.use("svg")
+    try:
+        heat_map(_affinity(3), "abc", tmp_path / "map.png", "title")
+        assert mpl.get_backend() == "svg"
+    finally:
+        mpl.use("agg")
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_failure_leaves_nothing(tmp_path):
+    (tmp_path / "map.png").mkdir()
+    with pytest.raises(OSError, match=r"map\.png"):
+        heat_map(_affinity(3), "abc", tmp_path / "map.png", "title")
+    assert [file.name for file in tmp_path.iterdir()] == ["map.png"]
+
+
+def test_distances_are_brighter_the_smaller_and_gaps_stay_grey(tmp_path):
+    distances = np.array([[0, 1, np.nan], [1, 0, 500], [np.nan, 500, 0]], np.float32)
+    heat_map(distances, "abc", tmp_path / "map.png", "gaps", quantity="gap", smaller_is_nearer=True)
+    heat_map(np.full((2, 2), np.nan), "ab", tmp_path / "none.png", "nothing", quantity="gap", smaller_is_nearer=True)
+    pixels = np.asarray(Image.open(tmp_path / "map.png").convert("RGB"))
+    pixels = pixels[:, : int(0.75 * pixels.shape[1])]  # without the scale of colours
+    brightest, darkest = ([round(255 * part) for part in mpl.colormaps["viridis"](end)[:3]] for end in (1.0, 0.0))
+    near, far = ((pixels == colour).all(-1).nonzero()[0] for colour in (brightest, darkest))
+    assert near.size > 1000
+    assert far.size > 1000
+    assert near.max() < far.max()
+    assert near.min() < far.min()

@@ -1,0 +1,180 @@
+"""The report in a browser: headless Chromium, without a network.
+
+Install it with `apt-get install chromium chromium-driver` (Debian); without it these tests are skipped.
+"""
+
+import io
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxtransfer.evaluation.groups import taskonomy_groups
+from jaxtransfer.evaluation.oracle import Oracle
+from jaxtransfer.report.page import write_report
+from jaxtransfer.taskonomy.tasks import TASKS
+from support.report_runs import AWKWARD, attribution_run, gap_run
+
+webdriver = pytest.importorskip("selenium.webdriver")
+Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
+_CHROMIUM, _DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (_CHROMIUM and _DRIVER), reason="needs chromium and chromium-driver")
+
+NAMES = list(TASKS)[:20]
+# Numbers within names are sorted as numbers.
+NATURAL = sorted(
+    set(NAMES) - {"autoencoder"},
+    key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)],
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = _CHROMIUM
+    for argument in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu", "window-size=1280,900"):
+        options.add_argument(f"--{argument}")
+    # Whatever is asked of a network fails, and says so in the console.
+    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(_DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Path:
+    run = attribution_run(tmp_path_factory.mktemp("report") / "run", NAMES)
+    return write_report(run, oracle=Oracle.taskonomy(), groups=taskonomy_groups())
+
+
+@pytest.fixture
+def page(browser, report) -> Iterator:
+    """The report, freshly loaded; nothing may have gone wrong in the end."""
+    browser.get(report.as_uri())
+    browser.execute_script("window.scrollTo(0, 0)")
+    yield browser
+    assert browser.get_log("browser") == []
+
+
+def _find(page, selector: str):
+    return page.find_element("css selector", selector)
+
+
+def _column(page, table: str, key: str) -> list[str]:
+    """The texts of a column from top to bottom."""
+    return page.execute_script(
+        "const [table, key] = arguments;"
+        "const place = [...table.tHead.rows[0].cells].findIndex(cell => cell.dataset.key === key);"
+        "return [...table.tBodies[0].rows].map(row => row.cells[place].innerText.trim());",
+        _find(page, f"#{table}"),
+        key,
+    )
+
+
+def _heading(page, table: str, key: str):
+    return _find(page, f"#{table} th[data-key={key}]")
+
+
+def test_sorting_by_mouse_and_keyboard(page):
+    ranks = [str(rank) for rank in range(1, 20)]
+    assert _column(page, "ranking", "rank") == ranks
+    _heading(page, "ranking", "rank").find_element("tag name", "button").click()
+    assert _heading(page, "ranking", "rank").get_attribute("aria-sort") == "descending"
+    assert _column(page, "ranking", "rank") == ranks[::-1]
+    _heading(page, "ranking", "source").find_element("tag name", "button").send_keys(Keys.ENTER)
+    assert _heading(page, "ranking", "rank").get_attribute("aria-sort") == "none"
+    assert _column(page, "ranking", "source") == NATURAL
+    page.switch_to.active_element.send_keys(Keys.SPACE)
+    assert _column(page, "ranking", "source") == NATURAL[::-1]
+
+    _heading(page, "everything", "chosen").find_element("tag name", "button").send_keys(Keys.ENTER)
+    chosen = [int(text) for text in _column(page, "everything", "chosen")]
+    assert chosen == sorted(chosen, reverse=True)
+    assert sum(chosen) == 20
+
+
+def test_search_serves_all_sections(page):
+    _find(page, "#search").send_keys("segment")
+    expected = ["segment2d", "segment25d", "segmentsemantic"]
+    assert _column(page, "everything", "name") == expected
+    assert sorted(_column(page, "ranking", "source")) == sorted(expected)
+    assert len(page.find_elements("css selector", "#strips .strip:not(.photos)")) == 3
+    assert _find(page, "#matches").text == "3 of 20 shown."
+    _find(page, "#search").clear()
+    _find(page, "#search").send_keys("geometric")
+    assert _column(page, "everything", "name") == ["room_layout", "vanishing_point"]
+
+
+def test_target_and_method(page):
+    target, best = _find(page, "#target"), lambda: _find(page, "#answer .best").text
+    first = best()
+    assert first == _column(page, "ranking", "source")[0]
+    target.send_keys(Keys.ARROW_DOWN)
+    assert target.get_attribute("value") == NAMES[1]
+    target.send_keys(Keys.ARROW_UP)
+    target.send_keys(Keys.ARROW_UP)
+    assert target.get_attribute("value") == NAMES[-1]
+    target.send_keys(Keys.CONTROL, "a")
+    target.send_keys(Keys.NULL, "reshade")
+    assert "reshade" not in _column(page, "ranking", "source")
+    values = _column(page, "ranking", "value")
+    page.find_elements("css selector", "#methods label")[1].click()
+    assert "by epsilon_lrp" in _find(page, "#answer").text
+    assert _column(page, "ranking", "value") != values
+    assert [part.is_displayed() for part in page.find_elements("css selector", "#trees [data-method]")] == [False, True]
+    _find(page, "#everything tbody button").click()
+    assert target.get_attribute("value") == "autoencoder"
+
+
+def test_images_load_and_nothing_overflows(page):
+    for image in page.find_elements("css selector", "img"):
+        page.execute_script("arguments[0].loading = 'eager'; return arguments[0].decode()", image)
+        assert image.get_attribute("naturalWidth") != "0"
+    assert len(page.find_elements("css selector", "#strips img")) == 21
+    assert page.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    wide = page.execute_script(
+        "const box = document.querySelector('#sources .scroll'); return box.scrollWidth - box.clientWidth"
+    )
+    assert wide <= 0
+
+
+def test_heat_map_by_keyboard(page):
+    canvas = _find(page, "#map canvas")
+    canvas.send_keys(Keys.ARROW_RIGHT)
+    assert " for " in _find(page, "#readout").text
+    row = _find(page, "#readout").text.split(" for ")[1].split(":")[0]
+    canvas.send_keys(Keys.ENTER)
+    assert _find(page, "#target").get_attribute("value") == row
+
+
+def test_both_themes_show_something(page):
+    shades = []
+    for _ in range(2):
+        pixels = np.asarray(Image.open(io.BytesIO(page.get_screenshot_as_png())).convert("L"), float)
+        assert pixels.shape[1] >= 1200
+        assert pixels.std() > 10
+        shades.append(np.median(pixels))
+        _find(page, "#theme").click()
+    assert abs(shades[0] - shades[1]) > 100
+
+
+@pytest.mark.parametrize("method", ["gap", "attribution"])
+def test_awkward_names(browser, tmp_path, method):
+    if method == "gap":
+        run = gap_run(tmp_path / "run", AWKWARD, unknown=0)
+    else:
+        run = attribution_run(tmp_path / "run", AWKWARD, maps=False)
+    browser.get(write_report(run, groups={AWKWARD[1]: AWKWARD[0]}).as_uri())
+    assert set(_column(browser, "everything", "name")) == set(AWKWARD)
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    if method == "gap":
+        assert set(_column(browser, "controls", "task")) == set(AWKWARD)
+        assert "No source is known" in _find(browser, "#answer").text
+    assert browser.get_log("browser") == []

@@ -1,0 +1,139 @@
+"""What Rooms brings for those who try a measure: encoders, images, and the transfer measured."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+from typer.testing import CliRunner
+
+from jaxtransfer import Affinity, JaxTransferError, Oracle, precision_at_k, retrieval_curve, rooms
+from jaxtransfer.cli.app import app
+from jaxtransfer.evaluation.groups import rooms_groups
+from jaxtransfer.networks.zoo import Zoo
+from jaxtransfer.rooms import benchmark
+from support.helpers import affinity_of, complaint, finished_run, quick_jit
+from support.report_runs import attribution_run
+
+TASKS = tuple(rooms.TASKS)
+
+
+def test_drawing_rooms_needs_no_zoo() -> None:
+    code = "import sys, jaxtransfer.rooms; sys.exit(any('orbax' in name or 'flax' in name for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
+
+
+# The zoo
+
+
+@pytest.fixture(scope="module")
+def zoo() -> Zoo:
+    return rooms.zoo()
+
+
+def test_there_is_an_encoder_for_every_task(zoo: Zoo) -> None:
+    assert set(TASKS) <= set(zoo.names)
+    for name in zoo.names:
+        said = zoo.manifest(name)["source"]
+        assert said["task"] in TASKS
+        assert name == said["task"] + (f"-seed{said['seed']}" if said["seed"] else "")
+
+
+def test_every_encoder_has_learned_its_task(zoo: Zoo) -> None:
+    for name in zoo.names:
+        said = zoo.manifest(name)["source"]
+        assert said["test_loss"] + 3 * said["test_loss_stderr"] < said["prior_loss"], name
+
+
+def test_encoders_are_read_and_never_written(zoo: Zoo) -> None:
+    before = {file: file.stat().st_mtime_ns for file in zoo.path.rglob("*")}
+    network = zoo["colorization"]  # of one channel, unlike the others
+    assert {leaf.dtype for leaf in jax.tree.leaves(network.params)} == {np.dtype(np.float16)}
+    assert network.preprocess is not None
+    images = network.preprocess(jax.random.uniform(jax.random.key(0), (2, 64, 64, 3)))
+    found = quick_jit(network.apply)(network.params, images)
+    assert found.shape == (2, 8, 8, 64)
+    assert bool(jnp.isfinite(found).all())
+    assert float(found.std()) > 0
+    with pytest.raises(JaxTransferError, match="cannot be added to the zoo of Rooms"):
+        zoo.add(zoo["normal"])
+    assert {file: file.stat().st_mtime_ns for file in zoo.path.rglob("*")} == before
+
+
+# Images
+
+
+def test_probe_images_depend_on_seed_and_number_alone(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "_AT_ONCE", 3)
+    some, more = rooms.probe(2, size=16), rooms.probe(5, size=16)
+    assert some.dtype == np.uint8
+    assert more.shape == (5, 16, 16, 3)
+    np.testing.assert_array_equal(some, more[:2])
+    everything = np.concatenate([more, rooms.probe(3, seed=1, size=16)]).reshape(8, -1)
+    assert len(np.unique(everything, axis=0)) == 8
+    assert everything.std(1).min() > 5
+
+
+# Transfers
+
+
+def test_affinities_are_of_other_tasks_and_follow_losses() -> None:
+    found = rooms.transfers()
+    assert found.targets == TASKS
+    assert found.sources == (*TASKS, "random", "scratch")
+    assert found.loss.shape == found.stderr.shape == found.affinity.shape == (24, 22)
+    assert (found.loss > 0).all()
+    assert (found.stderr > 0).all()
+    assert (found.prior > 0).all()
+    np.testing.assert_array_equal(np.isnan(found.affinity), np.eye(24, 22, dtype=bool) | (np.arange(24) > 21)[:, None])
+    np.testing.assert_allclose(np.nansum(found.affinity, axis=0), 1, atol=1e-4)
+    agreements = []
+    for loss, affinity in zip(found.loss.T, found.affinity.T, strict=True):
+        known = ~np.isnan(affinity)
+        agreements.append(spearmanr(affinity[known], -loss[known])[0])
+    assert np.mean(agreements) > 0.5
+    # What has learned another task serves better than what has learned nothing, if it is the right one.
+    random = found.sources.index("random")
+    assert (found.loss[:22].min(0) < found.loss[random]).all()
+
+
+def test_the_oracle_is_the_table() -> None:
+    oracle = Oracle.rooms()
+    assert {len(scores) for scores in oracle.scores.values()} == {21}
+    names = (*TASKS, "normal-seed1", "random")
+    matrix = np.zeros((24, 24))
+    matrix[:22, :22] = rooms.transfers().affinity[:22].T
+    truth = Affinity.of(names, {"truth": matrix, "reverse": -matrix})
+    curve = retrieval_curve(truth, oracle, method="truth")
+    assert curve.targets == TASKS
+    assert curve.precision[:5].tolist() == [1] * 5
+    np.testing.assert_allclose(curve.random_precision, 5 / 21)
+    assert precision_at_k(truth, oracle, 5, method="reverse") == 0
+
+
+def test_commands_know_rooms(tmp_path) -> None:
+    names = (*TASKS, "normal-seed1")
+    finished_run(tmp_path / "run", affinity_of(np.random.default_rng(0).normal(size=(23, 23)), names))
+    result = CliRunner().invoke(app, ["evaluate", str(tmp_path / "run"), "--oracle", "rooms"])
+    assert result.exit_code == 0, result.output
+    assert "22 of the oracle's 22 targets were scored" in result.stdout
+    run = attribution_run(tmp_path / "other", TASKS[:3], maps=False)
+    arguments = ["report", str(run), "--oracle", "rooms", "--groups", "rooms", "--relevant", "1"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "Against rooms" in (run / "report.html").read_text()
+    seeds = attribution_run(tmp_path / "seeds", ["normal", "normal-seed1", "normal-seed2"], maps=False)
+    assert "oracle rooms scores no target here" in complaint(
+        CliRunner().invoke(app, ["evaluate", str(seeds), "--oracle", "rooms"])
+    )
+
+
+def test_groups_are_those_of_the_tasks() -> None:
+    groups = rooms_groups()
+    assert set(groups) == set(TASKS)
+    assert {groups[name] for name in ("jigsaw", "normal", "vanishing_point", "class_scene")} == {
+        "2D", "3D", "geometric", "semantic",
+    }  # fmt: skip

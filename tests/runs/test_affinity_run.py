@@ -1,0 +1,324 @@
+import csv
+import errno
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import jaxtransfer
+from jaxtransfer import JaxTransferError, Network, Preprocess, Zoo
+from jaxtransfer.cli.app import app
+from jaxtransfer.networks.network import weights_hash
+from jaxtransfer.report.page import write_report
+from jaxtransfer.runs.affinity import load_run, run_affinity
+from jaxtransfer.runs.record import read
+
+
+def tiny(params, images):
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    return jax.nn.relu(jax.lax.conv_general_dilated(images, params["w"], (2, 2), "SAME", dimension_numbers=dimensions))
+
+
+def network(name: str, seed: int) -> Network:
+    weights = np.random.default_rng(seed).normal(size=(3, 3, 3, 4)).astype(np.float32)
+    return Network(name, tiny, {"w": weights}, Preprocess((16, 16), mean=0.5, std=0.5))
+
+
+@pytest.fixture
+def zoo(tmp_path) -> Zoo:
+    zoo = Zoo(tmp_path / "zoo")
+    for seed, name in enumerate(["one", "two", "three"]):
+        zoo.add(network(name, seed))
+    return zoo
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(7)
+    for i in range(5):
+        Image.fromarray(rng.integers(0, 255, (20, 20, 3)).astype(np.uint8)).save(folder / f"{i}.png")
+    (folder / "broken.png").write_bytes(b"nothing")
+    return folder
+
+
+def _record(out: Path) -> dict:
+    return json.loads((out / "run.json").read_text())
+
+
+def _files(out: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in out.glob("*.csv")}
+
+
+def test_run_directory(tmp_path, zoo, images):
+    out = tmp_path / "run"
+    command = ["jaxtransfer", "affinity", "zoo", "images", "--out", "run"]
+    affinity, probe = run_affinity(zoo, images, out, command=command, batch_size=2)
+
+    record = _record(out)
+    assert record["starts"][0]["command"] == command
+    assert record["starts"][0]["versions"]["jax"] == jax.__version__
+    assert record["starts"][0]["versions"]["jaxtransfer"] == jaxtransfer.__version__
+    assert record["starts"][0]["device"].startswith("cpu")
+    assert record["starts"][0]["time"] <= record["finished"]
+    assert record["settings"]["similarity"] == "cosine"
+    assert record["settings"]["precision"].startswith("float32")
+    assert record["networks"]["one"]["weights_sha256"] == weights_hash(network("one", 0).params)
+    assert record["networks"]["one"]["preprocess"]["size"] == [16, 16]
+    assert record["probe"]["images"] == [f"{i}.png" for i in range(5)]
+    assert record["probe"]["sha256"] == probe.sha256
+    assert record["probe"]["skipped"] == [["broken.png", "it is not an image of a known format"]]
+    assert record["unusable"] == {method: [] for method in affinity.methods}
+
+    for method in affinity.methods:
+        with (out / f"affinity_{method}.csv").open() as file:
+            rows = list(csv.reader(file))
+        assert rows[0][1:] == [row[0] for row in rows[1:]] == ["one", "three", "two"]
+        np.testing.assert_array_equal(np.array([row[1:] for row in rows[1:]], np.float32), affinity[method])
+        assert (out / f"affinity_{method}.png").read_bytes().startswith(b"\x89PNG")
+    assert load_run(out).names == affinity.names
+    assert not list(out.glob("*.partial"))
+
+
+def test_same_run_again_and_a_network_more(tmp_path, zoo, images):
+    out = tmp_path / "run"
+    run_affinity(zoo, images, out, command=["first"], batch_size=2)
+    before = _files(out)
+    run_affinity(zoo, images, out, command=["second"], batch_size=3)
+    assert _files(out) == before
+    assert [start["command"] for start in _record(out)["starts"]] == [["first"], ["second"]]
+
+    zoo.add(network("four", 4))
+    points = {file: file.stat().st_mtime_ns for file in (out / "points").rglob("*") if file.is_file()}
+    affinity, _ = run_affinity(zoo, images, out, command=["third"], batch_size=5)
+    assert affinity.names == ("four", "one", "three", "two")
+    assert {file: file.stat().st_mtime_ns for file in points} == points
+    assert set(_record(out)["networks"]) == set(affinity.names)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"similarity": "correlation"}, "similarity: cosine there, correlation here"),
+        ({"methods": ("saliency", "epsilon_lrp")}, "methods: "),
+        ({"limit": 4}, "the probe images are others: 5 of 256 pixels there, 4 of 256 pixels here"),
+        ({"size": 64}, "the probe images are others: 5 of 256 pixels there, 5 of 64 pixels here"),
+    ],
+)
+def test_another_configuration_is_refused(tmp_path, zoo, images, change, message):
+    out = tmp_path / "run"
+    run_affinity(zoo, images, out, command=["first"], batch_size=5)
+    before = _files(out), _record(out)
+    with pytest.raises(JaxTransferError, match=message):
+        run_affinity(zoo, images, out, command=["second"], batch_size=5, **change)
+    assert (_files(out), _record(out)) == before
+
+
+def test_changed_weights_are_computed_again(tmp_path, zoo, images):
+    """And nothing else is; the result is that of a new run."""
+    out = tmp_path / "run"
+    run_affinity(zoo, images, out, command=[], methods=["saliency"])
+    keys = {name: out / "points" / name / "saliency" / "key.json" for name in zoo.names}
+    before = {name: key.stat().st_mtime_ns for name, key in keys.items()}
+    other = Zoo(tmp_path / "other")
+    for seed, name in [(0, "one"), (9, "two"), (2, "three")]:
+        other.add(network(name, seed))
+    found, _ = run_affinity(other, images, out, command=[], methods=["saliency"])
+    after = {name: key.stat().st_mtime_ns for name, key in keys.items()}
+    assert [name for name in before if before[name] != after[name]] == ["two"]
+    anew, _ = run_affinity(other, images, tmp_path / "new", command=[], methods=["saliency"])
+    np.testing.assert_allclose(found["saliency"], anew["saliency"], atol=3e-6)  # a row alone sums in another order
+    assert _record(out)["networks"] == _record(tmp_path / "new")["networks"]
+
+
+def test_two_runs_exclude_each_other(tmp_path, zoo, images):
+    out = tmp_path / "run"
+    complaints = []
+
+    def second(*_):
+        if not complaints:
+            with pytest.raises(JaxTransferError, match="Another run is at work in") as caught:
+                run_affinity(zoo, images, out, command=["second"])
+            complaints.append(str(caught.value))
+
+    run_affinity(zoo, images, out, command=["first"], progress=second)
+    assert complaints
+    assert [start["command"] for start in _record(out)["starts"]] == [["first"]]
+    run_affinity(zoo, images, out, command=["third"])  # afterwards it is free
+
+
+def test_order_of_methods_does_not_matter(tmp_path, zoo, images):
+    for methods in (["epsilon_lrp", "saliency"], ["saliency", "epsilon_lrp"]):
+        affinity, _ = run_affinity(zoo, images, tmp_path / "run", command=[], methods=methods)
+        assert affinity.methods == ("saliency", "epsilon_lrp")
+
+
+def _as_an_earlier_version_wrote_it(out: Path) -> None:
+    """Turns a run of cka_biased into one of the version in which it was called cka."""
+    for file in out.glob("*_cka_biased.*"):
+        file.rename(out / file.name.replace("cka_biased", "cka"))
+    for file in (out / "run.json", out / "affinity.json"):
+        file.write_text(file.read_text().replace("cka_biased", "cka"))
+    description = json.loads((out / "affinity.json").read_text())
+    del description["format"]
+    (out / "affinity.json").write_text(json.dumps(description))
+
+
+@pytest.mark.filterwarnings("ignore:On 5 images cka")
+def test_biased_cka_of_an_earlier_version_keeps_its_meaning(tmp_path, zoo, images):
+    out = tmp_path / "run"
+    affinity, _ = run_affinity(zoo, images, out, command=[], methods=("cka_biased", "saliency"))
+    _as_an_earlier_version_wrote_it(out)
+    loaded = load_run(out)
+    assert loaded.methods == ("saliency", "cka_biased")
+    np.testing.assert_array_equal(loaded["cka_biased"], affinity["cka_biased"])
+    np.testing.assert_array_equal(loaded.pseudo_values("cka_biased"), affinity.pseudo_values("cka_biased"))
+    about = read(out)
+    assert about is not None
+    assert about["settings"]["methods"] == ["saliency", "cka_biased"]
+    assert about["unusable"] == {"saliency": [], "cka_biased": []}
+
+    with pytest.raises(JaxTransferError, match=r"another configuration .*cka: biased there, unbiased here"):
+        run_affinity(zoo, images, out, command=[], methods=("cka", "saliency"))
+    zoo.add(network("four", 4))
+    resumed, _ = run_affinity(zoo, images, out, command=[], methods=("cka_biased", "saliency"))
+    assert resumed.names == ("four", *affinity.names)
+    np.testing.assert_array_equal(resumed.only(affinity.names)["cka_biased"], affinity["cka_biased"])
+
+
+@pytest.mark.filterwarnings("ignore:On 5 images cka")
+def test_cka_of_this_version_is_found_again(tmp_path, zoo, images):
+    affinity, _ = run_affinity(zoo, images, tmp_path / "run", command=[], methods=("cka",))
+    run_affinity(zoo, images, tmp_path / "run", command=[], methods=("cka",))
+    assert load_run(tmp_path / "run").methods == ("cka",)
+    np.testing.assert_array_equal(load_run(tmp_path / "run")["cka"], affinity["cka"])
+
+
+def constant(params, images):
+    return jax.nn.softmax(tiny(params, images))
+
+
+@pytest.fixture
+def faulty(tmp_path) -> Zoo:
+    """Two networks whose sum does not depend on the image, and one whose sum does."""
+    zoo = Zoo(tmp_path / "faulty")
+    for seed, (name, apply) in enumerate([("one", constant), ("two", tiny), ("three", constant)]):
+        zoo.add(Network(name, apply, network(name, seed).params))
+    return zoo
+
+
+@pytest.mark.filterwarnings("always:Networks one, three")
+def test_faults_are_warned_of_recorded_and_shown(tmp_path, faulty, images):
+    out, expected = tmp_path / "run", {"one": ("constant_scalar",), "three": ("constant_scalar",)}
+    arguments = ["affinity", str(faulty.path), str(images), "--method", "saliency", "--size", "16"]
+    arguments += ["--import", __name__]
+    for _ in range(2):  # the second time all points are there
+        result = CliRunner().invoke(app, [*arguments, "--out", str(out)])
+        assert result.exit_code == 0
+        assert result.stderr.count("Warning: Networks one, three: the sum of its units") == 1
+        assert "!! Networks one, three: the sum of its units" in result.stdout
+        assert load_run(out).faults == expected
+        assert _record(out)["faults"] == {name: list(codes) for name, codes in expected.items()}
+    ranked = CliRunner().invoke(app, ["rank", str(out), "two"]).stdout
+    assert "!! Networks one, three: the sum of its units" in ranked
+    page = write_report(out).read_text()
+    assert "Maps that mean little" in page
+    assert "<li>Networks one, three: the sum of its units" in page
+
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "signs"), "--target", "random-signs"])
+    assert result.exit_code == 0
+    assert "Warning" not in result.stderr
+    assert "!!" not in result.stdout
+    assert load_run(tmp_path / "signs").faults == {}
+    assert _record(tmp_path / "signs")["settings"]["target"] == "random_signs"
+    assert "Maps that mean little" not in write_report(tmp_path / "signs").read_text()
+
+
+def test_runs_of_other_targets_and_from_before_there_was_a_choice(tmp_path, zoo, images):
+    out = tmp_path / "run"
+    run_affinity(zoo, images, out, command=[], methods=["saliency"], target="random_signs")
+    with pytest.raises(JaxTransferError, match="target: random_signs there, sum here"):
+        run_affinity(zoo, images, out, command=[], methods=["saliency"])
+
+    earlier = tmp_path / "earlier"
+    run_affinity(zoo, images, earlier, command=[], methods=["saliency"])
+    record = _record(earlier)
+    del record["settings"]["target"], record["faults"]
+    (earlier / "run.json").write_text(json.dumps(record))
+    with pytest.raises(JaxTransferError, match="target: sum there, random_signs here"):
+        run_affinity(zoo, images, earlier, command=[], methods=["saliency"], target="random_signs")
+    run_affinity(zoo, images, earlier, command=[], methods=["saliency"])
+
+
+def test_unfinished_run_is_not_ranked(tmp_path, zoo, images, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run_affinity(zoo, images, out, command=[], progress=stop)
+    with pytest.raises(JaxTransferError, match="has not finished"):
+        load_run(out)
+    run_affinity(zoo, images, out, command=[])
+    assert load_run(out).names == zoo.names
+
+
+def test_what_is_no_run_directory(tmp_path, zoo, images):
+    (tmp_path / "file").touch()
+    with pytest.raises(JaxTransferError, match="is not a directory"):
+        run_affinity(zoo, images, tmp_path / "file", command=[])
+    with pytest.raises(JaxTransferError, match="is not empty and not a run directory"):
+        run_affinity(zoo, images, images, command=[])
+    with pytest.raises(JaxTransferError, match="is not a run directory"):
+        load_run(images)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{")
+    for use in (load_run, lambda out: run_affinity(zoo, images, out, command=[])):
+        with pytest.raises(JaxTransferError, match="is damaged"):
+            use(tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text('{"format": 99}')
+    with pytest.raises(JaxTransferError, match="has format 99"):
+        load_run(tmp_path / "run")
+
+
+def test_bad_arguments_leave_no_directory(tmp_path, zoo, images):
+    empty, single = Zoo(tmp_path / "empty"), Zoo(tmp_path / "single")
+    single.add(network("one", 0))
+    empty.path.mkdir()
+    for arguments, message in [
+        ({"zoo": Zoo(tmp_path / "nowhere")}, "There is no zoo"),
+        ({"zoo": empty}, "has no networks"),
+        ({"zoo": single}, "has only one network"),
+        ({"methods": ["magic"]}, "'magic'"),
+        ({"methods": 3}, "methods must be names"),
+        ({"target": "magic"}, "There is no target 'magic'"),
+        ({"similarity": "magic"}, "'magic'"),
+        ({"limit": 0}, "limit"),
+        ({"images": tmp_path / "empty"}, "holds no files"),
+        ({"strict": True}, r"broken\.png"),
+    ]:
+        with pytest.raises(JaxTransferError, match=message):
+            run_affinity(**{"zoo": zoo, "images": images, "out": tmp_path / "run", "command": []} | arguments)
+        assert not (tmp_path / "run").exists()
+
+
+def test_full_disk_leaves_the_record_whole(tmp_path, zoo, images, monkeypatch):
+    out = tmp_path / "run"
+    run_affinity(zoo, images, out, command=["first"], methods=["saliency"])
+    before = (out / "run.json").read_bytes()
+
+    def write_text(self, text):
+        self.write_bytes(text[:100].encode())
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", write_text)
+        with pytest.raises(OSError, match="No space left"):
+            run_affinity(zoo, images, out, command=["second"], methods=["saliency"])
+    assert (out / "run.json").read_bytes() == before
+    run_affinity(zoo, images, out, command=["third"], methods=["saliency"])

@@ -1,0 +1,142 @@
+"""`compare`, and `jaxtransfer compare` on run directories whose answer is known."""
+
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+from typer.testing import CliRunner
+
+from jaxtransfer import Affinity, JaxTransferError
+from jaxtransfer.cli.app import app
+from jaxtransfer.runs.compare import compare
+from jaxtransfer.taskonomy.tasks import TASKS
+from support.helpers import affinity_of, complaint, finished_run, table
+
+NAMES = tuple(TASKS)[:7]
+
+
+def symmetric(seed: int, count: int = 7) -> np.ndarray:
+    values = np.random.default_rng(seed).normal(size=(count, count))
+    return np.triu(values, 1) + np.triu(values, 1).T + np.eye(count) * 9
+
+
+def test_agreement_by_its_definition():
+    one, other = symmetric(0), symmetric(1)
+    found = compare({"a": affinity_of(one, NAMES), "b": affinity_of(0.5 * one + 0.5 * other, NAMES)})
+    assert found.labels == ("a/method", "b/method")
+    agreement = found.agreements["a/method", "b/method"]
+    off = ~np.eye(7, dtype=bool)
+    mixed = (0.5 * one + 0.5 * other)[off].reshape(7, 6)
+    by_target = [np.asarray(stats.spearmanr(a, b))[0] for a, b in zip(one[off].reshape(7, 6), mixed, strict=True)]
+    np.testing.assert_allclose(agreement.rank_correlation, np.mean(by_target), atol=1e-6)
+    np.testing.assert_allclose(agreement.matrix_correlation, np.corrcoef(one[off], mixed.ravel())[0, 1], atol=1e-6)
+    assert 0 < agreement.p_value < 0.2
+
+
+def test_equal_and_reversed_matrices():
+    one = symmetric(0)
+    found = compare({"a": affinity_of(one, NAMES), "b": affinity_of(3 * one + 1, NAMES), "c": affinity_of(-one, NAMES)})
+    same, reverse, _ = found.agreements.values()
+    np.testing.assert_allclose(same[:2], 1, atol=1e-6)
+    np.testing.assert_allclose(reverse[:2], -1, atol=1e-6)
+    assert same.p_value < 0.01
+    assert reverse.p_value > 0.99
+    worst = found.disagreements[0]
+    assert worst.spread == 5
+    assert sorted(worst.places[::2]) == [1, 6]
+    assert {each.spread for each in found.disagreements[-14:]} == {1}
+    assert len(found.disagreements) == 7 * 6
+
+
+def test_one_source_moved():
+    """A disagreement that was put there is the first that is named."""
+    one = np.add.outer(np.arange(7.0), np.arange(7.0)) + np.eye(7) * 99
+    other = one.copy()
+    other[0, 1] = other[1, 0] = 50
+    found = compare({"a": affinity_of(one, NAMES), "b": affinity_of(other, NAMES)})
+    assert {each[:2] for each in found.disagreements[:2]} == {(NAMES[0], NAMES[1]), (NAMES[1], NAMES[0])}
+    assert found.disagreements[0].places == (6, 1)
+
+
+def test_networks_that_are_in_all_of_them():
+    shuffled = [NAMES[i] for i in (6, 2, 4, 0, 5)]
+    rows = [NAMES.index(name) for name in shuffled]
+    one = symmetric(2)
+    part = np.array(one[np.ix_(rows, rows)])
+    found = compare({"a": affinity_of(one, NAMES), "b": affinity_of(part, shuffled)})
+    assert found.names == (NAMES[0], NAMES[2], NAMES[4], NAMES[5], NAMES[6])
+    np.testing.assert_allclose(found.agreements["a/method", "b/method"][:2], 1, atol=1e-6)
+    part[1, :] = part[:, 1] = np.nan
+    found = compare({"a": affinity_of(one, NAMES), "b": affinity_of(part, shuffled)})
+    assert found.names == (NAMES[0], NAMES[4], NAMES[5], NAMES[6])
+    with pytest.raises(JaxTransferError, match=f"in common are: {NAMES[0]}, {NAMES[1]}."):
+        compare({"a": affinity_of(one, NAMES), "b": affinity_of(np.eye(3), (*NAMES[:2], "x"))})
+    with pytest.raises(JaxTransferError, match="There is only one matrix"):
+        compare({"a": affinity_of(one, NAMES)})
+
+
+def test_networks_without_missing_values():
+    """The one that is missing most often goes first; the others then miss nothing."""
+    matrix = symmetric(4)
+    matrix[2, [0, 1, 5]] = matrix[[0, 1, 5], 2] = np.nan
+    complete = affinity_of(matrix, NAMES).complete("method")
+    assert complete.names == (*NAMES[:2], *NAMES[3:])
+    assert affinity_of(symmetric(4), NAMES).complete(None).names == NAMES
+
+
+def test_some_networks_of_an_affinity():
+    """`Affinity.only` keeps what every image says of a pair."""
+    rng = np.random.default_rng(3)
+    parts = rng.normal(size=(5, 21)).astype(np.float32)
+    affinity = affinity_of(symmetric(3), NAMES, parts)
+    names = [NAMES[i] for i in (5, 1, 3)]
+    some = affinity.only(names)
+    pairs = list(itertools.combinations(range(7), 2))
+    columns = [pairs.index(pair) for pair in [(1, 5), (3, 5), (1, 3)]]
+    np.testing.assert_array_equal(some.pseudo_values("method"), parts[:, columns])
+    np.testing.assert_array_equal(some["method"], affinity["method"][np.ix_([5, 1, 3], [5, 1, 3])])
+    with pytest.raises(JaxTransferError, match="no network 'x'"):
+        affinity.only(["x"])
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two finished runs and an oracle that agrees with the first."""
+    values = np.add.outer(np.arange(7.0), np.arange(7.0))
+    for name, sign in (("first", 1), ("second", -1)):
+        finished_run(tmp_path / name, Affinity.of(NAMES, {"saliency": sign * values + np.eye(7)}))
+    rows = [f"{s},{t},{i}" for i, s in enumerate(NAMES) for t in NAMES]
+    (tmp_path / "oracle.csv").write_text("\n".join(["source,target,score", *rows]))
+    return tmp_path
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, ["compare", *map(str, arguments)])
+
+
+def test_command(runs):
+    out = runs / "out"
+    result = invoke(runs / "first", runs / "second", "--out", out, "--oracle", runs / "oracle.csv", "--relevant", 2)
+    assert result.exit_code == 0, result.output
+    assert "first/saliency" in result.stdout
+    assert "-1.000" in result.stdout
+    (row,) = table(out / "agreement.csv")
+    assert (row["one"], row["other"], float(row["rank_correlation"])) == ("first/saliency", "second/saliency", -1)
+    places = table(out / "disagreements.csv")
+    assert int(places[0]["spread"]) == 5
+    assert {int(places[0]["first/saliency"]), int(places[0]["second/saliency"])} == {1, 6}
+    hits = {(each["method"], each["k"]): int(each["hits"]) for each in table(out / "evaluation.csv")}
+    assert hits["first/saliency", "2"] == 14
+    assert hits["second/saliency", "2"] == 0
+    for name in ("agreement.png", "evaluation.png"):
+        with Image.open(out / name) as figure:
+            assert figure.size[0] > 400
+
+
+def test_what_a_user_can_get_wrong(runs):
+    assert "only one matrix" in complaint(invoke(runs / "first", "--out", runs / "out"))
+    assert "is not a run directory" in complaint(invoke(runs / "first", runs / "none", "--out", runs / "out"))
+    assert "named twice" in complaint(invoke(runs / "first", runs / "first", "--out", runs / "out"))
+    assert not (runs / "out").exists()

@@ -1,0 +1,1 @@
+"""What several test files use: tiny networks, PyTorch originals and finished runs."""

@@ -1,0 +1,59 @@
+"""What several test files use."""
+
+import contextlib
+import csv
+import functools
+import random
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from typer.testing import Result
+
+from jaxtransfer import Affinity
+from jaxtransfer.comparison.affinity import MethodResult
+from jaxtransfer.runs import record
+
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+"""`jax.jit` for functions that run once: three times faster to compile, slower to run."""
+
+
+def free_port() -> int:
+    """A port that nobody listens at, and that the system gives nobody by itself."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def affinity_of(matrix: Any, names: Sequence[str], pseudo_values: np.ndarray | None = None) -> Affinity:
+    """Affinities that are known, under one method, without errors."""
+    values = np.asarray(matrix, np.float32)
+    nothing = np.zeros_like(values)
+    result = MethodResult(values, nothing, nothing.astype(int), pseudo_values=pseudo_values)
+    return Affinity(names, "cosine", {"method": result})
+
+
+def complaint(result: Result) -> str:
+    """The one sentence on stderr of a command that ended with status 2."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("Error: ")
+    return line
+
+
+def table(file: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with file.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def finished_run(directory: Path, affinity: Affinity) -> None:
+    """A run directory with these results and hardly a record."""
+    with record.open_run(directory, "affinity", {"settings": {}}, lambda *_: [], ["test"]):
+        affinity.save(directory)
