@@ -33,7 +33,7 @@ from typer.testing import CliRunner
 
 import jaxtransfer as jt
 from jaxtransfer import rooms
-from jaxtransfer.cli import app
+from jaxtransfer.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 IMAGES = np.random.default_rng(0).random((5, 8, 8, 3), dtype=np.float32)
