@@ -3,7 +3,7 @@
     python -m benchmarks.relatives
 
 Run from the root of the checkout. Representations are independent standard normal numbers; a noisy copy adds noise of
-the same variance. Prints the table of docs/relatives.md: mean and standard deviation over unrelated pairs, mean over
+the same variance. Prints the table of docs/representations.md: mean and standard deviation over unrelated pairs, mean over
 noisy copies, and a star where the package warns.
 """
 

@@ -12,7 +12,6 @@ import pytest
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.pge.backbones import BACKBONES, backbone
 from jaxtransfer.pge.losses import Prototypical, RandomHead
-from support.helpers import quick_jit
 from support.torch_pge import Tree, batch_gradient, cross_entropy, drawn_head, prototypical, relative_error
 
 WAYS, SHOTS, EACH = 3, 2, 5
