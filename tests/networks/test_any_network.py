@@ -12,7 +12,6 @@ from flax import nnx
 
 import jaxtransfer as jt
 
-ROOT = Path(__file__).parents[2]
 IMAGES = np.random.default_rng(0).random((5, 8, 8, 3), dtype=np.float32)
 
 
