@@ -104,6 +104,7 @@ def test_right_and_wrong_specifications(kind, name):
             check_symmetry(init, loss, batches, jax.tree.unflatten(structure, wrong), jax.random.key(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["conv4", "resnet12", "resnet18", "resnet50"])
 def test_backbones_that_come_along(name, monkeypatch):
     if name != "conv4":
