@@ -113,7 +113,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("page", PAGES)
-@pytest.mark.usefixtures("library_promotion")
+@pytest.mark.usefixtures("optimised", "library_promotion")
 def test_page(page: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(files, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
@@ -129,7 +129,6 @@ def test_page(page: Path, files: Path, tmp_path: Path, monkeypatch: pytest.Monke
             del sys.modules[name]
 
 
-@pytest.mark.usefixtures("quick")
 class TestNetworks:
     """The blocks of docs/networks.md, each with a model of its library."""
 
