@@ -222,22 +222,7 @@ def _read_folder(spec: _DatasetSpec, size: int, strict: bool) -> LabelledTask:
     folder = spec.path
     if spec.target_type not in (None, "classes"):
         raise JaxTransferError(f"{spec.listed_in}: {folder} is a folder, so its target must be classes.")
-    files: dict[str, list[Path]] = {
-        printable(Path(entry.name)): []
-        for entry in sorted(folder.iterdir())
-        if entry.is_dir() and not entry.name.startswith(".")
-    }
-    skipped = []
-    for file in files_below(folder):
-        if len(file.parts) > 1:
-            files[printable(Path(file.parts[0]))].append(file)
-        else:
-            skipped.append((printable(file), "it lies in no class folder"))
-    if not files:
-        raise JaxTransferError(
-            f"{folder} has no class folders; a dataset is a folder with a folder of images for each class, and the "
-            "datasets lie in one folder."
-        )
+    files, skipped = _files_by_class(folder)
     if spec.classes is not None:
         _check_classes(spec, files)
         files = {name: files[name] for name in spec.classes}
@@ -247,8 +232,8 @@ def _read_folder(spec: _DatasetSpec, size: int, strict: bool) -> LabelledTask:
 
     count = min(len(ordered), spec.limit or len(ordered))
     images, labels, digest = np.empty((count, size, size, 3), np.uint8), [], hashlib.sha256()
-    with decoding(folder, [file for _, file in ordered], size) as pictures:
-        for (label, _), (name, decoded) in zip(ordered, pictures, strict=True):
+    with decoding(folder, [file for _, file in ordered], size) as decoded_files:
+        for (label, _), (name, decoded) in zip(ordered, decoded_files, strict=True):
             if isinstance(decoded, str):
                 skipped.append((name, decoded))
             else:
@@ -270,16 +255,32 @@ def _read_folder(spec: _DatasetSpec, size: int, strict: bool) -> LabelledTask:
     )  # fmt: skip
 
 
+def _files_by_class(folder: Path) -> tuple[dict[str, list[Path]], list[tuple[str, str]]]:
+    """Lists the files of every class folder, and the name and reason of files outside class folders."""
+    files: dict[str, list[Path]] = {
+        printable(Path(entry.name)): []
+        for entry in sorted(folder.iterdir())
+        if entry.is_dir() and not entry.name.startswith(".")
+    }
+    if not files:
+        raise JaxTransferError(
+            f"{folder} has no class folders; a dataset is a folder with a folder of images for each class, and the "
+            "datasets lie in one folder."
+        )
+    skipped = []
+    for file in files_below(folder):
+        if len(file.parts) > 1:
+            files[printable(Path(file.parts[0]))].append(file)
+        else:
+            skipped.append((printable(file), "it lies in no class folder"))
+    return files, skipped
+
+
 def _read_npz(spec: _DatasetSpec, size: int, strict: bool) -> LabelledTask:
     """Reads an `.npz` file, which is refused unless all of its images can be used."""
     file = spec.path
     x, y = _arrays(file)
-    if x.ndim not in (3, 4) or 0 in x.shape:
-        raise JaxTransferError(f"{file}: x must hold images [n, h, w] or [n, h, w, channels], not {_shape(x)}.")
-    if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[1] < min(x.shape[2:]):
-        raise JaxTransferError(f"{file}: x, {_shape(x)}, has its channels first; save it as [n, h, w, channels].")
-    if len(x) != len(y):
-        raise JaxTransferError(f"{file}: x holds {len(x)} images and y {len(y)} labels; the numbers must be equal.")
+    _check_images_and_labels(file, x, y)
     target_type = _target_type(spec, y)
     x = x if x.ndim == 4 else x[..., None]
     if target_type == "dense" and y.shape[1:3] != x.shape[1:3]:
@@ -289,17 +290,7 @@ def _read_npz(spec: _DatasetSpec, size: int, strict: bool) -> LabelledTask:
     x, y = _images(file, x), _class_names(y) if target_type == "classes" else _floats(file, "y", y)
     if target_type == "numbers" and y.ndim == 1:
         y = y[:, None]
-    missing: tuple[tuple[str, int], ...] = ()
-    order = np.arange(len(y))
-    if target_type == "classes":
-        if spec.classes is not None:
-            _check_classes(spec, y.tolist())
-            order = order[np.isin(y, spec.classes)]
-        order = order[_in_turn(y[order])]
-        missing = tuple((name, 0) for name in np.unique(y[order]) if name not in y[order[: spec.limit]])
-    elif spec.classes is not None:
-        raise JaxTransferError(f"{spec.listed_in} lists classes of {file}, whose targets are {target_type}.")
-    order = order[: spec.limit]
+    order, missing = _order(spec, y, target_type)
     x, y = x[order], y[order]
     digest = hashlib.sha256()
     for array in (x, y):
@@ -307,6 +298,32 @@ def _read_npz(spec: _DatasetSpec, size: int, strict: bool) -> LabelledTask:
         digest.update(np.ascontiguousarray(array).view(np.uint8).data)
     y = _resized(y, size) if target_type == "dense" else y
     return LabelledTask(spec.name, str(file), _resized(x, size), y, target_type, digest.hexdigest(), (), missing)
+
+
+def _check_images_and_labels(file: Path, x: np.ndarray, y: np.ndarray) -> None:
+    if x.ndim not in (3, 4) or 0 in x.shape:
+        raise JaxTransferError(f"{file}: x must hold images [n, h, w] or [n, h, w, channels], not {_shape(x)}.")
+    if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[1] < min(x.shape[2:]):
+        raise JaxTransferError(f"{file}: x, {_shape(x)}, has its channels first; save it as [n, h, w, channels].")
+    if len(x) != len(y):
+        raise JaxTransferError(f"{file}: x holds {len(x)} images and y {len(y)} labels; the numbers must be equal.")
+
+
+def _order(
+    spec: _DatasetSpec, y: np.ndarray, target_type: TargetType
+) -> tuple[np.ndarray, tuple[tuple[str, int], ...]]:
+    """Returns the indices of the images to use, and every class without any of them, as its name and 0."""
+    order = np.arange(len(y))
+    if target_type != "classes":
+        if spec.classes is not None:
+            raise JaxTransferError(f"{spec.listed_in} lists classes of {spec.path}, whose targets are {target_type}.")
+        return order[: spec.limit], ()
+    if spec.classes is not None:
+        _check_classes(spec, y.tolist())
+        order = order[np.isin(y, spec.classes)]
+    order = order[_in_turn(y[order])]
+    missing = tuple((name, 0) for name in np.unique(y[order]) if name not in y[order[: spec.limit]])
+    return order[: spec.limit], missing
 
 
 def _arrays(file: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -28,7 +28,7 @@ FIXED = set()
 
 
 def fixed(tensor):
-    """PyTorch does not differentiate by this one."""
+    """Marks a tensor that PyTorch does not differentiate by."""
     FIXED.add(id(tensor))
     return tensor
 
@@ -342,7 +342,7 @@ def overload(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_argument_is_taken(name):
+def test_every_argument_is_accepted(name):
     """By place and, where it has a default, by name, as PyTorch's schema of the operation has it."""
     storage = {"device", "layout", "memory_format", "pin_memory", "non_blocking", "requires_grad"}
     schema = overload(name)._schema.arguments
@@ -399,8 +399,10 @@ class _Case:
             self.cotangents = [
                 torch.tensor(np.random.default_rng(1).normal(size=y.shape), dtype=y.dtype) for y in results
             ]
-            found = torch.autograd.grad(results, floats, self.cotangents, allow_unused=True)
-            self.gradients = [np.zeros(x.shape) if g is None else g.numpy() for x, g in zip(floats, found, strict=True)]
+            gradients = torch.autograd.grad(results, floats, self.cotangents, allow_unused=True)
+            self.gradients = [
+                np.zeros(x.shape) if g is None else g.numpy() for x, g in zip(floats, gradients, strict=True)
+            ]
 
     def _call(self, function, leaves, floats):
         leaves = list(leaves)

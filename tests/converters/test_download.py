@@ -1,4 +1,4 @@
-"""Fetching the release from a server on this machine that also misbehaves."""
+"""Downloads the release from a local server that can also fail."""
 
 import gc
 import hashlib
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import jaxtransfer as jt
-from jaxtransfer.converters import download as room
+from jaxtransfer.converters import download as release
 from jaxtransfer.converters.download import download
 
 # pooch leaves the connection of a failed request to the garbage collector.
@@ -22,7 +22,7 @@ FILES = [f"{stem}-{hashlib.sha256(content).hexdigest()}.pth" for stem, content i
 
 
 class Server(ThreadingHTTPServer):
-    """Serves CONTENT; `trouble` names what it does to the file whose stem is `victim`."""
+    """Serves CONTENT; `trouble` is the failure for the file whose stem is `victim`."""
 
     daemon_threads = True
     trouble = victim = ""
@@ -90,7 +90,7 @@ def test_only_some_tasks_by_either_name(server: Server, tmp_path: Path) -> None:
     assert server.requested == ["jigsaw_encoder", "denoising_encoder", "denoising_decoder"]
 
 
-def test_what_is_there_and_right_is_not_fetched_again(server: Server, tmp_path: Path) -> None:
+def test_complete_files_are_not_fetched_again(server: Server, tmp_path: Path) -> None:
     (tmp_path / FILES[0]).write_bytes(CONTENT["denoising_encoder"])
     (tmp_path / FILES[1]).write_bytes(b"damaged")
     download(tmp_path, base_url=server.url, files=FILES)
@@ -107,7 +107,7 @@ def test_what_is_there_and_right_is_not_fetched_again(server: Server, tmp_path: 
         ("corrupt", "does not have the SHA-256"),
     ],
 )
-def test_trouble_on_the_way(server: Server, tmp_path: Path, trouble: str, reason: str) -> None:
+def test_failures_of_the_server(server: Server, tmp_path: Path, trouble: str, reason: str) -> None:
     server.trouble, server.victim = trouble, "denoising_decoder"
     with pytest.raises(jt.JaxTransferError, match=reason) as raised:
         download(tmp_path, base_url=server.url, files=FILES)
@@ -120,7 +120,7 @@ def test_trouble_on_the_way(server: Server, tmp_path: Path, trouble: str, reason
     assert server.requested.count("denoising_encoder") == 1
 
 
-def test_nobody_answers(server: Server, tmp_path: Path) -> None:
+def test_no_server_answers(server: Server, tmp_path: Path) -> None:
     url = server.url
     server.shutdown()
     server.server_close()
@@ -143,8 +143,8 @@ def test_bad_arguments(tmp_path: Path) -> None:
 
 def test_release_table() -> None:
     network = pytest.importorskip("visualpriors.taskonomy_network")
-    assert sorted(room.RELEASE_FILES) == sorted(network.TASKONOMY_PRETRAINED_WEIGHT_FILES)
-    assert network.TASKONOMY_PRETRAINED_WEIGHT_URL_TEMPLATE == room.BASE_URL + "{filename}"
-    parts = [room.parse_name(name) for name in room.RELEASE_FILES]
+    assert sorted(release.RELEASE_FILES) == sorted(network.TASKONOMY_PRETRAINED_WEIGHT_FILES)
+    assert network.TASKONOMY_PRETRAINED_WEIGHT_URL_TEMPLATE == release.BASE_URL + "{filename}"
+    parts = [release.parse_name(name) for name in release.RELEASE_FILES]
     assert len({part.task for part in parts}) == 25
     assert sum(part.part == "decoder" for part in parts) == 17

@@ -80,7 +80,7 @@ def test_hash_is_of_what_is_used(tmp_path):
     assert _only(_npz(tmp_path / "x.npz", X, Y[::-1])).sha256 != first
 
 
-def test_files_that_are_no_images_are_counted(tmp_path):
+def test_files_that_are_no_images_are_listed(tmp_path):
     folder = _dataset(tmp_path / "all" / "a", {"one": 2, "two": 2}).parent
     (folder / "a" / "one" / "0.png").write_bytes(b"nothing")
     (folder / "a" / "stray.png").write_bytes((folder / "a" / "two" / "0.png").read_bytes())
@@ -153,7 +153,7 @@ def test_numbers_and_dense_targets(tmp_path):
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(8, 8, 16), (20, 14, 5), (9, 30, 9)])
-def test_images_are_cut_and_resized_as_by_pillow(tmp_path, height, width, size):
+def test_images_are_cropped_and_resized_as_by_pillow(tmp_path, height, width, size):
     x = np.random.default_rng(0).normal(size=(3, height, width)).astype(np.float32)
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -161,19 +161,18 @@ def test_images_are_cut_and_resized_as_by_pillow(tmp_path, height, width, size):
         Image.fromarray(image[top : top + side, left : left + side]).resize((size, size), Image.Resampling.BILINEAR)
         for image in x
     ]
-    found = _only(_npz(tmp_path / "a.npz", x, Y[:3]), size=size).images
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found[..., 0], np.stack([np.asarray(image) for image in expected]), atol=2e-5)
-    whole = np.clip(np.rint(100 + 40 * x), 0, 255).astype(np.int16)
-    found = _only(_npz(tmp_path / "a.npz", whole, Y[:3]), size=size).images
-    assert found.dtype == np.uint8
-    found = found[..., 0].astype(float)
-    for image, one in zip(whole.astype(np.float32), found, strict=True):
+    images = _only(_npz(tmp_path / "a.npz", x, Y[:3]), size=size).images
+    assert images.dtype == np.float32
+    np.testing.assert_allclose(images[..., 0], np.stack([np.asarray(image) for image in expected]), atol=2e-5)
+    integers = np.clip(np.rint(100 + 40 * x), 0, 255).astype(np.int16)
+    images = _only(_npz(tmp_path / "a.npz", integers, Y[:3]), size=size).images
+    assert images.dtype == np.uint8
+    for image, resized in zip(integers.astype(np.float32), images[..., 0].astype(float), strict=True):
         cut = Image.fromarray(image[top : top + side, left : left + side])
-        assert np.abs(np.asarray(cut.resize((size, size), Image.Resampling.BILINEAR)) - one).max() <= 0.501
+        assert np.abs(np.asarray(cut.resize((size, size), Image.Resampling.BILINEAR)) - resized).max() <= 0.501
 
 
-def test_floats_are_used_as_they_are(tmp_path):
+def test_floats_are_used_unchanged(tmp_path):
     x = np.random.default_rng(0).normal(size=(6, 8, 8, 5)) * 1e6
     task = _only(_npz(tmp_path / "a.npz", x, Y))
     np.testing.assert_array_equal(task.images, x.astype(np.float32))

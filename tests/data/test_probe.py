@@ -73,16 +73,16 @@ def test_any_size(tmp_path, shape):
 def test_modes_keep_the_picture(tmp_path, mode, name):
     picture = Image.fromarray(_gradient(40, 40))
     (picture.quantize(256) if mode == "P" else picture.convert(mode)).save(tmp_path / name)
-    found = _only(tmp_path, size=40)
+    image = _only(tmp_path, size=40)
     expected = np.asarray(picture.convert("L").convert("RGB") if mode[0] == "L" else picture).astype(int)
-    assert np.abs(found - expected).mean() < 10
+    assert np.abs(image - expected).mean() < 10
 
 
 def test_one_bit(tmp_path):
     Image.fromarray(np.tile([[True, False]], (20, 10))).save(tmp_path / "a.png")
-    found = _only(tmp_path, size=20)
-    np.testing.assert_array_equal(found[:, ::2], 255)
-    np.testing.assert_array_equal(found[:, 1::2], 0)
+    image = _only(tmp_path, size=20)
+    np.testing.assert_array_equal(image[:, ::2], 255)
+    np.testing.assert_array_equal(image[:, 1::2], 0)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
@@ -108,18 +108,18 @@ def test_transparency_lies_on_white(tmp_path):
     pixels = np.zeros((20, 20, 4), np.uint8)
     pixels[:10] = (255, 0, 0, 255)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    found = _only(tmp_path, size=20)
-    assert (found[:10] == (255, 0, 0)).all()
-    assert (found[10:] == 255).all()
+    image = _only(tmp_path, size=20)
+    assert (image[:10] == (255, 0, 0)).all()
+    assert (image[10:] == 255).all()
 
 
 def test_transparent_palette(tmp_path):
     picture = Image.fromarray(np.repeat([[0], [1]], 20, axis=0).astype(np.uint8).repeat(40, axis=1))
     picture.putpalette([10, 20, 30, 40, 50, 60])
     picture.save(tmp_path / "a.png", transparency=1)
-    found = _only(tmp_path, size=40)
-    assert (found[:20] == (10, 20, 30)).all()
-    assert (found[20:] == 255).all()
+    image = _only(tmp_path, size=40)
+    assert (image[:20] == (10, 20, 30)).all()
+    assert (image[20:] == 255).all()
 
 
 def test_orientation(tmp_path):
@@ -151,7 +151,7 @@ def test_truncated_files_are_skipped(tmp_path, name, share):
         load_probe(tmp_path, size=16, strict=True)
 
 
-def test_what_is_no_picture_is_skipped(tmp_path):
+def test_files_that_are_no_images_are_skipped(tmp_path):
     Image.fromarray(_gradient()).save(tmp_path / "good.png")
     Image.fromarray(_gradient()).save(tmp_path / "drawing.eps")  # Pillow would run Ghostscript
     (tmp_path / "notes.txt").write_text("no picture")

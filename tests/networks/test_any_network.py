@@ -16,7 +16,7 @@ IMAGES = np.random.default_rng(0).random((5, 8, 8, 3), dtype=np.float32)
 
 
 class EveryLayer(nnx.Module):
-    """Of every usual kind one, and what else may be in a model."""
+    """A model with every usual type of layer, and with numbers, keys and None among its variables."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.conv = nnx.Conv(3, 8, (3, 3), rngs=rngs)
@@ -69,24 +69,26 @@ def expected(networks: list[jt.Network]) -> np.ndarray:
         return every_layer(jax.tree.unflatten(structure, leaves), images).sum()
 
     structure = jax.tree.structure(networks[0].params)
-    maps = np.array([np.abs(gradient(IMAGES, jax.tree.leaves(each.params))).mean(-1) for each in networks], np.float64)
+    maps = np.array(
+        [np.abs(gradient(IMAGES, jax.tree.leaves(network.params))).mean(-1) for network in networks], np.float64
+    )
     units = maps.reshape(len(networks), len(IMAGES), -1)
     units /= np.linalg.norm(units, axis=-1, keepdims=True)
     return np.einsum("inp,jnp->ij", units, units) / len(IMAGES)
 
 
-def test_what_split_gives_can_be_attributed(networks: list[jt.Network]) -> None:
+def test_a_split_state_can_be_attributed(networks: list[jt.Network]) -> None:
     for method, maps in jt.attribute(every_layer, networks[0].params, IMAGES).items():
         assert np.isfinite(maps).all(), method
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 1), (2, 4)], ids=str)
-def test_what_split_gives_can_be_compared_on_any_mesh(networks, expected, shape) -> None:
+def test_split_states_can_be_compared_on_any_mesh(networks, expected, shape) -> None:
     """Python numbers among the weights stay such: under strict promotion, integers could not multiply floats."""
     with jax.transfer_guard("disallow"):
-        found = jt.affinity_matrix(networks, IMAGES, mesh=jt.device_mesh(*shape), methods=["saliency"])
-    np.testing.assert_allclose(found["saliency"], expected, atol=1e-5)
+        affinity = jt.affinity_matrix(networks, IMAGES, mesh=jt.device_mesh(*shape), methods=["saliency"])
+    np.testing.assert_allclose(affinity["saliency"], expected, atol=1e-5)
 
 
 def test_python_numbers_do_not_widen_bfloat16() -> None:
@@ -105,7 +107,7 @@ def test_python_numbers_do_not_widen_bfloat16() -> None:
 
 
 @pytest.mark.parametrize("pure", [False, True])
-def test_what_split_gives_goes_through_a_zoo(networks, tmp_path: Path, pure: bool) -> None:
+def test_a_split_state_can_be_stored_in_a_zoo(networks, tmp_path: Path, pure: bool) -> None:
     zoo = jt.Zoo(tmp_path / "zoo")
     state = networks[0].params
     dicts = nnx.to_pure_dict(state)
@@ -135,7 +137,7 @@ def relu_of(weights: Any, images: jax.Array) -> jax.Array:
         (eqx.nn.MLP(2, 2, 2, 1, key=jax.random.key(0)), r"hold a .* at \.activation: .*equinox.partition"),
     ],
 )
-def test_what_is_no_array_is_named(weights: Any, message: str | None) -> None:
+def test_weights_that_are_no_arrays_are_named(weights: Any, message: str | None) -> None:
     if message is None:  # flax registers its modules with JAX
         assert jt.Network("n", relu_of, weights).params is weights
         return

@@ -1,4 +1,4 @@
-"""Preprocessing of probe images, and the way back of their maps."""
+"""Preprocessing of probe images, and mapping their maps back."""
 
 import dataclasses
 

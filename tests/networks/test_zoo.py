@@ -1,4 +1,4 @@
-"""The zoo: what goes in comes out, and nothing comes out of a damaged one."""
+"""Zoos restore what was added, and refuse what is damaged."""
 
 import collections
 import functools
@@ -25,7 +25,7 @@ PARAMS = {"block": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}, "bi
 
 
 def apply(params: Any, images: jax.Array) -> jax.Array:
-    """A function that a zoo can store: it stands at the top level of a module."""
+    """A function that a zoo can store: it is defined at the top level of a module."""
     return images.mean((1, 2, 3))[:, None] * params["block"]["kernel"].sum()
 
 
@@ -59,7 +59,7 @@ def test_manifest_is_readable(zoo: jt.Zoo) -> None:
     assert manifest["params"]["block"]["kernel"] == {"shape": [2, 3], "dtype": "float32"}
 
 
-def test_a_zoo_does_not_say_where_it_was_made(zoo: jt.Zoo) -> None:
+def test_files_of_a_zoo_do_not_hold_its_path(zoo: jt.Zoo) -> None:
     place = str(zoo.path.parent).encode()
     assert not [file for file in zoo.path.rglob("*") if file.is_file() and place in file.read_bytes()]
 
@@ -118,7 +118,7 @@ method = Callable().method
         (lambda: jt.Network("c", apply, PARAMS, lambda x: x), "use jaxtransfer.Preprocess"),
     ],
 )
-def test_what_cannot_be_stored_is_refused_and_leaves_nothing(zoo: jt.Zoo, network: Any, message: str) -> None:
+def test_networks_that_cannot_be_stored_are_refused_and_leave_nothing(zoo: jt.Zoo, network: Any, message: str) -> None:
     before = sorted(zoo.path.rglob("*"))
     with pytest.raises(jt.JaxTransferError, match=message):
         zoo.add(network())
@@ -162,7 +162,7 @@ def _truncate_largest(folder: Path) -> None:
         (_truncate_largest, "'a'.*is damaged"),
     ],
 )
-def test_damage_is_said(zoo: jt.Zoo, damage: Any, message: str) -> None:
+def test_damage_is_reported(zoo: jt.Zoo, damage: Any, message: str) -> None:
     damage(zoo.path / "a")
     with pytest.raises(jt.JaxTransferError, match=message):
         zoo["a"]
@@ -185,14 +185,14 @@ def _renamed(zoo: jt.Zoo, function: str) -> jt.Zoo:
     return zoo
 
 
-OF_OTHERS = ["shutil:rmtree", "os:system", "subprocess:run", f"{__name__}:shutil.rmtree"]
-OF_OTHERS += ["jaxtransfer.cli:main", "jaxtransfer.__main__:main", "jaxtransfer.zoo:importlib.import_module"]
-OF_OTHERS += [f"{__name__}:np.savez", f"{__name__}:Callable", f"{__name__}:PARAMS", f"{__name__}:gone"]
+FOREIGN = ["shutil:rmtree", "os:system", "subprocess:run", f"{__name__}:shutil.rmtree"]
+FOREIGN += ["jaxtransfer.cli:main", "jaxtransfer.__main__:main", "jaxtransfer.zoo:importlib.import_module"]
+FOREIGN += [f"{__name__}:np.savez", f"{__name__}:Callable", f"{__name__}:PARAMS", f"{__name__}:gone"]
 
 
 @pytest.mark.parametrize("modules", [None, (__name__,)])
-@pytest.mark.parametrize("function", [*OF_OTHERS, __name__, "", ":", f"{__name__}:apply.__call__"])
-def test_a_manifest_gets_at_no_function_that_is_no_network(zoo: jt.Zoo, function: str, modules: Any) -> None:
+@pytest.mark.parametrize("function", [*FOREIGN, __name__, "", ":", f"{__name__}:apply.__call__"])
+def test_a_manifest_reaches_no_function_that_is_no_network(zoo: jt.Zoo, function: str, modules: Any) -> None:
     _renamed(zoo, function)
     with pytest.raises(jt.JaxTransferError, match=f"'a' of the zoo .*its function (is )?{re.escape(function)}[: ]"):
         jt.Zoo(zoo.path, modules=modules)["a"]

@@ -26,7 +26,7 @@ from support.torch_oracle import torch_maps  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
-# One seed each. The release's name, the paper's name, decoder, whether the file is of PyTorch's old format.
+# Name in the paper; name in the release, options of the decoder, whether the file has PyTorch's old format.
 NETWORKS = {
     "denoise": ("denoising", {"out_channels": 3}, False),
     "class_1000": ("class_object", {"out_channels": 1000, "is_decoder_mlp": True}, True),
@@ -37,7 +37,7 @@ MAP_SIZES = [(75, 50), (128, 128), (75, 50)]
 
 
 class Pair(NamedTuple):
-    """The same network in PyTorch and out of the zoo."""
+    """A network in PyTorch and the same network from the zoo."""
 
     encoder: Any
     decoder: Any
@@ -93,47 +93,47 @@ def assert_close(ours: jax.Array, theirs: Any, what: str = "") -> None:
 
 
 def torch_activations(module: Any, x: Any) -> dict[str, Any]:
-    """What enters and leaves every submodule, copied before in-place operations change it."""
-    found = {}
+    """Records inputs and outputs of every submodule, copied before in-place operations change them."""
+    activations = {}
     handles = []
     for name, submodule in module.named_modules():
 
         def before(_: Any, args: Any, name: str = name) -> None:
-            found[f"into {name}"] = args[0].clone()
+            activations[f"into {name}"] = args[0].clone()
 
         def after(_: Any, args: Any, output: Any, name: str = name) -> None:
-            found[f"out of {name}"] = output.clone()
+            activations[f"out of {name}"] = output.clone()
 
         handles += [submodule.register_forward_pre_hook(before), submodule.register_forward_hook(after)]
     module(x)
     for handle in handles:
         handle.remove()
-    return found
+    return activations
 
 
 def our_activations(kind: Any, channels: int, params: Any, x: jax.Array, monkeypatch: Any) -> dict[str, jax.Array]:
-    """The same of our submodules that hold weights: between them lie activation functions and pooling only."""
+    """Records the same for our submodules with weights; between them lie activation functions and pooling only."""
     graph, _ = taskonomy.skeleton(kind, channels)
-    found, paths = {}, {}
+    activations, paths = {}, {}
 
     def recording(call: Any) -> Any:
         @functools.wraps(call)
         def record(self: Any, x: jax.Array) -> jax.Array:
-            found[f"into {paths[id(self)]}"] = x
-            found[f"out of {paths[id(self)]}"] = y = call(self, x)
+            activations[f"into {paths[id(self)]}"] = x
+            activations[f"out of {paths[id(self)]}"] = y = call(self, x)
             return y
 
         return record
 
-    for each in (nnx.Conv, nnx.ConvTranspose, nnx.Linear, nnx.BatchNorm, taskonomy.Bottleneck, kind):
-        monkeypatch.setattr(each, "__call__", recording(each.__call__))
+    for layer in (nnx.Conv, nnx.ConvTranspose, nnx.Linear, nnx.BatchNorm, taskonomy.Bottleneck, kind):
+        monkeypatch.setattr(layer, "__call__", recording(layer.__call__))
 
     @quick_jit
     def observe(params: Any, x: jax.Array) -> dict[str, jax.Array]:
         module: Any = nnx.merge(graph, nnx.restore_int_paths(params))
         paths.update((id(submodule), ".".join(map(str, path))) for path, submodule in nnx.iter_modules(module))
         module(x)
-        return found
+        return activations
 
     return observe(params, x)
 
