@@ -31,7 +31,7 @@ from benchmarks.rooms.speed import speed
 from benchmarks.rooms.training import Trainer, untrained
 from jaxtransfer import rooms
 from jaxtransfer.evaluation.oracle import Oracle
-from jaxtransfer.files import write_arrays, write_csv
+from jaxtransfer.files import read_arrays, write_arrays, write_csv
 from jaxtransfer.networks.network import Network
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.rooms.networks import encode, preprocess
@@ -147,17 +147,28 @@ def measure(options: argparse.Namespace) -> None:
         for task in tasks:
             if (file := files[SCRATCH, task.name]) in missing:
                 save(file, _from_scratch(task, targets[task.name].prior, train_sets, held_out, chosen))
+    _write_table(options.work / "transfers.csv", targets, (*sources, SCRATCH), files, held_out)
+
+
+def _write_table(
+    table: Path,
+    targets: dict[str, transfer.Target],
+    sources: Sequence[str],
+    files: dict[tuple[str, str], Path],
+    held_out: Examples,
+) -> None:
+    """Writes the table of all transfers, and prints how many orders of sources are significant."""
     rows, significant = [], []
     for name, target in targets.items():
         losses, counts = {}, np.ones(len(held_out))
-        for source in (*sources, SCRATCH):
-            with np.load(files[source, name]) as stored:
-                losses[source], counts = stored["losses"], stored["counts"]
+        for source in sources:
+            stored = read_arrays(files[source, name])
+            losses[source], counts = stored["losses"], stored["counts"]
         usable = {source: values[:, counts > 0].astype(np.float64) for source, values in losses.items()}
-        rows += _rows(name, usable, learning.prior_loss(target.task, target.prior, held_out, training.every))
+        rows += _rows(name, usable, learning.prior_loss(target.task, target.prior, held_out, target.settings.every))
         competing = [values for source, values in usable.items() if source in rooms.TASKS and source != name]
         significant.append(truth.significant(np.stack(competing))[np.tril_indices(len(competing), -1)].mean())
-    write_csv(options.work / "transfers.csv", [[*rows[0]], *([*row.values()] for row in rows)])
+    write_csv(table, [[*rows[0]], *([*row.values()] for row in rows)])
     CONSOLE.print(
         f"For {np.mean(significant):.1%} of all targets and pairs of sources the order is significant (95 %)."
     )

@@ -68,7 +68,7 @@ class Target:
             train: Training sets of all seeds, concatenated.
             held_out: Test examples.
         """
-        self.task, self._settings = task, settings
+        self.task, self.settings = task, settings
         self.prior: Prior = learning.prior(task, train, settings.every)
         labels, self._test_labels = (_labels(part.of(task, settings.every)) for part in (train, held_out))
         self._labels = labels.reshape(settings.seeds, -1, *labels.shape[1:])
@@ -86,7 +86,7 @@ class Target:
             many: The source's representations of the held-out examples.
         """
         few = few.reshape(*self._labels.shape[:2], *few.shape[1:])
-        keys = jax.random.split(jax.random.key(0), self._settings.seeds)
+        keys = jax.random.split(jax.random.key(0), self.settings.seeds)
         # Makes the result independent of the scale of the source's representation.
         scale = np.sqrt(np.square(few, dtype=np.float32).mean())
         weights = self._learn(keys, few / scale, self._labels)
@@ -98,16 +98,16 @@ class Target:
         return Measured(losses, counts[0])
 
     def _fresh(self, key: Array) -> PixelReadout | VectorReadout:
-        return readout(self.task, self._settings, nnx.Rngs(key))
+        return readout(self.task, self.settings, nnx.Rngs(key))
 
     def _losses(self, weights: PyTree, features: Array, labels: Array) -> tuple[Array, Array]:
         predictions = nnx.merge(self._graph, weights)(features.astype(jnp.float32))
-        predictions += self.prior.predictions[None] if self._settings.from_prior else 0
+        predictions += self.prior.predictions[None] if self.settings.from_prior else 0
         return learning.losses(self.task, self.prior.units, predictions, labels)
 
     def _one_seed(self, key: Array, features: Array, labels: Array) -> PyTree:
         """Trains a readout and returns its weights."""
-        settings = self._settings
+        settings = self.settings
         for_weights, for_batches = jax.random.split(key)
         weights = nnx.to_pure_dict(nnx.state(self._fresh(for_weights)))
         optimiser = learning.optimiser(settings)

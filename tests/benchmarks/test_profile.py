@@ -1,4 +1,4 @@
-"""What the profile counts, against closed forms, against counts by convolving ones, and against XLA's own."""
+"""The counts of the profile, against closed forms, convolutions of ones, and XLA's counts."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Whether what `python -m benchmarks.rooms evaluate` says of measures follows from the truth."""
+"""The scores of `python -m benchmarks.rooms evaluate`, against known truths."""
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,7 @@ def test_scores_of_the_truth_and_of_chance() -> None:
 
 
 def test_standard_errors_of_agreement_are_those_of_other_networks() -> None:
-    """Over drawn truths and measures that agree by half, the jackknife tells the spread."""
+    """Over random truths and measures that share half of their variance, the jackknife matches the spread."""
     found = []
     for seed in range(40):
         wanted = symmetric(2 * seed)
@@ -100,7 +100,7 @@ def test_maps_without_what_they_share_add_up_to_nothing() -> None:
 
 
 def test_unit_saliency_does_not_cancel() -> None:
-    """Two units with opposite gradients: saliency of their sum is nothing, that of the units is theirs."""
+    """Two units have opposite gradients: the saliency of their sum is 0, the saliency of the units is not."""
     images = jnp.ones((1, 1, 1, 1))
     found = variants._unit_saliency(_opposite, jnp.float32(3), images)
     assert set(np.unique(np.abs(found))) <= set(6 * np.arange(9) / 8)
@@ -134,7 +134,7 @@ def test_views_share_an_encoder() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("views", [1, 2])
 def test_units_that_are_exchanged_can_be(views: int) -> None:
-    """Whether representations are flat, of one view or of two."""
+    """For flat representations of one view and of two."""
     rng = np.random.default_rng(0)
     images, wanted = rng.normal(size=(8, 16, 16, 3 * views)).astype(np.float32), rng.normal(size=(8, 2))
     batches = Minibatches.of(images, wanted.astype(np.float32), size=8)

@@ -1,4 +1,4 @@
-"""What Rooms brings for those who try a measure: encoders, images, and the transfer measured."""
+"""Encoders, probe images and measured transfer that ship with Rooms."""
 
 import subprocess
 import sys
@@ -37,15 +37,15 @@ def zoo() -> Zoo:
 def test_there_is_an_encoder_for_every_task(zoo: Zoo) -> None:
     assert set(TASKS) <= set(zoo.names)
     for name in zoo.names:
-        said = zoo.manifest(name)["source"]
-        assert said["task"] in TASKS
-        assert name == said["task"] + (f"-seed{said['seed']}" if said["seed"] else "")
+        record = zoo.manifest(name)["source"]
+        assert record["task"] in TASKS
+        assert name == record["task"] + (f"-seed{record['seed']}" if record["seed"] else "")
 
 
 def test_every_encoder_has_learned_its_task(zoo: Zoo) -> None:
     for name in zoo.names:
-        said = zoo.manifest(name)["source"]
-        assert said["test_loss"] + 3 * said["test_loss_stderr"] < said["prior_loss"], name
+        record = zoo.manifest(name)["source"]
+        assert record["test_loss"] + 3 * record["test_loss_stderr"] < record["prior_loss"], name
 
 
 def test_encoders_are_read_and_never_written(zoo: Zoo) -> None:

@@ -1,4 +1,4 @@
-"""Rooms: scenes, what is seen of them, and labels, against closed forms and finite differences."""
+"""Scenes, views and labels of Rooms, against closed forms and finite differences."""
 
 import functools
 import hashlib
@@ -46,7 +46,7 @@ def _row(tree, number: int):
 
 
 def _directions(tangent: Array | float, size: int = SIZE) -> np.ndarray:
-    """Through the centres of pixels, [size, size, 3], z = 1."""
+    """Returns directions through the centres of pixels, [size, size, 3], with z = 1."""
     steps = np.asarray(tangent) * ((2 * np.arange(size) + 1) / size - 1)
     x, y = np.meshgrid(steps, steps)
     return np.stack([x, y, np.ones_like(x)], -1)
@@ -74,13 +74,13 @@ def test_another_process_draws_the_same_scenes(scenes: rooms.Scene) -> None:
         drawn = jax.jit(jax.vmap(rooms.sample_scene))(keys)
         print(hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(drawn))).hexdigest())
     """
-    said = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, capture_output=True, text=True)
+    process = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, capture_output=True, text=True)
     own = hashlib.sha256(b"".join(leaf.tobytes() for leaf in jax.tree.leaves(scenes))).hexdigest()
-    assert said.stdout.strip() == own
+    assert process.stdout.strip() == own
 
 
 def _corners(scene: rooms.Scene) -> list[tuple[int, np.ndarray]]:
-    """Corners of each solid's bounding box in its own heading, with its piece."""
+    """Returns the corners of each solid's bounding box, with the index of its piece."""
     found, number = [], 0
     signs = np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), -1).reshape(-1, 3)
     for kind, solids in enumerate(scene.shapes):
@@ -136,7 +136,7 @@ def test_rooms_of_a_type_are_known_by_their_furniture(scenes: rooms.Scene, batch
 
 
 def _alone(kind: int, centre: list[float], half: list[float], angle: float) -> rays.Shapes:
-    """One solid; of the other kinds, one that is not there."""
+    """Returns shapes with a single solid; the other arrays hold a solid that does not exist."""
     heading = jnp.array([[np.cos(angle), np.sin(angle)]], jnp.float32)
     absent = rays.Solids(jnp.zeros((1, 3)), jnp.full((1, 3), -1.0), heading)
     solid = rays.Solids(jnp.array([centre]), jnp.array([half]), heading)
@@ -278,7 +278,7 @@ def test_room_layout_adds_up_to_the_room(batch: dict[str, np.ndarray], scenes: r
 
 
 def _points(batch: dict[str, np.ndarray], scenes: rooms.Scene, number: int) -> np.ndarray:
-    """Points that pixels show, camera frame, from the z-buffer."""
+    """Returns the points seen by the pixels in the camera's frame, from the z-buffer."""
     return np.expm1(batch["depth_zbuffer"][number]) * _directions(scenes.camera.tangent[number])
 
 
