@@ -578,9 +578,12 @@ def test_a_network_says_what_is_wrong_with_it(changed, message):
         ({"images": Tensor()}, "not a torch.Tensor"),
         ({"images": PROBE[:0]}, "There are no probe images"),
         ({"methods": 3}, "methods must be names"),
-        ({"methods": "salience"}, "Methods must be some of saliency.*, not salience"),
-        ({"target": "max"}, "The target must be one of sum, random_signs, not 'max'"),
-        ({"target": jt.random_signs}, "The target must be one of sum, random_signs"),
+        ({"methods": "salience"}, "There is no method 'salience'; there are: saliency, .*svcca"),
+        ({"target": "max"}, "There is no target 'max'; there are: sum, random_signs"),
+        (
+            {"target": jt.random_signs},
+            "The target must be a name, one of sum, random_signs, not <function",
+        ),
         ({"epsilon": 0}, "epsilon must be greater than 0"),
     ],
 )

@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxtransfer as jt
-from jaxtransfer.comparison import matrix as sweep
-from jaxtransfer.comparison.matrix import Sweep
 from jaxtransfer.devices import device_mesh, replicate
-from jaxtransfer.points import passes
+from jaxtransfer.points import compute, passes
+from jaxtransfer.points.compute import PointComputation
 from jaxtransfer.points.passes import Inputs, Layout, Pass, bytes_needed, place_weights
 from support.tiny_networks import fill, gelu, network, relu
 
@@ -86,8 +85,8 @@ def test_where_arrays_live(shape):
     nets = [network(seed) for seed in (0, 3)]
     params = place_weights({row: nets[row].params for row in range(shape[0])}, mesh)
     inputs, numbers = Inputs(IMAGES, None, layout)[0]
-    one = Pass(relu, None, ("saliency",), "cosine", None, 1e-4, "float32", (12, 14, 3), layout)
-    program = one.compiled(params, None)
+    forward_pass = Pass(relu, None, ("saliency",), "cosine", None, 1e-4, "float32", (12, 14, 3), layout)
+    program = forward_pass.compiled(params, None)
     made = program(params, inputs, numbers, None, replicate(np.bool_(False), mesh))[0]["saliency"]
     weights = params["a"]
     assert made.shape == (shape[0], shape[1] * layout.batch, *IMAGES.shape[1:3])
@@ -130,13 +129,13 @@ class TestBatchesThatPickThemselves:
     @pytest.fixture(autouse=True)
     def one_step(self, monkeypatch):
         """So that as few images as there are here make a batch."""
-        monkeypatch.setattr(sweep, "_STEPS", 1)
+        monkeypatch.setattr(compute, "_MIN_STEPS", 1)
 
     def test_they_fit_into_memory(self, monkeypatch, caplog):
         monkeypatch.setattr(passes, "memory_per_device", lambda: 60_000)
-        monkeypatch.setattr(sweep, "memory_per_device", lambda: 60_000)
+        monkeypatch.setattr(compute, "memory_per_device", lambda: 60_000)
         needed = []
-        monkeypatch.setattr(sweep, "bytes_needed", lambda program: needed.append(bytes_needed(program)) or needed[-1])
+        monkeypatch.setattr(compute, "bytes_needed", lambda program: needed.append(bytes_needed(program)) or needed[-1])
         with caplog.at_level(logging.INFO, "jaxtransfer"):
             found = jt.affinity_matrix(self.nets, IMAGES, methods=["saliency"])
         assert needed[0] > 0.8 * 60_000 >= needed[-1]
@@ -147,7 +146,7 @@ class TestBatchesThatPickThemselves:
 
     def test_they_halve_themselves_where_memory_runs_out(self, monkeypatch, caplog):
         compiled = Pass.compiled
-        monkeypatch.setattr(Pass, "compiled", lambda one, *given: _Greedy(compiled(one, *given), one.layout.batch))
+        monkeypatch.setattr(Pass, "compiled", lambda self, *given: _Greedy(compiled(self, *given), self.layout.batch))
         with caplog.at_level(logging.INFO, "jaxtransfer"):
             found = jt.affinity_matrix(self.nets, IMAGES, methods=["saliency"])
         tried = [int(batch) for batch in re.findall(r"ran out at batches of (\d+)", caplog.text)]
@@ -165,7 +164,7 @@ class TestBatchesThatPickThemselves:
 
     def test_one_that_was_asked_for_does_not(self, monkeypatch):
         compiled = Pass.compiled
-        monkeypatch.setattr(Pass, "compiled", lambda one, *given: _Greedy(compiled(one, *given), one.layout.batch))
+        monkeypatch.setattr(Pass, "compiled", lambda self, *given: _Greedy(compiled(self, *given), self.layout.batch))
         with pytest.raises(jt.JaxTransferError, match="does not hold 5 images of network 'n00'; ask"):
             jt.affinity_matrix(self.nets, IMAGES, methods=["saliency"], batch_size=5)
 
@@ -189,13 +188,13 @@ class _Greedy:
 def made(monkeypatch) -> list[str]:
     """Names of networks, each time one is computed."""
     names: list[str] = []
-    make = Sweep._make
+    compute_points = PointComputation._compute
 
-    def spied(self: Sweep, points: Any, keys: Any, *rest: Any) -> None:
+    def spied(self: PointComputation, points: Any, keys: Any, *rest: Any) -> None:
         names.extend(keys)
-        make(self, points, keys, *rest)
+        compute_points(self, points, keys, *rest)
 
-    monkeypatch.setattr(Sweep, "_make", spied)
+    monkeypatch.setattr(PointComputation, "_compute", spied)
     return names
 
 

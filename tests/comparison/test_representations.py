@@ -462,5 +462,5 @@ def test_networks_of_different_size_and_a_bad_image(tmp_path: Any) -> None:
         assert found.counts(method)[0, 1] == 8
     with pytest.raises(jt.JaxTransferError, match="weight of edges must be 0 or more, not -1"):
         jt.affinity_matrix(networks, images, methods=["depara"], edge_weight=-1)
-    with pytest.raises(jt.JaxTransferError, match=r"Methods must be some of saliency, .*svcca, not pca"):
+    with pytest.raises(jt.JaxTransferError, match=r"There is no method 'pca'; there are: .*saliency, .*svcca"):
         jt.affinity_matrix(networks, images, methods=["pca"])

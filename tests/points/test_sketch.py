@@ -40,13 +40,13 @@ def test_products_are_right_on_average_and_vary_as_stated(pixels, size, cosine):
 
 
 @pytest.mark.parametrize(("pixels", "size"), [(1, 1), (7, 3), (33, 32), (40, 8)])
-def test_every_pixel_is_dealt_once(pixels, size):
+def test_every_pixel_is_in_one_bucket(pixels, size):
     projection = Projection.of(pixels, size, jax.random.key(0))
     sketches = projection(jnp.eye(pixels), jnp.zeros(pixels, int))
     assert sketches.shape == (pixels, size)
     np.testing.assert_array_equal(np.abs(sketches).sum(1), 1)
-    hands = np.abs(sketches).sum(0)
-    assert hands.max() <= -(-pixels // size)
+    in_bucket = np.abs(sketches).sum(0)
+    assert in_bucket.max() <= -(-pixels // size)
 
 
 def test_images_have_signs_of_their_own():
@@ -98,7 +98,10 @@ def test_a_sketched_run_says_so(tmp_path):
     np.testing.assert_array_equal(again.sketch_stderr("saliency"), found.sketch_stderr("saliency"))
 
 
-@pytest.mark.parametrize("size", [0, 256])
-def test_sizes_that_make_no_sense(size):
-    with pytest.raises(jt.JaxTransferError, match=f"fewer than a map has pixels, 256, not {size}"):
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [(0, "at least 1 number, not 0"), (256, "fewer numbers than a map has pixels, 256, not 256")],
+)
+def test_sizes_that_make_no_sense(size, message):
+    with pytest.raises(jt.JaxTransferError, match=message):
         jt.affinity_matrix(NETWORKS[:2], IMAGES, sketch=size)
