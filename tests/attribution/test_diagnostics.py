@@ -510,7 +510,7 @@ CALL = r"apply must be a function called as apply\(params, images\)"
     [
         ({"methods": 3}, r'methods must be names, like methods=\("saliency",\), not 3'),
         ({"methods": [3]}, "methods must be names"),
-        ({"methods": "salience"}, "'salience' is not an attribution method"),
+        ({"methods": "salience"}, "There is no attribution method 'salience'; there are: saliency"),
         ({"target": 3}, "target must be a function of the network's output, .* not 3"),
         ({"target": "sum"}, "target must be a function"),
         ({"target": lambda o: 3.0}, "one scalar per image, shape .*, not 3.0"),

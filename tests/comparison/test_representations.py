@@ -369,12 +369,14 @@ def test_images_without_a_direction() -> None:
 def test_refusals(compare: Any) -> None:
     given_ = representations(10, 9)
     least = 5 if compare is relatives.cka else 4
-    message = f"{least} images or more that all networks can use; here are {least - 1}"
+    message = f"{least} or more images that all networks can use; there are {least - 1}"
     with pytest.raises(jt.JaxTransferError, match=message):
         compare({name: each[: least - 1] for name, each in given_.items()})
     assert np.isfinite(compare({name: each[:least] for name, each in given_.items()}).pseudo_values).all()
     same = given_ | {"some": np.repeat(given_["some"][:1], 9, axis=0)}
-    message = "4 images or more" if compare is relatives.rsa else "'some' represents all probe images alike"
+    message = (
+        "4 or more images" if compare is relatives.rsa else "'some' gives all probe images the same representation"
+    )
     with pytest.raises(jt.JaxTransferError, match=message):
         compare(same)
 

@@ -23,9 +23,9 @@ MAPS[20, 5, 0, 0] = np.nan
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch) -> None:
-    """Several tiles above and across, and several chunks of images."""
+    """Several tiles of row and column networks, and several chunks of images."""
     monkeypatch.setattr(rows, "_TILE", 4)
-    monkeypatch.setattr(rows, "_ABOVE", 2)
+    monkeypatch.setattr(rows, "_ROW_TILES", 2)
     monkeypatch.setattr(rows, "_TILE_BYTES", 4 * 4 * 35 * 3)
 
 
@@ -44,13 +44,13 @@ def _points(place: Path) -> Points:
 
 @pytest.fixture
 def compared(monkeypatch) -> list[tuple[int, int]]:
-    """How many networks were compared with how many."""
+    """The numbers of row networks and of column networks in each comparison."""
     sizes: list[tuple[int, int]] = []
     add = rows._Pairs.add
 
-    def spied(self: Any, order: Any, above: np.ndarray, across: np.ndarray, *rest: Any) -> None:
-        sizes.append((len(above), len(across)))
-        add(self, order, above, across, *rest)
+    def spied(self: Any, order: Any, row_networks: np.ndarray, column_networks: np.ndarray, *rest: Any) -> None:
+        sizes.append((len(row_networks), len(column_networks)))
+        add(self, order, row_networks, column_networks, *rest)
 
     monkeypatch.setattr(rows._Pairs, "add", spied)
     return sizes
@@ -83,7 +83,7 @@ def test_equal_a_dense_computation(points, similarity, shape):
 
 def test_one_more_network_costs_one_row(points, compared):
     some, _ = _compare(points, range(NETWORKS - 1))
-    assert sum(above for above, _ in compared) == NETWORKS - 1
+    assert sum(rows for rows, _ in compared) == NETWORKS - 1
     compared.clear()
     more, _ = _compare(points, range(NETWORKS))
     assert compared == [(1, NETWORKS)]
@@ -126,14 +126,14 @@ def test_damaged_rows_are_computed_again(points, compared):
     file.write_bytes(file.read_bytes()[:100])
     compared.clear()
     after, _ = _compare(points, range(NETWORKS))
-    assert [above for above, _ in compared] == [1]
+    assert [rows for rows, _ in compared] == [1]
     np.testing.assert_array_equal(after.affinity, before.affinity)
 
 
 def test_many_pairs_keep_groups_of_images(points, tmp_path, monkeypatch):
     """Means and errors are the same; rows that were kept of fewer networks, with every image, serve as well."""
     by_image, _ = _compare(points, range(NETWORKS))
-    monkeypatch.setattr(rows, "_MOST_PARTS", 0)
+    monkeypatch.setattr(rows, "_MAX_SAMPLES", 0)
     monkeypatch.setattr(rows, "_GROUPS", 4)
     kept, _ = _compare(points, range(NETWORKS))
     made, _ = _compare(_points(tmp_path / "anew"), range(NETWORKS))
