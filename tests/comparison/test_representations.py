@@ -130,7 +130,7 @@ def test_equals_a_slow_rewrite(name: str, images: int) -> None:
 @pytest.mark.parametrize("name", SLOW)
 def test_in_pieces_and_tiles(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory for a few images: tiles that cross the borders of groups, matrices summed over pieces."""
-    monkeypatch.setattr(relatives, "_HELD", 400)
+    monkeypatch.setattr(relatives, "_MAX_ELEMENTS", 400)
     fast, slow = SLOW[name]
     given_ = representations(1, 45)
     check(fast(given_), given_, slow)
@@ -374,9 +374,7 @@ def test_refusals(compare: Any) -> None:
         compare({name: each[: least - 1] for name, each in given_.items()})
     assert np.isfinite(compare({name: each[:least] for name, each in given_.items()}).pseudo_values).all()
     same = given_ | {"some": np.repeat(given_["some"][:1], 9, axis=0)}
-    message = (
-        "4 or more images" if compare is relatives.rsa else "'some' gives all probe images the same representation"
-    )
+    message = "4 or more images" if compare is relatives.rsa else "'some' gives all probe images the same"
     with pytest.raises(jt.JaxTransferError, match=message):
         compare(same)
 

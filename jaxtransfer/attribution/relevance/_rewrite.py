@@ -1,6 +1,6 @@
-"""Evaluating a graph so that one forward pass serves two kinds of backward pass.
+"""Evaluates a graph so that one forward pass serves two kinds of backward pass.
 
-The rewritten function computes what the original does and returns, besides, a token: a zero whose cotangent is not
+The rewritten function computes the same as the original and also returns a token: a zero whose cotangent is not
 a derivative but a switch. It travels with the backward pass to every rule, which follows the ordinary derivative
 where the switch is 0 and the epsilon rule where it is 1. Both passes therefore share one forward computation by
 construction, also through `scan`, `cond` and `jax.checkpoint`.
@@ -40,11 +40,11 @@ Token = Float[Array, ""]
 
 @dataclasses.dataclass(frozen=True)
 class RuleVJP:
-    """The result of one forward pass, and its two backward passes.
+    """Holds the result of one forward pass, and its two backward passes.
 
     Attributes:
-        output: What the function returned.
-        aux: What it returned besides.
+        output: The first result of the function, which is differentiated.
+        aux: The second result of the function.
         gradient: Cotangent of the output to cotangent of the images, by the ordinary chain rule.
         modified: The same by the modified chain rule; times the images it is epsilon-LRP.
     """
@@ -60,7 +60,7 @@ def rule_vjp(
 ) -> RuleVJP:
     """Runs `function(params, images)` forward once and returns its ordinary and its modified backward pass.
 
-    The function returns what is differentiated, and what else is wanted of the forward pass.
+    The function returns a pair: an output that is differentiated, and auxiliary results that are not.
 
     Modified chain rule (Ancona et al. 2018, ICLR, section 2.2): the derivative of every non-linearity f is replaced
     by f(z) / (z + epsilon sign(z)) with sign(0) = +1.
@@ -101,7 +101,7 @@ def unbounded_ratios(function: Callable[[PyTree, Array], PyTree], params: PyTree
         images: Images, or their shape and type.
 
     Returns:
-        Places in the program, like "net.py:12:8 (apply)", from the output towards the images, each once.
+        Places in the program, like "net.py:12:8 (apply)", from the output towards the images, without repetitions.
     """
     closed = jax.make_jaxpr(function)(params, images)
     graph = build(closed, [False] * len(jax.tree.leaves(params)) + [True])
@@ -127,7 +127,7 @@ def _run(graph: Graph, rules: _Rules, arrays: Sequence[Any]) -> tuple[list[Any],
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """One thing to evaluate: arrays for `inputs` go in, arrays for `outputs` and maybe a token come out.
+    """A step of the evaluation: arrays for `inputs` go in, arrays for `outputs` and maybe a token come out.
 
     No relevance goes back to the inputs in `held`.
     """
@@ -161,7 +161,7 @@ class _Rules:
 
     @functools.cached_property
     def steps(self) -> list[_Step]:
-        """What has to be computed for the outputs, in order; nothing else.
+        """The steps that are needed for the outputs, in order.
 
         Raises:
             JaxTransferError: There is no rule for a node.
