@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, overload
 
+import chex
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
@@ -244,6 +245,7 @@ def attribution_pass(
     Returns:
         Maps by method, the network's output or None, and the evidence.
     """
+    chex.assert_rank(images, 4)
     count = len(images)
     with jax.default_matmul_precision(matmul_precision(precision)):
         closed, shapes = _traced(apply, params, images, floating=bool(methods), chosen=target is not None)

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -25,6 +26,7 @@ def similarities(
         The cosines, in [-1, 1] and symmetric, 0 where one of the maps has no direction; and which maps have a
         direction, see `directions`.
     """
+    chex.assert_rank(maps, 3)
     units, usable = directions(maps, similarity)
     cosines = products(units, units)
     return jnp.clip((cosines + cosines.swapaxes(1, 2)) / 2, -1, 1), usable

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Self
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
@@ -42,6 +43,8 @@ class Projection:
         self, vectors: Float[Array, "images pixels"], images: Int[Array, " images"]
     ) -> Float[Array, "images {self.size}"]:
         """Sketches one map of each image; only sketches of the same image, by its number, can be compared."""
+        chex.assert_rank([vectors, images], [2, 1])
+        chex.assert_equal_shape_prefix([vectors, images], 1)
         places = len(self.order)
         signs = jax.vmap(lambda image: jax.random.rademacher(jax.random.fold_in(self.key, image), (places,), jnp.int8))
         padded = jnp.pad(vectors, ((0, 0), (0, places - vectors.shape[1])))
