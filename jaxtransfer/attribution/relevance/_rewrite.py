@@ -211,10 +211,10 @@ class _Rules:
         raise JaxTransferError(_no_rule(node))
 
     def _shares(self, node: Node) -> tuple[float, ...]:
-        """How the factors of a product share its relevance.
+        """Returns the shares of a product's relevance that its factors receive.
 
-        A normaliser is a constant (Ali et al. 2022, section 3). A gate is one too, and the signal takes all (Arras et
-        al. 2017, section 3.1; 2019, LRP-all). Two others take half each (Achtibat et al. 2024, section 3.3.2).
+        A normaliser is a constant (Ali et al. 2022, section 3). So is a gate: the signal takes all (Arras et al. 2017,
+        section 3.1; 2019, LRP-all). Otherwise the two factors take half each (Achtibat et al. 2024, section 3.3.2).
         """
         if len(node.actives) < 2:
             return tuple(1.0 for _ in node.inputs)
@@ -236,7 +236,7 @@ class _Rules:
         return self._checkpoint(node)
 
     def _activation(self, value: Value, root: Value) -> _Step:
-        """Everything between z and f(z) as one function with the epsilon rule."""
+        """All operations between z and f(z) as a single function with the epsilon rule."""
         nodes = sorted(sources(value, root), key=self._order.__getitem__)
         others = list(dict.fromkeys(v for n in nodes for v in n.inputs if v is not root and not v.dependent))
 
@@ -269,7 +269,7 @@ class _Rules:
         return lambda *arrays: _run(graph, rules, arrays)
 
     def _custom(self, node: Node) -> _Step:
-        """Its own derivative for the gradient, the rules inside its body for relevance."""
+        """Uses the custom derivative for the gradient, and the rules in the body for relevance."""
         (body,) = node.bodies
         if len(node.actives) == 2 and any({n.name for n in body.nodes}.issuperset(names) for names in IN_LOGADDEXP):
             return _plain(node)
@@ -328,7 +328,7 @@ def _plain(node: Node) -> _Step:
 
 
 def _shared(node: Node, shares: Sequence[float]) -> _Step:
-    """JAX's own derivative, of which each input keeps a share where relevance is passed back."""
+    """JAX's own derivative; relevance is multiplied by the share of each input."""
     if all(share == 1 for share in shares):
         return _plain(node)
 
@@ -347,7 +347,7 @@ def _shared(node: Node, shares: Sequence[float]) -> _Step:
 
 @jax.custom_vjp
 def _scale_relevance(x: Array, factor: float) -> tuple[Array, Token]:
-    """The identity, which multiplies relevance, but not gradients, by `factor` on the way back."""
+    """The identity, whose backward pass multiplies relevance, but not gradients, by `factor`."""
     del factor
     return x, jnp.float32(0)
 
@@ -380,7 +380,7 @@ def _epsilon_rule(function: Callable[..., Array], epsilon: float) -> Callable[..
         cotangent, switch = cotangents
         (ordinary,) = pull(cotangent)
         stabiliser = jnp.where(z >= 0, epsilon, -epsilon).astype(z.dtype)
-        # Nothing comes from nothing, also where f(z) is infinite, like the offset at which a running softmax begins.
+        # A zero cotangent stays zero, also where f(z) is infinite, like the initial offset of a running softmax.
         product = jnp.where(cotangent == 0, jnp.zeros_like(cotangent), cotangent * y)
         modified = product.astype(z.dtype) / (z + stabiliser)
         return jnp.where(switch > 0, modified, ordinary), *([None] * num_constants)
