@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.errors import JaxTransferError, unknown_name
 
 # How to turn a library's model into a function of weights and images, by the name of the library's package.
 _MODELS = {
@@ -38,6 +38,23 @@ def checked_methods(methods: str | Sequence[str]) -> tuple[str, ...]:
     if not isinstance(names, Sequence | set | frozenset | dict) or not all(isinstance(name, str) for name in names):
         raise JaxTransferError(f'methods must be names, like methods=("saliency",), not {methods!r}.')
     return tuple(names)
+
+
+def check_name(kind: str, name: Any, known: Sequence[str]) -> None:
+    """Checks that a setting has one of the values there are.
+
+    Args:
+        kind: What is named, in the singular: "method", "target".
+        name: The name that was given.
+        known: The names there are.
+
+    Raises:
+        JaxTransferError: It is not a name, or not one of them.
+    """
+    if not isinstance(name, str):
+        raise JaxTransferError(f"The {kind} must be a name, one of {', '.join(known)}, not {name!r}.")
+    if name not in known:
+        raise unknown_name(kind, name, known)
 
 
 def check_positive(name: str, value: Any) -> None:

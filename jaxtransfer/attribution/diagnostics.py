@@ -1,9 +1,9 @@
-"""Faults of a network that make its attribution maps meaningless, and how one more backward pass shows them.
+"""Faults of a network that make its attribution maps meaningless, found by a second backward pass.
 
-The pass that makes maps can be run with other cotangents: random signs of the units on every second image, zeros on the
-others. Where the gradient of the attributed scalar vanishes beside that of the signs, or its differences between images
-beside theirs, the scalar does not depend on the image (a sum after a softmax). Where images with zeros have a gradient,
-images of a batch are coupled (batch normalisation in training mode).
+The second pass has other cotangents than the pass that gives maps: units with random signs on every second image, zeros
+on the others. If the gradient of the attributed scalar is negligible compared with that of the signed units, or its
+differences between images compared with theirs, the scalar does not depend on the image (a sum after a softmax). If
+images with zero cotangents have a gradient, images of a batch are coupled (batch normalisation in training mode).
 """
 
 import functools
@@ -29,28 +29,28 @@ FAULTS: dict[str, str] = {
     "exploding_relevance": "its epsilon-LRP maps are more than 100 times larger than input x gradient, where "
     "activations that are not 0 at 0 are divided by inputs near 0; use input_x_gradient",
 }
-"""What may be wrong with a network's maps, and what to do about it, by code."""
+"""By code, what makes a network's maps meaningless, and what to do about it."""
 
-# Times that epsilon-LRP may be larger than input x gradient; networks without unbounded ratios stay below 2.
-_LARGER = 100
+# How many times larger epsilon-LRP may be than input x gradient; networks without unbounded ratios stay below 2.
+_MAX_ENLARGEMENT = 100
 # Places in the program that a fault names.
-_PLACES = 3
+_MAX_PLACES = 3
 
-_DRAWS = frozenset({"random_bits", "random_gamma", "threefry2x32", "rng_bit_generator", "rng_uniform"})
+_RANDOM_PRIMITIVES = frozenset({"random_bits", "random_gamma", "threefry2x32", "rng_bit_generator", "rng_uniform"})
 
 
 class Evidence(NamedTuple):
-    """What one backward pass shows of every image.
+    """Holds what one backward pass shows about every image.
 
     Attributes:
         gradient: Largest absolute entry of the gradient of the scalar with respect to the image.
         value: The scalar.
         strays: Largest absolute derivative of the target for other images with respect to this image's outputs.
-        tolerance: What is smaller than this share of something comparable has lost half of its digits or more to
-            cancellation: the square root of the machine epsilon of the coarsest floating-point type in the network.
+        tolerance: Square root of the machine epsilon of the coarsest floating-point type in the network: a number that
+            is smaller than this share of comparable numbers has lost at least half of its digits to cancellation.
         draws: 1 if the output depends on random numbers that the network draws, else 0.
-        enlargement: How many times larger the epsilon-LRP map is than input x gradient (Euclidean norms); 0 where not
-            both are made, or they are of no finite size.
+        enlargement: Ratio of the Euclidean norms of the epsilon-LRP map and input x gradient; 0 where one of them is
+            not computed, or the ratio is not finite.
     """
 
     gradient: Float[Array | np.ndarray, " images"]
@@ -62,14 +62,14 @@ class Evidence(NamedTuple):
 
 
 def random_signs(outputs: PyTree) -> Float[Array, " images"]:
-    """Sums the units of a representation with fixed random signs, to be used as `target` of `attribute`.
+    """Sums the units of a representation with fixed random signs, for use as `target` of `attribute`.
 
     The sum over all units is constant where the network ends in a softmax or in a normalisation without a learned
-    scale; this sum is not. The sign of a unit depends on nothing but its place: the top bit of MurmurHash3's finaliser
+    scale; this sum is not. The sign of a unit depends only on its place: the top bit of MurmurHash3's finaliser
     (Appleby 2011) of 0x9E3779B9 times the place, so it is the same for every network, machine and version.
 
     Args:
-        outputs: What the network returned: floating-point arrays [images, ...]; units are counted through all of them.
+        outputs: The network's output: floating-point arrays [images, ...]; units are numbered through all of them.
 
     Returns:
         One scalar for each image.
@@ -80,13 +80,13 @@ def random_signs(outputs: PyTree) -> Float[Array, " images"]:
 
 
 def sum_of_units(outputs: PyTree) -> Float[Array, " images"]:
-    """Sums all units of what a network returned, for each image."""
+    """Sums all units of a network's output, for each image."""
     sums = [leaf.reshape(leaf.shape[0], -1).sum(1) for leaf in jax.tree.leaves(outputs)]
     return functools.reduce(jnp.add, sums)
 
 
 def unit_signs(shapes: Iterable[Sequence[int]]) -> list[Float[Array, "..."]]:
-    """The signs of `random_signs`, +1 or -1, for arrays of these shapes; the first two differ."""
+    """Returns the signs of `random_signs`, +1 or -1, for arrays of these shapes; the first two signs differ."""
     signs, first = [], 0
     for shape in shapes:
         count = int(np.prod(shape))
@@ -100,7 +100,7 @@ def unit_signs(shapes: Iterable[Sequence[int]]) -> list[Float[Array, "..."]]:
 
 
 def signed_images(count: int) -> Float[Array, " images"]:
-    """1 for every second image, from the first on, and 0 for the others."""
+    """Returns 1 for every second image, beginning with the first, and 0 for the others."""
     return 1 - (jnp.arange(count) % 2).astype(jnp.float32)
 
 
@@ -108,22 +108,22 @@ def faults_of(usual: Evidence, signed: Evidence) -> tuple[str, ...]:
     """Returns the codes of `FAULTS` that the evidence of two passes over the same images shows.
 
     Args:
-        usual: With the cotangents that make maps; NumPy arrays.
-        signed: With random signs on the images of `signed_images`, zeros on the others.
+        usual: Evidence of the pass that gives maps; NumPy arrays.
+        signed: Evidence of the pass with random signs on the images of `signed_images`, zeros on the others.
     """
     tolerance = usual.tolerance.max(initial=0)
     maps, signs = usual.gradient[::2], signed.gradient[::2]
     compared = np.isfinite(maps) & np.isfinite(signs) & (signs > 0)
     flat = compared.any() and (maps <= tolerance * signs)[compared].all()
-    # A softmax that is sure of itself has hardly a gradient, whatever the units are weighted with; its values tell.
+    # A saturated softmax has hardly any gradient, whatever the weights of its units, so values are compared as well.
     finite = np.isfinite(usual.value) & np.isfinite(signed.value)
-    spread = [np.ptp(each.value[finite]) if finite.any() else 0 for each in (usual, signed)]
+    spread = [np.ptp(evidence.value[finite]) if finite.any() else 0 for evidence in (usual, signed)]
     constant = flat or spread[0] <= tolerance * spread[1] > 0
     shown = {
         "constant_scalar": constant,
         "coupled_images": (signed.gradient[1::2] > 0).any(),
         "random_numbers": (usual.draws > 0).any(),
-        "exploding_relevance": not constant and np.median(usual.enlargement) > _LARGER,
+        "exploding_relevance": not constant and np.median(usual.enlargement) > _MAX_ENLARGEMENT,
     }
     return tuple(code for code in FAULTS if shown[code])
 
@@ -137,23 +137,25 @@ def with_places(
         faults: Codes of `FAULTS`.
         apply: The network's function.
         params: Its weights, or their shapes and types.
-        images: Its inputs, or their shape and type.
+        images: Its input, or the shape and type of that.
     """
     if "exploding_relevance" not in faults:
         return tuple(faults)
     places = unbounded_ratios(apply, params, images)
-    named = ", ".join(places[:_PLACES]) + (f" and {len(places) - _PLACES} more" if len(places) > _PLACES else "")
+    named = ", ".join(places[:_MAX_PLACES]) + (
+        f" and {len(places) - _MAX_PLACES} more" if len(places) > _MAX_PLACES else ""
+    )
     return tuple(f"{code}: {named}" if code == "exploding_relevance" and named else code for code in faults)
 
 
 def describe_fault(fault: str) -> str:
-    """Says what a fault means, what to do about it, and where in the program it arises if that is known."""
+    """Explains a fault: what it means, what to do about it, and where in the program it arises if that is known."""
     code, _, places = fault.partition(": ")
     return FAULTS[code] + (f" (at {places})" if places else "")
 
 
 def in_sentences(faults: Mapping[str, Sequence[str]]) -> list[str]:
-    """One sentence for each fault, which names the networks that have it."""
+    """Writes a sentence for each fault, which names the networks that have it."""
     networks: dict[str, list[str]] = {}
     for name, of_network in faults.items():
         for fault in of_network:
@@ -167,17 +169,18 @@ def in_sentences(faults: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def draws_random_numbers(closed: jex.ClosedJaxpr) -> bool:
-    """Whether an output of a function depends on random numbers that the function draws."""
+    """Returns whether an output of a function depends on random numbers that the function draws."""
     return _draws(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
 
 
 def _draws(jaxpr: jex.Jaxpr, wanted: Sequence[bool]) -> bool:
+    """Whether the wanted outputs depend on random numbers; follows them backwards through the equations."""
     needed = {var for var, want in zip(jaxpr.outvars, wanted, strict=True) if want and isinstance(var, jex.Var)}
     for eqn in reversed(jaxpr.eqns):
         outputs = [var in needed for var in eqn.outvars]
         if not any(outputs):
             continue
-        if eqn.primitive.name in _DRAWS:
+        if eqn.primitive.name in _RANDOM_PRIMITIVES:
             return True
         for inner in _bodies(eqn):
             same = len(inner.outvars) == len(outputs) and eqn.primitive.name not in ("scan", "while")
@@ -188,7 +191,7 @@ def _draws(jaxpr: jex.Jaxpr, wanted: Sequence[bool]) -> bool:
 
 
 def coarsest_epsilon(closed: jex.ClosedJaxpr) -> float:
-    """The machine epsilon of the coarsest floating-point type in which a function computes anything."""
+    """Returns the machine epsilon of the coarsest floating-point type in which a function computes."""
     return max(_epsilons(closed.jaxpr), default=float(jnp.finfo(jnp.float32).eps))
 
 
@@ -205,8 +208,8 @@ def _epsilons(jaxpr: jex.Jaxpr) -> Iterable[float]:
 def _bodies(eqn: jex.JaxprEqn) -> Iterable[jex.Jaxpr]:
     """The jaxprs among the parameters of an equation."""
     for value in eqn.params.values():
-        for each in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(each, jex.ClosedJaxpr):
-                yield each.jaxpr
-            elif isinstance(each, jex.Jaxpr):
-                yield each
+        for entry in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(entry, jex.ClosedJaxpr):
+                yield entry.jaxpr
+            elif isinstance(entry, jex.Jaxpr):
+                yield entry

@@ -1,7 +1,7 @@
-"""How precisely attribution maps are computed; `docs/precision.md` says what each choice costs.
+"""The precision of matrix products in attribution; `docs/precision.md` says what each choice costs.
 
-The forward pass decides which units are on, and rounding it to bfloat16 changes that decision for so many that the maps
-become those of another network. The backward pass is linear and does not mind, so it alone is rounded.
+The forward pass decides which units are active, and rounding it to bfloat16 changes that for so many units that the
+maps become those of a different network. The backward pass is linear and tolerates rounding, so only it is rounded.
 """
 
 import functools
@@ -13,9 +13,9 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from jaxtransfer.arguments import check_name
 from jaxtransfer.attribution.relevance._graph import Node, Value, body, build
 from jaxtransfer.attribution.relevance._primitives import BILINEAR
-from jaxtransfer.errors import JaxTransferError
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -24,24 +24,24 @@ _PRODUCTS = BILINEAR - {"mul"}
 
 
 def matmul_precision(precision: Precision) -> str:
-    """The `jax.default_matmul_precision` for what is not rounded to bfloat16.
+    """Returns the `jax.default_matmul_precision` for everything that is not rounded to bfloat16.
 
     Raises:
         JaxTransferError: There is no such precision.
     """
-    if precision not in PRECISIONS:
-        raise JaxTransferError(f"The precision must be one of {', '.join(PRECISIONS)}, not {precision!r}.")
+    check_name("precision", precision, PRECISIONS)
     return "tensorfloat32" if precision == "tf32" else "highest"
 
 
 def products_in_bfloat16(pull: Callable[[PyTree], Array]) -> Callable[[PyTree], Array]:
-    """A backward pass whose matrix products and convolutions take and give bfloat16.
+    """Rewrites a backward pass so that its matrix products and convolutions take and return bfloat16.
 
-    All between them keeps its type, and so do products in which no cotangent takes part, and those in the bodies of
-    `cond` and `jax.checkpoint`, which may repeat a forward pass.
+    Other operations keep their types, and so do products without a cotangent among their factors, and those in the
+    bodies of `cond` and `jax.checkpoint`, which may repeat a forward pass.
 
     Args:
-        pull: From cotangents of what is attributed to that of the images, linear, as `jax.vjp` returns it.
+        pull: The backward pass, as `jax.vjp` returns it: a linear function from cotangents of the attributed outputs to
+            the cotangent of the images.
     """
 
     def narrowed(cotangents: PyTree) -> Array:
@@ -53,6 +53,7 @@ def products_in_bfloat16(pull: Callable[[PyTree], Array]) -> Callable[[PyTree], 
 
 
 def _evaluate(closed: jex.ClosedJaxpr, cotangents: Sequence[bool], *arrays: Any) -> list[Any]:
+    """Evaluates a jaxpr with its products in bfloat16; `cotangents` says which of its inputs are cotangents."""
     graph = build(closed, cotangents)
     env: dict[Value, Any] = dict(zip(graph.inputs, arrays, strict=True))
     for node in graph.nodes:
@@ -62,6 +63,7 @@ def _evaluate(closed: jex.ClosedJaxpr, cotangents: Sequence[bool], *arrays: Any)
 
 
 def _bind(node: Node, inputs: list[Any]) -> list[Any]:
+    """Evaluates one equation."""
     params = node.eqn.params
     cotangents = [value.active for value in node.inputs]
     if node.name in _PRODUCTS and any(cotangents) and jnp.issubdtype(node.outputs[0].aval.dtype, jnp.floating):

@@ -29,6 +29,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from jaxtransfer._version import __version__
+from jaxtransfer.comparison.options import AffinityOptions
 from jaxtransfer.errors import JaxTransferError, in_words
 
 if TYPE_CHECKING:
@@ -265,25 +266,27 @@ def affinity(
             help="What maps are of: the sum of a network's units, or their sum with random signs, for networks that "
             "end in a softmax or a norm."
         ),
-    ] = "sum",
+    ] = AffinityOptions.target,  # pyright: ignore[reportArgumentType]
     similarity: Annotated[
         Literal["cosine", "correlation"],
         typer.Option(help="Of maps; correlation removes each map's mean over pixels first."),
-    ] = "cosine",
-    edge_weight: Annotated[float, typer.Option(min=0, help="What edges count beside nodes, for depara.")] = 0.25,
+    ] = AffinityOptions.similarity,
+    edge_weight: Annotated[
+        float, typer.Option(min=0, help="Weight of edges; that of nodes is 1. For depara.")
+    ] = AffinityOptions.edge_weight,
     size: Annotated[int, typer.Option(min=1, help="Height and width of the probe images in pixels.")] = 256,
     limit: Annotated[int | None, typer.Option(help="Use the first so many images.", show_default="all")] = None,
     sketch: Annotated[
         int | None,
         typer.Option(min=1, help="Keep so many numbers of each map, a random projection.", show_default="whole maps"),
-    ] = None,
+    ] = AffinityOptions.sketch,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images at a time on each device.", show_default="as many as fit")
     ] = None,
     precision: Annotated[
         Literal["float32", "tf32", "bfloat16"],
         typer.Option(help="Of the networks' matrix products; bfloat16 is for those of the backward passes alone."),
-    ] = "float32",
+    ] = AffinityOptions.precision,
     points: Annotated[
         str | None,
         typer.Option(

@@ -1,8 +1,8 @@
 """Measures that compare representations instead of attribution maps: RSA, DEPARA, linear CKA, SVCCA.
 
-All take one array [images, units] per network, which may lie on disk; units may differ in number. They are computed on
-the host in float64. None is a mean over images, so their errors come from the jackknife over groups of images. All warn
-where even unrelated networks would score high on the given images, see `Comparison.chance`.
+All take one array [images, units] per network, which may lie on disk; the number of units may differ. They are computed
+on the host in float64. None is a mean over images, so standard errors come from the jackknife over groups of images.
+All warn if unrelated networks would score high on the given images, see `Comparison.chance`.
 """
 
 import itertools
@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from jaxtransfer.comparison.statistics import pseudo_values
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.points.store import Point, chunks
 
@@ -23,30 +24,31 @@ RELATIVES = ("rsa", "depara", "cka", "cka_biased", "svcca")
 Units = Float[np.ndarray, "images units"] | Point
 Representations = Mapping[str, Units]
 
-# Numbers of 8 bytes that are held at once.
-_HELD = 32 * 2**20
+# Numbers of 8 bytes that are held at a time.
+_MAX_ELEMENTS = 32 * 2**20
 _GROUPS, _GROUPS_OF_SVCCA = 20, 10
-# Similarities that agree to so many decimals are tied.
+# Similarities that agree to this number of decimals are tied.
 _DECIMALS = 9
-# Where less than this share of the squares varies, the rest is rounding.
-_CONSTANT = 1e-12
-# A value that unrelated networks reach by chance is too high to go without a warning.
-_HIGH = 0.1
+# If the variance is less than this share of the mean square, a representation is constant up to rounding.
+_CONSTANT_SHARE = 1e-12
+# A value that unrelated networks reach by chance causes a warning from here on.
+_HIGH_CHANCE = 0.1
 
 
 class Comparison(NamedTuple):
-    """What a measure says about all pairs of networks.
+    """Holds the values of a measure for all pairs of networks.
 
     Attributes:
-        values: Symmetric, diagonal 1.
-        pseudo_values: For each of G groups of images: G x value - (G - 1) x value without it (Tukey 1958), with pairs
-            in the order of `scipy.spatial.distance.squareform`.
+        values: The values: symmetric, diagonal 1.
+        pseudo_values: Jackknife pseudo-values of groups of images (see `statistics.pseudo_values`), with pairs in the
+            order of `scipy.spatial.distance.squareform`.
         groups: The images of each group.
-        usable: Which images are usable for which network; what is not usable for all was left out for all.
-        chance: The value that two unrelated networks would have on these images: each network's representations stay,
-            but the images of one are permuted. Root mean square over all permutations for `rsa`, the edges of `depara`
-            and `cka`, whose mean is 0; mean for `cka_biased`; root mean square of the canonical correlations, an upper
-            bound, for `svcca`. Symmetric, diagonal 1.
+        usable: Which images are usable for which network; an image that is not usable for all networks is left out for
+            all.
+        chance: The value that two unrelated networks would have on these images: the networks' representations stay the
+            same, but the images of one network are permuted. Root mean square over all permutations for `rsa`, the
+            edges of `depara` and `cka`, whose mean is 0; mean for `cka_biased`; root mean square of the canonical
+            correlations, an upper bound, for `svcca`. Symmetric, diagonal 1.
     """
 
     values: Float[np.ndarray, "networks networks"]
@@ -60,17 +62,17 @@ def cka(representations: Representations) -> Comparison:
     """Unbiased linear centred kernel alignment: -1 to 1, around 0 for unrelated networks.
 
     HSIC(X, Y) / sqrt(HSIC(X, X) HSIC(Y, Y)) with the unbiased HSIC of Song et al. (JMLR 2012, equation 5), as Nguyen et
-    al. (ICLR 2021) have it. It is the cosine between U-centred Gram matrices (Szekely and Rizzo 2014). The numerator is
+    al. (ICLR 2021) use it. It is the cosine between U-centred Gram matrices (Szekely and Rizzo 2014). The numerator is
     unbiased for any number of images, the ratio has mean 0 over permutations of one network's images. Gram matrices are
-    made in tiles, so that memory does not hold images x images.
+    computed in tiles, so that memory does not hold images x images.
 
     Warns:
-        UserWarning: Fewer than 16 images: unrelated networks score 0.1 and more by chance.
+        UserWarning: Fewer than 16 images: unrelated networks score 0.1 or more by chance.
 
     Raises:
         JaxTransferError: Fewer than five images that are usable (finite) for all networks; a network whose
             representation is the same for all of them, or has nothing left when U-centred, because all pairs of images
-            are equally alike or one image stands apart from all others, which are the same.
+            are equally similar or one image differs from all others, which are identical.
     """
     comparison = _aligned(representations, biased=False)
     _warn_of_chance("cka", representations, comparison)
@@ -80,13 +82,13 @@ def cka(representations: Representations) -> Comparison:
 def cka_biased(representations: Representations) -> Comparison:
     """Linear centred kernel alignment as first published (Kornblith et al., ICML 2019): 0 to 1, biased upwards.
 
-    |Y'X|^2 / (|X'X| |Y'Y|) in Frobenius norms, of representations X and Y whose mean over images is removed; the same
-    as of the Gram matrices XX' and YY', which are made in tiles. Of unrelated networks with effective dimensions d and
+    |Y'X|^2 / (|X'X| |Y'Y|) in Frobenius norms, of representations X and Y whose mean over images is removed; it is
+    computed from tiles of the Gram matrices XX' and YY'. Of unrelated networks with effective dimensions d and
     e it is sqrt(d e) / (images - 1) on average, where d = (sum of variances)^2 / (sum of squared variances) over the
     principal directions; with many more units than images that is nearly 1.
 
     Warns:
-        UserWarning: Unrelated networks would have 0.1 and more on average.
+        UserWarning: Unrelated networks would score 0.1 or more on average.
 
     Raises:
         JaxTransferError: Fewer than four images that are usable (finite) for all networks, or a network whose
@@ -98,20 +100,21 @@ def cka_biased(representations: Representations) -> Comparison:
 
 
 def _aligned(representations: Representations, *, biased: bool) -> Comparison:
+    """Computes linear CKA from tiles of the Gram matrices, of all images and without each group."""
     usable = _finite(representations)
     # Unbiased values need four images, also when the jackknife has left one out.
     order, groups = _grouped(np.all(usable, axis=0), _GROUPS, least=4 if biased else 5)
     count, networks = len(order), len(representations)
-    means = [_mean(each, order) for each in representations.values()]
+    means = [_mean(units, order) for units in representations.values()]
     traces = np.zeros(networks)
-    for i, ((name, each), mean) in enumerate(zip(representations.items(), means, strict=True)):
+    for i, ((name, units), mean) in enumerate(zip(representations.items(), means, strict=True)):
         spread, squares = 0.0, 0.0
-        for start, stop in _pieces(each, order):
-            piece = _centred(each, order[start:stop], mean)
+        for start, stop in _pieces(units, order):
+            piece = _centred(units, order[start:stop], mean)
             spread, squares = spread + np.square(piece).sum(), squares + np.square(piece + mean).sum()
-        _check_varies(name, spread > _CONSTANT * squares)
+        _check_varies(name, spread > _CONSTANT_SHARE * squares)
         traces[i] = spread
-    size = max(1, min(int((_HELD / networks) ** 0.5), _HELD // (2 * max(map(len, means)))))
+    size = max(1, min(int((_MAX_ELEMENTS / networks) ** 0.5), _MAX_ELEMENTS // (2 * max(map(len, means)))))
     # Products of two networks' Gram matrices, summed over the rows of a group, and over its rows and columns.
     rows, within = (np.zeros((len(groups), networks, networks)) for _ in range(2))
     row_sums = np.zeros((networks, count, len(groups)))
@@ -119,23 +122,23 @@ def _aligned(representations: Representations, *, biased: bool) -> Comparison:
         for first, last in chunks(stop, size):
             tile = np.stack(
                 [
-                    _centred(each, order[start:stop], mean) @ _centred(each, order[first:last], mean).T
-                    for each, mean in zip(representations.values(), means, strict=True)
+                    _centred(units, order[start:stop], mean) @ _centred(units, order[first:last], mean).T
+                    for units, mean in zip(representations.values(), means, strict=True)
                 ]
             )
             if first == start and not biased:
                 diagonal = np.arange(stop - start)
                 tile[:, diagonal, diagonal] = 0
-            for g, above in _within(groups, start, stop):
-                for h, across in _within(groups, first, last):
-                    part = tile[:, above, across]
+            for g, tile_rows in _within(groups, start, stop):
+                for h, tile_columns in _within(groups, first, last):
+                    part = tile[:, tile_rows, tile_columns]
                     flat = part.reshape(networks, -1)
                     product = flat @ flat.T
-                    row_sums[:, start:stop, h][:, above] += part.sum(2)
+                    row_sums[:, start:stop, h][:, tile_rows] += part.sum(2)
                     rows[g] += product
                     within[g] += product * (g == h)
                     if first < start:  # the tile on the other side of the diagonal
-                        row_sums[:, first:last, g][:, across] += part.sum(1)
+                        row_sums[:, first:last, g][:, tile_columns] += part.sum(1)
                         rows[h] += product
                         within[h] += product * (g == h)
 
@@ -152,11 +155,11 @@ def _aligned(representations: Representations, *, biased: bool) -> Comparison:
         centred = products - 2 / of_rows * sums @ sums.T + np.outer(total, total) / of_total
         for name, before, after in zip(representations, np.diagonal(products), np.diagonal(centred), strict=True):
             if biased:
-                _check_varies(name, after > _CONSTANT * before)
-            elif not after > _CONSTANT * before:
+                _check_varies(name, after > _CONSTANT_SHARE * before)
+            elif not after > _CONSTANT_SHARE * before:
                 raise JaxTransferError(
                     f"Network {name!r} gives unbiased CKA nothing to compare: all pairs of probe images are equally "
-                    "alike to it, or one image stands apart and all others are the same. Take other images."
+                    "similar for it, or one image differs and all others are identical. Take other images."
                 )
         return centred
 
@@ -177,13 +180,13 @@ def _aligned(representations: Representations, *, biased: bool) -> Comparison:
 def rsa(representations: Representations) -> Comparison:
     """Representation similarity analysis (Dwivedi and Roig, CVPR 2019): -1 to 1.
 
-    Of every network the Pearson correlations, over units, between the representations of each two images, after the
-    mean over images is removed; networks are compared by the Spearman correlation of these lists. Correlations that
-    agree to 9 decimals are tied and share their mean rank. An image without a correlation, because what is left of its
-    representation is the same in all units, is not usable.
+    For every network the Pearson correlations, over units, between the representations of every two images are
+    computed, after the mean over images is removed; networks are compared by the Spearman correlation of these lists.
+    Correlations that agree to 9 decimals are tied and share their mean rank. An image without a correlation, because
+    its representation minus the mean is the same in all units, is not usable.
 
     Warns:
-        UserWarning: Unrelated networks would have 0.1 and more by chance.
+        UserWarning: Unrelated networks would score 0.1 or more by chance.
 
     Raises:
         JaxTransferError: Fewer than four images that are usable for all networks, or a network all of whose
@@ -197,20 +200,20 @@ def rsa(representations: Representations) -> Comparison:
 def depara(
     representations: Representations, nodes: Float[np.ndarray, "images pairs"], *, edge_weight: float = 0.25
 ) -> Comparison:
-    """Deep attribution graphs (Song et al., CVPR 2020): nodes and edges, each alike from -1 to 1.
+    """Deep attribution graphs (Song et al., CVPR 2020): similarity of nodes and of edges, each -1 to 1.
 
-    Nodes are alike as attribution maps are. Edges are, of every network, the cosines between the representations of
-    each two images; they are alike by the Spearman correlation of these lists. Cosines that agree to 9 decimals are
+    Nodes are compared as attribution maps are. Edges are, for every network, the cosines between the representations of
+    every two images; they are compared by the Spearman correlation of these lists. Cosines that agree to 9 decimals are
     tied and share their mean rank. The value is (nodes + edge_weight x edges) / (1 + edge_weight), in the order of the
     paper's sum. An image without a cosine, because its representation is zero, is not usable for edges.
 
     Args:
-        representations: Of each network.
-        nodes: Similarity of the input x gradient maps of every image, pairs as in `Comparison`; NaN: not usable.
+        representations: The representations of each network.
+        nodes: Similarities of the input x gradient maps for every image, pairs as in `Comparison`; NaN: not usable.
         edge_weight: The paper's lambda; in its code 0.25, 0.03 and 0.27 for Taskonomy, COCO and indoor scenes.
 
     Warns:
-        UserWarning: The edges of unrelated networks would add 0.1 and more to the value by chance.
+        UserWarning: The edges of unrelated networks would add 0.1 or more to the value by chance.
 
     Raises:
         JaxTransferError: Fewer than four images that are usable for all networks, or a network all of whose cosines are
@@ -218,18 +221,18 @@ def depara(
     """
     from scipy.spatial.distance import squareform
 
-    found = _by_pairs(representations, centred=False)
+    edges = _by_pairs(representations, centred=False)
     known, count = np.nan_to_num(nodes.astype(np.float64)), (~np.isnan(nodes)).astype(np.float64)
     total, images = known.sum(0), count.sum(0)
     whole = total / images
-    without = np.array([(total - known[g].sum(0)) / (images - count[g].sum(0)) for g in found.groups])
-    of_nodes = len(without) * whole - (len(without) - 1) * without
-    of_edges = squareform(found.values, checks=False)
-    values = squareform((whole + edge_weight * of_edges) / (1 + edge_weight)) + np.eye(len(found.values))
-    pseudo_values = (of_nodes + edge_weight * found.pseudo_values) / (1 + edge_weight)
-    chance = found.chance * edge_weight / (1 + edge_weight)
+    without = np.array([(total - known[g].sum(0)) / (images - count[g].sum(0)) for g in edges.groups])
+    of_nodes = pseudo_values(whole, without)
+    of_edges = squareform(edges.values, checks=False)
+    values = squareform((whole + edge_weight * of_edges) / (1 + edge_weight)) + np.eye(len(edges.values))
+    values_of_groups = (of_nodes + edge_weight * edges.pseudo_values) / (1 + edge_weight)
+    chance = edges.chance * edge_weight / (1 + edge_weight)
     np.fill_diagonal(chance, 1)
-    comparison = found._replace(values=values, pseudo_values=pseudo_values, chance=chance)
+    comparison = edges._replace(values=values, pseudo_values=values_of_groups, chance=chance)
     _warn_of_chance("depara", representations, comparison)
     return comparison
 
@@ -238,14 +241,14 @@ def svcca(representations: Representations, *, variance: float = 0.99) -> Compar
     """Singular vector canonical correlation analysis (Raghu et al., NeurIPS 2017): 0 to 1.
 
     Every representation, its mean over images removed, is reduced to the fewest principal directions that hold
-    `variance` of its variance; the value is the mean canonical correlation of what two networks keep. What is
-    decomposed is the smaller of images x images and units x units, and the latter is summed over pieces of images. The
-    number of directions jumps, so the error from the jackknife is too large rather than too small. Of unrelated
-    networks that keep p and q directions the mean squared correlation is max(p, q) / (images - 1).
+    `variance` of its variance; the value is the mean canonical correlation of the reduced representations. The smaller
+    of the matrices images x images and units x units is decomposed; the latter is summed over chunks of images. The
+    number of directions is discontinuous, so the jackknife overestimates the error rather than underestimating it. For
+    unrelated networks that keep p and q directions the mean squared correlation is max(p, q) / (images - 1).
 
     Warns:
-        UserWarning: The root of that is 0.1 or more. It is 1 for a network that needs as many directions as its images
-            can have, and so correlates fully with any.
+        UserWarning: The root of that is 0.1 or more. It is 1 for a network that keeps images - 1 directions, the most
+            there can be, and so correlates perfectly with every network.
 
     Raises:
         JaxTransferError: Fewer than four images that are usable (finite) for all networks, or a network whose
@@ -260,15 +263,15 @@ def svcca(representations: Representations, *, variance: float = 0.99) -> Compar
         values = np.eye(len(representations))
         with _Scratch() as scratch:
             bases = []
-            for name, each in representations.items():
-                basis = _principal(each, kept, variance)
+            for name, units in representations.items():
+                basis = _principal(units, kept, variance)
                 _check_varies(name, basis.size > 0)
                 if left_out is None:
                     directions.append(basis.shape[1])
                 bases.append(scratch.keep(basis))
-            for i, one in enumerate(bases):
+            for i, basis in enumerate(bases):
                 for j, other in enumerate(bases[:i]):
-                    product = one.T @ other if one.shape[1] <= other.shape[1] else other.T @ one
+                    product = basis.T @ other if basis.shape[1] <= other.shape[1] else other.T @ basis
                     squares = np.linalg.eigvalsh(product @ product.T)
                     values[i, j] = values[j, i] = np.sqrt(np.clip(squares, 0, 1)).mean()
         return values
@@ -282,19 +285,19 @@ def svcca(representations: Representations, *, variance: float = 0.99) -> Compar
 
 
 def _by_pairs(representations: Representations, *, centred: bool) -> Comparison:
-    """Spearman correlations between the similarities of all pairs of images."""
+    """Computes Spearman correlations between the similarities of all pairs of images."""
     from scipy.stats import rankdata
 
     usable = _finite(representations)
     finite = np.flatnonzero(np.all(usable, axis=0))
     with _Scratch() as scratch:
         products, levels = [], []
-        for i, each in enumerate(representations.values()):
-            units = each.shape[1]
-            mean = _mean(each, finite) if centred else np.zeros(units)
-            product, level, squares = _products(each, finite, mean)
-            own = np.diagonal(product) - (units * level**2 if centred else 0)
-            usable[i, finite] = own > _CONSTANT * squares
+        for i, units in enumerate(representations.values()):
+            width = units.shape[1]
+            mean = _mean(units, finite) if centred else np.zeros(width)
+            product, level, squares = _products(units, finite, mean)
+            own = np.diagonal(product) - (width * level**2 if centred else 0)
+            usable[i, finite] = own > _CONSTANT_SHARE * squares
             products.append(scratch.keep(product))
             levels.append(level)
         order, groups = _grouped(np.all(usable, axis=0), _GROUPS)
@@ -305,12 +308,12 @@ def _by_pairs(representations: Representations, *, centred: bool) -> Comparison:
             kept = places if left_out is None else np.delete(places, groups[left_out])
             upper = np.triu_indices(len(kept), 1)
             lists = scratch.empty((len(products), len(upper[0])))
-            for i, (name, each) in enumerate(representations.items()):
+            for i, (name, units) in enumerate(representations.items()):
                 product, level = products[i][np.ix_(kept, kept)], levels[i][kept]
                 if centred:  # by the mean of just these images, then by each image's mean over units
                     product = product - product.mean(0) - product.mean(1)[:, None] + product.mean()
                     level = level - level.mean()
-                    product = product - each.shape[1] * np.outer(level, level)
+                    product = product - units.shape[1] * np.outer(level, level)
                 norms = np.sqrt(np.maximum(np.diagonal(product), np.finfo(float).tiny))
                 ranks = rankdata(np.round((product / np.outer(norms, norms))[upper], _DECIMALS))
                 ranks -= ranks.mean()
@@ -318,12 +321,12 @@ def _by_pairs(representations: Representations, *, centred: bool) -> Comparison:
                 lists[i] = ranks / np.linalg.norm(ranks)
                 if left_out is None:
                     of_images[i] = _share_of_images(lists[i], upper)
-            parts = (lists[:, start:stop] for start, stop in chunks(lists.shape[1], _HELD // len(lists)))
+            parts = (lists[:, start:stop] for start, stop in chunks(lists.shape[1], _MAX_ELEMENTS // len(lists)))
             return np.clip(sum(part @ part.T for part in parts), -1, 1)
 
         def chance() -> Float[np.ndarray, "networks networks"]:
-            # Permutations mix what is additive in the two images of a pair and what is not, each only within itself:
-            # a space of images - 1 and one of images (images - 3) / 2 dimensions.
+            # The part that is additive in the two images of a pair, and the rest, are permuted within separate spaces,
+            # of images - 1 and of images (images - 3) / 2 dimensions.
             count = len(order)
             squares = np.outer(of_images, of_images) / (count - 1)
             squares += np.outer(1 - of_images, 1 - of_images) * 2 / (count * (count - 3))
@@ -335,7 +338,10 @@ def _by_pairs(representations: Representations, *, centred: bool) -> Comparison:
 def _share_of_images(
     pairs: Float[np.ndarray, " pairs"], upper: tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"]]
 ) -> float:
-    """Share of the variance over pairs of images, mean 0 and length 1, that is a sum of the two images' own terms."""
+    """Returns the share of the variance over pairs of images that is a sum of one term for each of the two images.
+
+    Values of pairs have mean 0 and length 1.
+    """
     count = 1 + int(upper[1].max())
     sums = sum(np.bincount(side, pairs, count) for side in upper)
     return float(np.square(sums).sum() / (count - 2))
@@ -348,22 +354,22 @@ def _jackknifed(
     groups: list[slice],
     usable: Bool[np.ndarray, "networks images"],
 ) -> Comparison:
-    """The statistic of all images, and of all but each group; `chance` is called after the first."""
+    """Computes a statistic of all images, and without each group; `chance` is called after the former."""
     values = statistic(None)
     by_chance = chance()
     for matrix in (values, by_chance):
         np.fill_diagonal(matrix, 1)
     upper = np.triu_indices(len(values), 1)
     without = np.array([statistic(group)[upper] for group in range(len(groups))])
-    pseudo_values = len(groups) * values[upper] - (len(groups) - 1) * without
-    return Comparison(values, pseudo_values, tuple(order[group] for group in groups), usable, by_chance)
+    of_groups = tuple(order[group] for group in groups)
+    return Comparison(values, pseudo_values(values[upper], without), of_groups, usable, by_chance)
 
 
 def _warn_of_chance(method: str, representations: Representations, comparison: Comparison) -> None:
-    """Warns of values that unrelated networks would reach, and names the pair for which that is worst."""
+    """Warns if unrelated networks would reach high values, and names the pair for which that is worst."""
     upper = np.triu_indices(len(comparison.chance), 1)
     chance = comparison.chance[upper]
-    if not (high := chance >= _HIGH).any():
+    if not (high := chance >= _HIGH_CHANCE).any():
         return
     worst = int(chance.argmax())
     names = list(representations)
@@ -372,27 +378,28 @@ def _warn_of_chance(method: str, representations: Representations, comparison: C
     warnings.warn(
         f"On {images} images {method} cannot be trusted: networks that have nothing in common would reach "
         f"{chance[worst]:.2f} by chance ({names[upper[0][worst]]} and {names[upper[1][worst]]}), and {high.sum()} of "
-        f"{len(chance)} pairs {_HIGH} or more. Take more images{advice}.",
+        f"{len(chance)} pairs {_HIGH_CHANCE} or more. Take more images{advice}.",
         stacklevel=3,
     )
 
 
 def _finite(representations: Representations) -> Bool[np.ndarray, "networks images"]:
-    found = []
-    for each in representations.values():
-        pieces = chunks(len(each), max(1, _HELD // each.shape[1]))
-        found.append(np.concatenate([np.isfinite(each[start:stop]).all(1) for start, stop in pieces]))
-    return np.array(found)
+    """Returns which images have a finite representation."""
+    finite = []
+    for units in representations.values():
+        pieces = chunks(len(units), max(1, _MAX_ELEMENTS // units.shape[1]))
+        finite.append(np.concatenate([np.isfinite(units[start:stop]).all(1) for start, stop in pieces]))
+    return np.array(finite)
 
 
 def _grouped(
     usable: Bool[np.ndarray, " images"], groups: int, least: int = 4
 ) -> tuple[Int[np.ndarray, " kept"], list[slice]]:
-    """The usable images in an order drawn once and for all, and the groups as slices of it."""
+    """Returns the usable images in a random order that is always the same, and groups of them as slices of that."""
     kept = np.flatnonzero(usable)
     if len(kept) < least:
         raise JaxTransferError(
-            f"Representations are compared over {least} images or more that all networks can use; here are {len(kept)}."
+            f"Representations are compared on {least} or more images that all networks can use; there are {len(kept)}."
         )
     bounds = np.linspace(0, len(kept), min(groups, len(kept)) + 1).round().astype(int)
     slices = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
@@ -400,77 +407,78 @@ def _grouped(
 
 
 def _within(groups: list[slice], start: int, stop: int) -> Iterator[tuple[int, slice]]:
-    """The groups that reach into a range, with their places in it."""
+    """Yields the groups that overlap a range, with their slices of it."""
     for number, group in enumerate(groups):
         first, last = max(group.start, start), min(group.stop, stop)
         if first < last:
             yield number, slice(first - start, last - start)
 
 
-def _pieces(each: Units, images: Int[np.ndarray, " kept"]) -> Iterable[tuple[int, int]]:
-    return chunks(len(images), max(1, _HELD // each.shape[1]))
+def _pieces(units: Units, images: Int[np.ndarray, " kept"]) -> Iterable[tuple[int, int]]:
+    return chunks(len(images), max(1, _MAX_ELEMENTS // units.shape[1]))
 
 
 def _centred(
-    each: Units, images: Int[np.ndarray, " kept"], mean: Float[np.ndarray, " units"]
+    units: Units, images: Int[np.ndarray, " kept"], mean: Float[np.ndarray, " units"]
 ) -> Float[np.ndarray, "kept units"]:
-    return each[images].astype(np.float64) - mean
+    return units[images].astype(np.float64) - mean
 
 
-def _mean(each: Units, images: Int[np.ndarray, " kept"]) -> Float[np.ndarray, " units"]:
-    pieces = (each[images[start:stop]].sum(0, dtype=np.float64) for start, stop in _pieces(each, images))
+def _mean(units: Units, images: Int[np.ndarray, " kept"]) -> Float[np.ndarray, " units"]:
+    pieces = (units[images[start:stop]].sum(0, dtype=np.float64) for start, stop in _pieces(units, images))
     return np.asarray(sum(pieces)) / len(images)
 
 
 def _products(
-    each: Units, images: Int[np.ndarray, " kept"], mean: Float[np.ndarray, " units"]
+    units: Units, images: Int[np.ndarray, " kept"], mean: Float[np.ndarray, " units"]
 ) -> tuple[Float[np.ndarray, "kept kept"], Float[np.ndarray, " kept"], Float[np.ndarray, " kept"]]:
-    """Inner products of centred images, their means over units, and their squared norms before they were centred."""
+    """Returns inner products of centred images, their means over units, and their squared norms before centring."""
     product = np.empty((len(images), len(images)))
     level, squares = np.empty(len(images)), np.empty(len(images))
-    for start, stop in _pieces(each, images):
-        above = _centred(each, images[start:stop], mean)
-        level[start:stop] = above.mean(1)
-        squares[start:stop] = np.square(above + mean).sum(1)
-        for first, last in _pieces(each, images[:stop]):
-            part = above @ _centred(each, images[first:last], mean).T
+    for start, stop in _pieces(units, images):
+        centred = _centred(units, images[start:stop], mean)
+        level[start:stop] = centred.mean(1)
+        squares[start:stop] = np.square(centred + mean).sum(1)
+        for first, last in _pieces(units, images[:stop]):
+            part = centred @ _centred(units, images[first:last], mean).T
             product[start:stop, first:last] = part
             product[first:last, start:stop] = part.T
     return product, level, squares
 
 
-def _principal(each: Units, images: Int[np.ndarray, " kept"], variance: float) -> Float[np.ndarray, "kept directions"]:
-    """Orthonormal coordinates of images along the principal directions; none where nothing varies."""
-    mean = _mean(each, images)
-    units = each.shape[1]
-    if units < len(images):
-        squares, products = 0.0, np.zeros((units, units))
-        for start, stop in _pieces(each, images):
-            piece = _centred(each, images[start:stop], mean)
+def _principal(units: Units, images: Int[np.ndarray, " kept"], variance: float) -> Float[np.ndarray, "kept directions"]:
+    """Returns orthonormal coordinates of images along the principal directions; none if the images are all the same."""
+    mean = _mean(units, images)
+    width = units.shape[1]
+    if width < len(images):
+        squares, products = 0.0, np.zeros((width, width))
+        for start, stop in _pieces(units, images):
+            piece = _centred(units, images[start:stop], mean)
             products += piece.T @ piece
             squares += np.square(piece + mean).sum()
     else:
-        products, _, before = _products(each, images, mean)
+        products, _, before = _products(units, images, mean)
         squares = before.sum()
     variances, vectors = np.linalg.eigh(products)
     variances, vectors = np.maximum(variances[::-1], 0), vectors[:, ::-1]
-    if variances.sum() <= _CONSTANT * squares:
+    if variances.sum() <= _CONSTANT_SHARE * squares:
         return np.empty((len(images), 0))
     count = 1 + int(np.searchsorted(np.cumsum(variances), variance * variances.sum()))
-    if units >= len(images):
+    if width >= len(images):
         return vectors[:, :count]
     directions = vectors[:, :count] / np.sqrt(variances[:count])
-    pieces = _pieces(each, images)
-    return np.concatenate([_centred(each, images[start:stop], mean) @ directions for start, stop in pieces])
+    pieces = _pieces(units, images)
+    return np.concatenate([_centred(units, images[start:stop], mean) @ directions for start, stop in pieces])
 
 
 def _check_varies(name: str, varies: bool | np.bool_) -> None:
+    """Raises an error if a network's representation does not vary."""
     if not varies:
-        raise JaxTransferError(f"Network {name!r} represents all probe images alike, so it cannot be compared by that.")
+        raise JaxTransferError(f"Network {name!r} gives all probe images the same representation; take other images.")
 
 
 class _Scratch(tempfile.TemporaryDirectory):
-    """A temporary directory for arrays that need not be in memory."""
+    """Holds arrays in a temporary directory instead of memory."""
 
     def __enter__(self) -> "_Scratch":
         super().__enter__()
@@ -478,12 +486,12 @@ class _Scratch(tempfile.TemporaryDirectory):
         return self
 
     def empty(self, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
-        """An array on disk."""
+        """Creates an array on disk."""
         self._count += 1
         return np.lib.format.open_memmap(Path(self.name) / f"{self._count}.npy", "w+", np.float64, shape)
 
     def keep(self, array: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-        """A copy on disk."""
+        """Copies an array to disk."""
         copy = self.empty(array.shape)
         copy[...] = array
         return copy

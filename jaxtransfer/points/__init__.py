@@ -1,1 +1,1 @@
-"""Points: what a network makes of the probe images, computed on devices and stored on disk."""
+"""Points: a network's attribution maps and representations of the probe images, computed on devices and stored."""

@@ -9,17 +9,17 @@ from jaxtyping import Array, Bool, Float
 Similarity = Literal["cosine", "correlation"]
 SIMILARITIES: tuple[Similarity, ...] = ("cosine", "correlation")
 
-# A map whose entries differ from their mean by less than this share of its largest entry is constant up to rounding.
-_FLAT = 1e-6
+# A map is constant up to rounding if its entries differ from their mean by less than this share of its largest entry.
+_FLAT_SHARE = 1e-6
 
 
 def directions(
     maps: Float[Array, "*maps pixels"], similarity: Similarity
 ) -> tuple[Float[Array, "*maps pixels"], Bool[Array, "*maps"]]:
-    """Maps scaled to length 1, for "correlation" without their mean over pixels, and which of them have a direction.
+    """Scales maps to length 1, and says which of them have a direction.
 
-    A map has none, and becomes zero, if it holds a value that is not finite, if it is zero, or, for the correlation, if
-    it is constant.
+    For "correlation" the mean over pixels is removed first. A map has no direction, and becomes zero, if it holds a
+    value that is not finite, if it is zero, or, for the correlation, if it is constant.
     """
     finite = jnp.isfinite(maps).all(-1, keepdims=True)
     maps = jnp.where(finite, maps, 0)
@@ -29,5 +29,5 @@ def directions(
     if similarity == "correlation":
         maps = maps - maps.mean(-1, keepdims=True)
     norm = jnp.sqrt(jnp.square(maps).sum(-1, keepdims=True))
-    usable = finite & (norm > _FLAT * math.sqrt(maps.shape[-1]))
+    usable = finite & (norm > _FLAT_SHARE * math.sqrt(maps.shape[-1]))
     return jnp.where(usable, maps / jnp.where(usable, norm, 1), 0), usable[..., 0]

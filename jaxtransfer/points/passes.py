@@ -1,10 +1,10 @@
-"""One pass: a batch of probe images through one network on each row of a mesh, and where its arrays live.
+"""Compiled passes of a batch of probe images through one network on each row of a mesh, and where their arrays lie.
 
-A mesh has the axes `model` and `data` (see `devices`). Nothing crosses devices in a pass.
+A mesh has the axes `model` and `data` (see `devices`). No data crosses devices in a pass.
 
-    weights   [model, ...]                   one network's on each row
+    weights   [model, ...]                   those of one network on each row
     inputs    [data * batch, h, w, channels] one share of the images on each column
-    results   [model, data * batch, ...]     on the device that made them
+    outputs   [model, data * batch, ...]     on the device that computed them
 """
 
 import dataclasses
@@ -31,22 +31,21 @@ Images = Float[np.ndarray, "images height width channels"] | UInt8[np.ndarray, "
 
 REPRESENTATION, SKETCH = "representation", "-sketch"
 
-_ONE_NETWORK_A_ROW, _ONE_SHARE_A_COLUMN = PartitionSpec(MODEL), PartitionSpec(DATA)
-_BY_BOTH = PartitionSpec(MODEL, DATA)
-_EVERYWHERE = PartitionSpec()
+_BY_ROW, _BY_COLUMN, _BY_BOTH = PartitionSpec(MODEL), PartitionSpec(DATA), PartitionSpec(MODEL, DATA)
+_REPLICATED = PartitionSpec()
 
-# Of the memory of a device, what the inputs may take if they are to stay there.
-_OF_INPUTS = 1 / 4
+# Fraction of a device's memory that all inputs may use to stay there.
+_INPUTS_MEMORY_FRACTION = 1 / 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Which image is where: device d of a row of the mesh has `share` consecutive images, `batch` at a time.
+    """Assigns images to devices and steps: each device of a row of the mesh has `share` consecutive images.
 
     Attributes:
         mesh: The devices.
-        images: How many there are; what fills up the last shares repeats the last one.
-        batch: Images at a time on each device.
+        images: Number of images; the last one is repeated to fill the last shares.
+        batch: Images in a batch on each device.
     """
 
     mesh: Mesh
@@ -54,55 +53,55 @@ class Layout:
     batch: int
 
     @classmethod
-    def of(cls, mesh: Mesh, images: int, most: int) -> "Layout":
-        """The layout of the fewest steps of at most `most` images, as equal as can be."""
+    def of(cls, mesh: Mesh, images: int, max_batch: int) -> "Layout":
+        """Returns the layout with the fewest steps for batches of at most `max_batch` images, as equal as possible."""
         share = -(-images // mesh.shape[DATA])
-        return cls(mesh, images, -(-share // -(-share // most)))
+        return cls(mesh, images, -(-share // -(-share // max_batch)))
 
     @property
     def steps(self) -> int:
-        """Batches on each device."""
-        return -(-self.images // self.at_once)
+        """Number of batches on each device."""
+        return -(-self.images // self.step_images)
 
     @property
     def share(self) -> int:
-        """Images of each device."""
+        """Number of images of each device."""
         return self.steps * self.batch
 
     @property
-    def at_once(self) -> int:
-        """Images of one step, on all columns of the mesh."""
+    def step_images(self) -> int:
+        """Number of images in one step, on all columns of the mesh."""
         return self.mesh.shape[DATA] * self.batch
 
     @property
     def by_share(self) -> NamedSharding:
-        """Where a step's images lie: on each column its own."""
-        return NamedSharding(self.mesh, _ONE_SHARE_A_COLUMN)
+        """The sharding of a step's images: each column of the mesh has its own."""
+        return NamedSharding(self.mesh, _BY_COLUMN)
 
     def done(self, steps: int) -> int:
-        """Images that so many steps have done."""
+        """Number of images that are done after the first `steps` steps."""
         shares = (self.images - self.first(column, 0) for column in range(self.mesh.shape[DATA]))
         return sum(min(steps * self.batch, max(0, share)) for share in shares)
 
     def first(self, column: int, step: int) -> int:
-        """The first image of a batch on a column of the mesh."""
+        """Number of the first image of a batch on a column of the mesh."""
         return column * self.share + step * self.batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """What a compiled pass depends on, apart from shapes.
+    """Describes a compiled pass: everything it depends on, apart from the shapes of the weights.
 
     Attributes:
         apply: The network's function.
-        preprocess: How its inputs were made.
-        kinds: Of points to make.
-        similarity: For which sketches are made.
-        target: The scalar that maps are of; None: the sum over units.
+        preprocess: Made the inputs from probe images; None: probe images are the inputs.
+        kinds: Kinds of points to compute.
+        similarity: Similarity that sketches preserve.
+        target: The scalar that maps attribute; None: the sum over units.
         epsilon: Stabiliser of epsilon-LRP.
-        precision: Of the passes; sketches and what brings maps to probe size are float32.
+        precision: Precision of matrix products in the network; maps are resized and sketched in float32.
         shape: Height, width and channels of the probe images.
-        layout: Where images are.
+        layout: Which device computes which images.
     """
 
     apply: ApplyFn
@@ -116,95 +115,105 @@ class Pass:
     layout: Layout
 
     def compiled(self, params: PyTree, projection: Projection | None, own: PyTree | None = None) -> jax.stages.Compiled:
-        """The program `(params, inputs, numbers, projection, signed) -> ({kind: points}, evidence)`.
+        """Compiles the program `(params, inputs, numbers, projection, signed) -> ({kind: points}, evidence)`.
 
-        `signed` and the evidence are those of `attribution_pass`. The program is for weights of these shapes, and
-        compiled once in a process.
+        `signed` and the evidence are those of `attribution_pass`. A process compiles the program once for weights of
+        these shapes.
 
         Args:
             params: Weights on the mesh, see `place_weights`.
-            projection: For sketches.
-            own: A network's weights before they were placed: its Python numbers take part in type promotion as Python
-                numbers do. None: there are none.
+            projection: Makes sketches of maps; None: maps are kept whole.
+            own: The network's weights before they were placed: Python numbers among them stay weakly typed. None: no
+                weight is a Python number.
         """
-        at_once, by_share = self.layout.at_once, self.layout.by_share
-        inputs = jax.ShapeDtypeStruct(input_shape(self.preprocess, at_once, self.shape), jnp.float32, sharding=by_share)
-        numbers = jax.ShapeDtypeStruct((at_once,), jnp.int32, sharding=by_share)
+        count, by_share = self.layout.step_images, self.layout.by_share
+        inputs = jax.ShapeDtypeStruct(input_shape(self.preprocess, count, self.shape), jnp.float32, sharding=by_share)
+        numbers = jax.ShapeDtypeStruct((count,), jnp.int32, sharding=by_share)
         arrays = jax.tree.leaves((params, projection))
         weak = [jax.typeof(leaf).weak_type for leaf in jax.tree.leaves(own)]
         weak += [False] * (len(arrays) - len(weak))
-        given = [
+        specs = [
             jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding, weak_type=is_weak)
             for a, is_weak in zip(arrays, weak, strict=True)
         ]
         structure = jax.tree.structure((params, projection))
-        return _compiled(self, structure, (*given,), inputs, numbers)
+        return _compiled(self, structure, (*specs,), inputs, numbers)
 
 
 @functools.lru_cache(maxsize=256)
 def _compiled(
-    one: Pass,
+    forward_pass: Pass,
     structure: Any,
-    given: tuple[jax.ShapeDtypeStruct, ...],
+    specs: tuple[jax.ShapeDtypeStruct, ...],
     inputs: jax.ShapeDtypeStruct,
     numbers: jax.ShapeDtypeStruct,
 ) -> jax.stages.Compiled:
-    params, projection = jax.tree.unflatten(structure, given)
+    params, projection = jax.tree.unflatten(structure, specs)
     # Gradients are taken inside, of each device's own images. With `check_vma` JAX would sum them over the rows of the
     # mesh, on which the images are the same (jax #36886).
     program = jax.shard_map(
-        functools.partial(_on_device, one),
-        mesh=one.layout.mesh,
-        in_specs=(_ONE_NETWORK_A_ROW, _ONE_SHARE_A_COLUMN, _ONE_SHARE_A_COLUMN, _EVERYWHERE, _EVERYWHERE),
+        functools.partial(_on_device, forward_pass),
+        mesh=forward_pass.layout.mesh,
+        in_specs=(_BY_ROW, _BY_COLUMN, _BY_COLUMN, _REPLICATED, _REPLICATED),
         out_specs=_BY_BOTH,
         check_vma=False,
     )
-    signed = jax.ShapeDtypeStruct((), jnp.bool_, sharding=NamedSharding(one.layout.mesh, _EVERYWHERE))
+    signed = jax.ShapeDtypeStruct((), jnp.bool_, sharding=NamedSharding(forward_pass.layout.mesh, _REPLICATED))
     return jax.jit(program).lower(params, inputs, numbers, projection, signed).compile()
 
 
 def _on_device(
-    one: Pass,
+    forward_pass: Pass,
     params: PyTree,
     inputs: Float[Array, "images h w channels"],
     numbers: Int[Array, " images"],
     projection: Projection | None,
     signed: Bool[Array, ""],
 ) -> tuple[dict[str, Float[Array, "1 images ..."]], Evidence]:
-    """Maps at probe size, averaged over colour channels (methods A.3), or sketches of them, and representations.
+    """Computes a device's points: maps, or sketches of them, and representations, from one forward pass.
 
-    One forward pass gives all. The sketch of a map without direction is not a number. Weights and results have an axis
-    of length 1 in front: the device's part of that of networks.
+    Maps are brought to probe size and averaged over colour channels. The sketch of a map without direction is NaN. The
+    first axis of weights and outputs is the device's part of the axis of networks, of length 1.
     """
     params = jax.tree.map(lambda leaf: leaf[0], params)
-    methods = {kind: kind.partition("-")[0] for kind in one.kinds if kind != REPRESENTATION}
+    methods = {kind: kind.partition("-")[0] for kind in forward_pass.kinds if kind != REPRESENTATION}
     with jax.default_matmul_precision("highest"):
         maps, outputs, evidence = attribution_pass(
-            one.apply, params, inputs, signed if methods else None,
-            (*methods.values(),), one.target, one.epsilon, one.precision, True,
+            forward_pass.apply, params, inputs, signed if methods else None,
+            (*methods.values(),), forward_pass.target, forward_pass.epsilon, forward_pass.precision, True,
         )  # fmt: skip
-        found = {}
+        points = {}
         for kind, method in methods.items():
-            found[kind] = restore_maps(one.preprocess, maps[method].mean(-1), one.shape[:2])
+            points[kind] = restore_maps(forward_pass.preprocess, maps[method].mean(-1), forward_pass.shape[:2])
             if projection is not None:
-                units, usable = directions(found[kind].reshape(len(numbers), -1), one.similarity)
-                found[kind] = jnp.where(usable[:, None], projection(units, numbers), jnp.nan)
-        if REPRESENTATION in one.kinds:
+                units, usable = directions(points[kind].reshape(len(numbers), -1), forward_pass.similarity)
+                points[kind] = jnp.where(usable[:, None], projection(units, numbers), jnp.nan)
+        if REPRESENTATION in forward_pass.kinds:
             units = [leaf.reshape(leaf.shape[0], -1).astype(jnp.float32) for leaf in jax.tree.leaves(outputs)]
-            found[REPRESENTATION] = jnp.concatenate(units, axis=1)
-    return jax.tree.map(lambda of_images: of_images[None], (found, evidence))
+            points[REPRESENTATION] = jnp.concatenate(units, axis=1)
+    return jax.tree.map(lambda of_images: of_images[None], (points, evidence))
+
+
+def evidence_of_row(evidence: Evidence, row: int) -> Evidence:
+    """Copies the evidence of the first device of a row of the mesh to the host; this process must have that device."""
+
+    def first(array: Array) -> Float[np.ndarray, " images"]:
+        shards = {(shard.index[0].start or 0, shard.index[1].start or 0): shard for shard in array.addressable_shards}
+        return jax.device_get(shards[row, 0].data)[0]
+
+    return jax.tree.map(first, evidence)
 
 
 def bytes_needed(program: jax.stages.Compiled) -> int:
-    """What a program takes of a device's memory, its arguments included; 0 where the compiler does not say."""
-    said = program.memory_analysis()
-    return said.temp_size_in_bytes + said.argument_size_in_bytes + said.output_size_in_bytes if said else 0
+    """Returns the memory that a program uses on a device, with its arguments; 0 where the compiler does not say."""
+    sizes = program.memory_analysis()
+    return sizes.temp_size_in_bytes + sizes.argument_size_in_bytes + sizes.output_size_in_bytes if sizes else 0
 
 
 def preprocessed(
     preprocess: PreprocessFn | None, images: Float[Array, "images height width channels"]
 ) -> Float[Array, "images h w channels"]:
-    """Probe images as a network wants them."""
+    """Makes a network's input from probe images."""
     return images if preprocess is None else preprocess(images)
 
 
@@ -212,25 +221,24 @@ _preprocessed = jax.jit(preprocessed, static_argnums=0)
 
 
 class Inputs:
-    """The probe as networks of one preprocessing see it; it is preprocessed once.
+    """Preprocesses the probe images once for all networks with the same preprocessing.
 
-    All batches stay on the devices where they take no more than a quarter of their memory, otherwise in the host's, and
-    go over one at a time.
+    All batches stay on the devices if they fit in a quarter of their memory; otherwise they stay on the host, and each
+    is copied when it is needed.
     """
 
     def __init__(self, images: Images, preprocess: PreprocessFn | None, layout: Layout) -> None:
-        """Prepares nothing yet."""
+        """Takes images, preprocessing and layout; preprocesses nothing yet."""
         self.key = (preprocess, layout)
         self._images, self._preprocess, self._layout = images, preprocess, layout
-        self._shape = input_shape(preprocess, layout.at_once, images.shape[1:])
-        self._stay = (
-            4 * layout.steps * np.prod(self._shape) / layout.mesh.shape[DATA] <= _OF_INPUTS * memory_per_device()
-        )
+        self._shape = input_shape(preprocess, layout.step_images, images.shape[1:])
+        size = 4 * layout.steps * np.prod(self._shape) / layout.mesh.shape[DATA]
+        self._stay_on_devices = size <= _INPUTS_MEMORY_FRACTION * memory_per_device()
         self._on_devices: dict[int, tuple[Array, Array]] = {}
         self._on_host: dict[int, Float[np.ndarray, "images h w channels"]] = {}
 
     def __getitem__(self, step: int) -> tuple[Float[Array, "images h w channels"], Int[Array, " images"]]:
-        """The inputs of a step, and the numbers of their images."""
+        """Returns the inputs of a step, and the numbers of their images."""
         if step in self._on_devices:
             return self._on_devices[step]
 
@@ -238,15 +246,15 @@ class Inputs:
             first = self._layout.first((index[0].start or 0) // self._layout.batch, step)
             return np.arange(first, first + self._layout.batch, dtype=np.int32).clip(max=len(self._images) - 1)
 
-        inputs = distribute(self._shape, self._layout.by_share, lambda index: self._seen(numbers(index)))
-        found = inputs, distribute(self._shape[:1], self._layout.by_share, numbers)
-        if self._stay:
-            self._on_devices[step] = found
+        inputs = distribute(self._shape, self._layout.by_share, lambda index: self._inputs_of(numbers(index)))
+        batch = inputs, distribute(self._shape[:1], self._layout.by_share, numbers)
+        if self._stay_on_devices:
+            self._on_devices[step] = batch
             self._on_host.clear()
-        return found
+        return batch
 
-    def _seen(self, numbers: Int[np.ndarray, " images"]) -> Float[np.ndarray, "images h w channels"]:
-        """Images as the network sees them."""
+    def _inputs_of(self, numbers: Int[np.ndarray, " images"]) -> Float[np.ndarray, "images h w channels"]:
+        """The inputs for some images, preprocessed when they are first asked for."""
         if (first := int(numbers[0])) not in self._on_host:
             images = self._images[numbers].astype(np.float32)
             images = images / np.float32(255) if self._images.dtype == np.uint8 else images
@@ -256,19 +264,22 @@ class Inputs:
 
 
 def input_shape(preprocess: PreprocessFn | None, images: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of what a network gets of so many probe images of a shape."""
+    """Returns the shape of a network's input for a number of probe images of a shape [height, width, channels]."""
     probe = jax.ShapeDtypeStruct((images, *shape), jnp.float32)
     return jax.eval_shape(functools.partial(preprocessed, preprocess), probe).shape
 
 
 def place_weights(networks: Mapping[int, PyTree], mesh: Mesh) -> PyTree:
-    """The weights of one network on each row of a mesh.
+    """Puts the weights of one network on each row of a mesh.
 
     Args:
-        networks: By row, of all rows in which this process has devices; of one architecture.
+        networks: Weights of networks of one architecture, by row; all rows in which this process has devices.
         mesh: The devices.
+
+    Returns:
+        The weights with an axis of networks in front, one for each row.
     """
-    by_row = NamedSharding(mesh, _ONE_NETWORK_A_ROW)
+    by_row = NamedSharding(mesh, _BY_ROW)
 
     def on_rows(*leaves: Any) -> Array:
         if is_key(leaves[0]):

@@ -14,7 +14,8 @@ from jaxtransfer.arguments import checked_methods
 from jaxtransfer.attribution.maps import METHODS
 from jaxtransfer.attribution.precision import Precision
 from jaxtransfer.comparison.affinity import Affinity
-from jaxtransfer.comparison.matrix import TARGETS, Sweep, Target
+from jaxtransfer.comparison.matrix import Sweep
+from jaxtransfer.comparison.options import AffinityOptions
 from jaxtransfer.comparison.representations import RELATIVES
 from jaxtransfer.data.probe import Probe, load_probe
 from jaxtransfer.devices import is_first, synchronised
@@ -31,12 +32,12 @@ from jaxtransfer.evaluation.retrieval import (
 from jaxtransfer.figures.drawings import heat_map, retrieval_curves
 from jaxtransfer.files import write_csv
 from jaxtransfer.networks.zoo import Zoo
-from jaxtransfer.points.directions import SIMILARITIES, Similarity
+from jaxtransfer.points.compute import Target
+from jaxtransfer.points.directions import Similarity
 from jaxtransfer.runs import record
 from jaxtransfer.runs.gradient_results import read_results
 
 _KIND = "affinity"
-_EPSILON = 1e-4
 
 
 def run_affinity(
@@ -46,11 +47,11 @@ def run_affinity(
     *,
     command: Sequence[str],
     methods: str | Sequence[str] = METHODS,
-    target: Target = "sum",
-    similarity: Similarity = "cosine",
-    edge_weight: float = 0.25,
-    sketch: int | None = None,
-    precision: Precision = "float32",
+    target: Target = AffinityOptions.target,
+    similarity: Similarity = AffinityOptions.similarity,
+    edge_weight: float = AffinityOptions.edge_weight,
+    sketch: int | None = AffinityOptions.sketch,
+    precision: Precision = AffinityOptions.precision,
     batch_size: int | None = None,
     mesh: Mesh | None = None,
     size: int = 256,
@@ -59,75 +60,64 @@ def run_affinity(
     points: str | Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[Affinity, Probe]:
-    """Computes the affinities of a zoo's networks and writes a run directory, or takes an unfinished one up.
+    """Computes the affinities of a zoo's networks into a run directory, or resumes an unfinished run.
 
     The directory receives `affinity_<method>.csv`, `stderr_<method>.csv` and `counts_<method>.csv`, a heat map
-    `affinity_<method>.png` of each method, the points, and `run.json`: what was asked, of which networks and
-    images, with which software on which device, and what had to be left out. A run that was interrupted goes
-    on where it stopped; of a zoo that has changed since, only networks that are new or have other weights are computed.
+    `affinity_<method>.png` for each method, the points, and `run.json`: settings, networks, images, software and
+    device, and the maps that were left out. An interrupted run resumes where it stopped; if the zoo has changed since,
+    only networks that are new or have different weights are computed.
 
     Args:
         zoo: The networks.
         images: The folder of probe images, see `load_probe`.
         out: The run directory: new, empty, or of a run with the same settings.
-        command: What the user typed, for `run.json`.
-        methods: Any of `METHODS` and `RELATIVES`, one or several.
+        command: The command line, for `run.json`.
+        methods: One or several of `METHODS` and `RELATIVES`.
         target: "sum" or "random_signs", see `affinity_matrix`.
-        similarity: "cosine", or "correlation" for cosines of maps whose mean over pixels was removed.
-        edge_weight: How much the edges of DEPARA count beside its nodes.
-        sketch: Keep so many numbers of each map, see `affinity_matrix`; None: whole maps.
-        precision: Of the networks' passes, see `affinity_matrix`.
-        batch_size: Images at a time on each device; None: as many as are useful and fit.
+        similarity: "cosine", or "correlation", which removes each map's mean over pixels first.
+        edge_weight: Weight of DEPARA's edges, where its nodes have the weight 1; >= 0.
+        sketch: Keep this many numbers of each map, see `affinity_matrix`; None: whole maps.
+        precision: Precision of matrix products in the networks' passes, see `affinity_matrix`.
+        batch_size: Images in a batch on each device; None: the largest batch that is useful and fits in memory.
         mesh: Devices to share the work, see `affinity_matrix`.
-        size: Height and width in pixels of the probe images, and of the maps that are kept and compared.
-        limit: Use the first so many images; None: all.
-        strict: Whether a file that is no usable image is an error rather than skipped.
-        points: Directory, or URL of an object store's folder, whose `points/` receives the points; None: the run
+        size: Height and width in pixels of the probe images, and of the maps that are stored and compared.
+        limit: Use only this many images, the first ones; None: all.
+        strict: Whether a file that is not a usable image is an error instead of being skipped.
+        points: Directory, or URL of a folder in an object store, whose `points/` receives the points; None: the run
             directory.
-        progress: Called with images done, images to do (over all networks) and the network's name.
+        progress: Called as `progress(done, total, name)`, see `affinity_matrix`.
 
     Returns:
         The affinities, and the probe images they come from.
 
     Raises:
-        JaxTransferError: The zoo is empty or damaged or has functions in modules that it may not use, the images cannot
-            be used, or `out` is no run directory, one of a run with other settings, or one that another run is at
-            work in.
-        OSError: Something cannot be written, because the disk is full for example.
+        JaxTransferError: A setting has no such value, the zoo is empty or damaged or has functions in modules that it
+            may not import, the images cannot be used, or `out` is not a run directory, is that of a run with other
+            settings, or is in use by another run.
+        OSError: A file cannot be written, because the disk is full for example.
     """
     out = Path(out)
     with synchronised():
-        methods = checked_methods(methods)
+        options = AffinityOptions(
+            methods=methods,
+            target=target,
+            similarity=similarity,
+            edge_weight=edge_weight,
+            sketch=sketch,
+            precision=precision,
+        )
+        ordered = [method for method in (*METHODS, *RELATIVES) if method in options.methods]
+        options = dataclasses.replace(options, methods=ordered)
         if not zoo.path.is_dir():
             raise JaxTransferError(f"There is no zoo at {zoo.path}; `jaxtransfer convert` makes one.")
         if len(zoo) < 2:
             count = "only one network" if len(zoo) else "no networks"
             raise JaxTransferError(f"The zoo {zoo.path} has {count}; affinities need two or more.")
-        for kind, asked, known in [
-            ("method", methods, (*METHODS, *RELATIVES)),
-            ("target", [target], TARGETS),
-            ("similarity", [similarity], SIMILARITIES),
-        ]:
-            if unknown := [name for name in asked if name not in known]:
-                raise JaxTransferError(f"There is no {kind} {unknown[0]!r}; there are: {', '.join(known)}.")
-        methods = tuple(method for method in (*METHODS, *RELATIVES) if method in methods)
         manifests = {name: zoo.manifest(name) for name in zoo.names}
         zoo.check_modules(manifests.values())
         probe = load_probe(images, size=size, limit=limit, strict=strict)
-    settings = {
-        "methods": list(methods),
-        "target": target,
-        "similarity": similarity,
-        "epsilon": _EPSILON,
-        "sketch": sketch,
-        "precision": precision,
-    }
-    if "depara" in methods:
-        settings["edge_weight"] = edge_weight
-    if "cka" in methods:
-        settings["cka"] = "unbiased"  # in earlier versions it was not, see `record.read`
     about = {
-        "settings": settings,
+        "settings": options.as_settings(),
         "zoo": str(zoo.path),
         "networks": {
             name: {key: manifest[key] for key in ("weights_sha256", "preprocess")}
@@ -144,18 +134,14 @@ def run_affinity(
         "unusable": None,
         "faults": None,
     }
-    sweep = Sweep(
-        zoo, probe.images, methods=methods, target=target, similarity=similarity, epsilon=_EPSILON,
-        edge_weight=edge_weight, sketch=sketch, precision=precision, batch_size=batch_size, mesh=mesh,
-        image_names=probe.names,
-    )  # fmt: skip
+    sweep = Sweep(zoo, probe.images, options, batch_size=batch_size, mesh=mesh, image_names=probe.names)
     with record.open_run(out, _KIND, about, _differences, command, mesh=dict(sweep.mesh.shape)) as results:
         affinity = sweep.run(points or out, progress)
         if is_first():
             _write(out, affinity, len(probe.names))
         results["batch_sizes"] = sweep.batch_sizes
         results["faults"] = {name: list(codes) for name, codes in affinity.faults.items()}
-        results["unusable"] = {method: [list(pair) for pair in affinity.unusable[method]] for method in methods}
+        results["unusable"] = {method: [list(pair) for pair in affinity.unusable[method]] for method in options.methods}
     return affinity, probe
 
 

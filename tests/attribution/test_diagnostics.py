@@ -510,7 +510,7 @@ CALL = r"apply must be a function called as apply\(params, images\)"
     [
         ({"methods": 3}, r'methods must be names, like methods=\("saliency",\), not 3'),
         ({"methods": [3]}, "methods must be names"),
-        ({"methods": "salience"}, "'salience' is not an attribution method"),
+        ({"methods": "salience"}, "There is no attribution method 'salience'; there are: saliency"),
         ({"target": 3}, "target must be a function of the network's output, .* not 3"),
         ({"target": "sum"}, "target must be a function"),
         ({"target": lambda o: 3.0}, "one scalar per image, shape .*, not 3.0"),
@@ -578,9 +578,12 @@ def test_a_network_says_what_is_wrong_with_it(changed, message):
         ({"images": Tensor()}, "not a torch.Tensor"),
         ({"images": PROBE[:0]}, "There are no probe images"),
         ({"methods": 3}, "methods must be names"),
-        ({"methods": "salience"}, "Methods must be some of saliency.*, not salience"),
-        ({"target": "max"}, "The target must be one of sum, random_signs, not 'max'"),
-        ({"target": jt.random_signs}, "The target must be one of sum, random_signs"),
+        ({"methods": "salience"}, "There is no method 'salience'; there are: saliency, .*svcca"),
+        ({"target": "max"}, "There is no target 'max'; there are: sum, random_signs"),
+        (
+            {"target": jt.random_signs},
+            "The target must be a name, one of sum, random_signs, not <function",
+        ),
         ({"epsilon": 0}, "epsilon must be greater than 0"),
     ],
 )

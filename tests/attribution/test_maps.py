@@ -268,8 +268,8 @@ def test_all_maps_cost_one_forward_and_two_backward_convolutions() -> None:
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ((IMAGES,), {"methods": ("grad_cam",)}, "'grad_cam' is not an attribution method; choose from saliency"),
-        ((IMAGES,), {"methods": ()}, "Nothing is not an attribution method"),
+        ((IMAGES,), {"methods": ("grad_cam",)}, "There is no attribution method 'grad_cam'; there are: .*saliency"),
+        ((IMAGES,), {"methods": ()}, "No attribution method is named; there are: saliency"),
         ((IMAGES,), {"epsilon": 0.0}, "epsilon must be greater than 0"),
         ((IMAGES,), {"target": lambda o: o}, "one scalar per image"),
         ((IMAGES[0],), {}, "must be floating point"),

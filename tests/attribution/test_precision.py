@@ -226,9 +226,9 @@ def test_points_of_another_precision_are_computed_again(tmp_path: Path) -> None:
 
 
 def test_unknown_precision() -> None:
-    with pytest.raises(jt.JaxTransferError, match=r"one of float32, tf32, bfloat16, not 'float16'\.$"):
+    with pytest.raises(jt.JaxTransferError, match=r"no precision 'float16'; there are: bfloat16, float32, tf32\.$"):
         jt.attribute(simple, PARAMS, IMAGES, precision="float16")  # pyright: ignore[reportCallIssue, reportArgumentType]
-    with pytest.raises(jt.JaxTransferError, match="not 'half'"):
+    with pytest.raises(jt.JaxTransferError, match="There is no precision 'half'"):
         jt.affinity_matrix(networks(simple), PROBE, precision="half")  # pyright: ignore[reportArgumentType]
 
 

@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxtransfer as jt
-from jaxtransfer.comparison import matrix as sweep
-from jaxtransfer.comparison.matrix import Sweep
 from jaxtransfer.devices import device_mesh, replicate
-from jaxtransfer.points import passes
+from jaxtransfer.points import compute, passes
+from jaxtransfer.points.compute import PointComputation
 from jaxtransfer.points.passes import Inputs, Layout, Pass, bytes_needed, place_weights
 from support.tiny_networks import fill, gelu, network, relu
 
@@ -36,8 +35,8 @@ def expected(networks) -> dict[str, np.ndarray]:
     for each in networks:
         images = IMAGES.astype(np.float32) / np.float32(255)
         inputs = images if each.preprocess is None else each.preprocess(images)
-        found = jt.attribute(each.apply, each.params, inputs)
-        for method, own in found.items():
+        attributed = jt.attribute(each.apply, each.params, inputs)
+        for method, own in attributed.items():
             own = own.mean(-1)
             maps[method].append(own if each.preprocess is None else each.preprocess.restore(own, IMAGES.shape[1:3]))
     results = {}
@@ -56,9 +55,9 @@ def test_gradients_are_not_summed_over_shards(networks, expected, shape):
     The images are the same on all rows of the mesh. Nothing goes between host and devices by itself, either.
     """
     with jax.transfer_guard("disallow"):
-        found = jt.affinity_matrix(networks, IMAGES, mesh=device_mesh(*shape), batch_size=2)
+        affinity = jt.affinity_matrix(networks, IMAGES, mesh=device_mesh(*shape), batch_size=2)
     for method in jt.METHODS:
-        np.testing.assert_allclose(found[method], expected[method], atol=1e-6)
+        np.testing.assert_allclose(affinity[method], expected[method], atol=1e-6)
 
 
 def test_one_trace_for_each_architecture():
@@ -81,17 +80,17 @@ def test_one_trace_for_each_architecture():
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 4)], ids=str)
 def test_where_arrays_live(shape):
-    """Weights once for each row, images once for each column, and what is made where it was made."""
+    """Weights once for each row, images once for each column, and outputs on the device that computed them."""
     mesh = device_mesh(*shape)
     layout = Layout.of(mesh, len(IMAGES), 2)
     nets = [network(seed) for seed in (0, 3)]
     params = place_weights({row: nets[row].params for row in range(shape[0])}, mesh)
     inputs, numbers = Inputs(IMAGES, None, layout)[0]
-    one = Pass(relu, None, ("saliency",), "cosine", None, 1e-4, "float32", (12, 14, 3), layout)
-    program = one.compiled(params, None)
-    made = program(params, inputs, numbers, None, replicate(np.bool_(False), mesh))[0]["saliency"]
+    forward_pass = Pass(relu, None, ("saliency",), "cosine", None, 1e-4, "float32", (12, 14, 3), layout)
+    program = forward_pass.compiled(params, None)
+    outputs = program(params, inputs, numbers, None, replicate(np.bool_(False), mesh))[0]["saliency"]
     weights = params["a"]
-    assert made.shape == (shape[0], shape[1] * layout.batch, *IMAGES.shape[1:3])
+    assert outputs.shape == (shape[0], shape[1] * layout.batch, *IMAGES.shape[1:3])
     for row, column in np.ndindex(*shape):
         device = mesh.devices[row, column]
         (own,) = [shard.data for shard in weights.addressable_shards if shard.device == device]
@@ -101,7 +100,7 @@ def test_where_arrays_live(shape):
         np.testing.assert_array_equal(which, np.arange(first, first + layout.batch).clip(max=len(IMAGES) - 1))
         (own,) = [shard.data for shard in inputs.addressable_shards if shard.device == device]
         np.testing.assert_array_equal(own, IMAGES[np.asarray(which)] / np.float32(255))
-        (own,) = [shard.data for shard in made.addressable_shards if shard.device == device]
+        (own,) = [shard.data for shard in outputs.addressable_shards if shard.device == device]
         alone = jt.attribute(relu, nets[row].params, inputs[column * layout.batch :][: layout.batch])["saliency"]
         np.testing.assert_allclose(own[0], alone.mean(-1), atol=1e-5)
     assert not re.search("all-reduce|all-gather|all-to-all|collective-permute", program.as_text() or "")
@@ -125,48 +124,48 @@ def test_every_image_is_on_one_device_in_one_step(images, most, data):
         assert layout.done(steps) == sum(step < steps and number < images for _, step, number in places)
 
 
-class TestBatchesThatPickThemselves:
+class TestAutomaticBatches:
     nets: ClassVar = [network(0), network(3)]
 
     @pytest.fixture(autouse=True)
     def one_step(self, monkeypatch):
-        """So that as few images as there are here make a batch."""
-        monkeypatch.setattr(sweep, "_STEPS", 1)
+        """So that all images here make a batch."""
+        monkeypatch.setattr(compute, "_MIN_STEPS", 1)
 
     def test_they_fit_into_memory(self, monkeypatch, caplog):
         monkeypatch.setattr(passes, "memory_per_device", lambda: 60_000)
-        monkeypatch.setattr(sweep, "memory_per_device", lambda: 60_000)
+        monkeypatch.setattr(compute, "memory_per_device", lambda: 60_000)
         needed = []
-        monkeypatch.setattr(sweep, "bytes_needed", lambda program: needed.append(bytes_needed(program)) or needed[-1])
+        monkeypatch.setattr(compute, "bytes_needed", lambda program: needed.append(bytes_needed(program)) or needed[-1])
         with caplog.at_level(logging.INFO, "jaxtransfer"):
-            found = jt.affinity_matrix(self.nets, IMAGES, methods=["saliency"])
+            affinity = jt.affinity_matrix(self.nets, IMAGES, methods=["saliency"])
         assert needed[0] > 0.8 * 60_000 >= needed[-1]
-        (said,) = re.findall(r"Batches of (\d+) images on each device for n00", caplog.text)
-        assert 1 <= int(said) < len(IMAGES)
+        (batch,) = re.findall(r"Batches of (\d+) images on each device for n00", caplog.text)
+        assert 1 <= int(batch) < len(IMAGES)
         whole = jt.affinity_matrix(self.nets, IMAGES, methods=["saliency"], batch_size=13)
-        np.testing.assert_allclose(found["saliency"], whole["saliency"], atol=1e-6)
+        np.testing.assert_allclose(affinity["saliency"], whole["saliency"], atol=1e-6)
 
     def test_they_halve_themselves_where_memory_runs_out(self, monkeypatch, caplog):
         compiled = Pass.compiled
-        monkeypatch.setattr(Pass, "compiled", lambda one, *given: _Greedy(compiled(one, *given), one.layout.batch))
+        monkeypatch.setattr(Pass, "compiled", lambda self, *given: _Greedy(compiled(self, *given), self.layout.batch))
         with caplog.at_level(logging.INFO, "jaxtransfer"):
-            found = jt.affinity_matrix(self.nets, IMAGES, methods=["saliency"])
+            affinity = jt.affinity_matrix(self.nets, IMAGES, methods=["saliency"])
         tried = [int(batch) for batch in re.findall(r"ran out at batches of (\d+)", caplog.text)]
         assert tried == [13, 5]  # of the first network; the second begins where the first ended
         monkeypatch.undo()
         whole = jt.affinity_matrix(self.nets, IMAGES, methods=["saliency"], batch_size=13)
-        np.testing.assert_allclose(found["saliency"], whole["saliency"], atol=1e-6)
+        np.testing.assert_allclose(affinity["saliency"], whole["saliency"], atol=1e-6)
 
-    def test_the_first_is_an_eighth_of_the_images_at_most(self, monkeypatch, caplog):
-        """It goes through twice."""
+    def test_a_batch_is_an_eighth_of_the_images_at_most(self, monkeypatch, caplog):
+        """The first batch is computed twice."""
         monkeypatch.undo()
         with caplog.at_level(logging.INFO, "jaxtransfer"):
             jt.affinity_matrix(self.nets, np.concatenate([IMAGES, IMAGES]), methods=["saliency"])
         assert "Batches of 4 images on each device for n00" in caplog.text
 
-    def test_one_that_was_asked_for_does_not(self, monkeypatch):
+    def test_a_size_that_was_asked_for_is_not_changed(self, monkeypatch):
         compiled = Pass.compiled
-        monkeypatch.setattr(Pass, "compiled", lambda one, *given: _Greedy(compiled(one, *given), one.layout.batch))
+        monkeypatch.setattr(Pass, "compiled", lambda self, *given: _Greedy(compiled(self, *given), self.layout.batch))
         with pytest.raises(jt.JaxTransferError, match="does not hold 5 images of network 'n00'; ask"):
             jt.affinity_matrix(self.nets, IMAGES, methods=["saliency"], batch_size=5)
 
@@ -187,35 +186,35 @@ class _Greedy:
 
 
 @pytest.fixture
-def made(monkeypatch) -> list[str]:
-    """Names of networks, each time one is computed."""
+def computed(monkeypatch) -> list[str]:
+    """Names of the networks that are computed, in order."""
     names: list[str] = []
-    make = Sweep._make
+    compute_points = PointComputation._compute
 
-    def spied(self: Sweep, points: Any, keys: Any, *rest: Any) -> None:
+    def spied(self: PointComputation, points: Any, keys: Any, *rest: Any) -> None:
         names.extend(keys)
-        make(self, points, keys, *rest)
+        compute_points(self, points, keys, *rest)
 
-    monkeypatch.setattr(Sweep, "_make", spied)
+    monkeypatch.setattr(PointComputation, "_compute", spied)
     return names
 
 
-def test_a_zoo_and_its_networks_share_their_points(tmp_path, made):
+def test_a_zoo_and_its_networks_share_their_points(tmp_path, computed):
     zoo = fill(jt.Zoo(tmp_path / "zoo"), range(4))
     first = jt.affinity_matrix(zoo, IMAGES, directory=tmp_path, mesh=device_mesh(2, 2))
-    assert sorted(made) == list(zoo.names)
+    assert sorted(computed) == list(zoo.names)
     second = jt.affinity_matrix([network(seed) for seed in range(4)], IMAGES, directory=tmp_path)
-    assert len(made) == 4
+    assert len(computed) == 4
     np.testing.assert_array_equal(first["saliency"], second["saliency"])
 
 
-def test_an_object_store_looks_like_a_directory(tmp_path, made):
+def test_an_object_store_looks_like_a_directory(tmp_path, computed):
     nets = [network(seed) for seed in (0, 3, 6)]
     for place in ("memory://sweep", tmp_path):
-        made.clear()
+        computed.clear()
         some = jt.affinity_matrix(nets[:2], IMAGES, directory=place, methods=["saliency"])
         more = jt.affinity_matrix(nets, IMAGES, directory=place, methods=["saliency"])
-        assert made == ["n00", "n03", "n06"]
+        assert computed == ["n00", "n03", "n06"]
         np.testing.assert_array_equal(some["saliency"], more["saliency"][:2, :2])
 
 

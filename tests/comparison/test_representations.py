@@ -130,7 +130,7 @@ def test_equals_a_slow_rewrite(name: str, images: int) -> None:
 @pytest.mark.parametrize("name", SLOW)
 def test_in_pieces_and_tiles(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory for a few images: tiles that cross the borders of groups, matrices summed over pieces."""
-    monkeypatch.setattr(relatives, "_HELD", 400)
+    monkeypatch.setattr(relatives, "_MAX_ELEMENTS", 400)
     fast, slow = SLOW[name]
     given_ = representations(1, 45)
     check(fast(given_), given_, slow)
@@ -370,12 +370,12 @@ def test_images_without_a_direction() -> None:
 def test_refusals(compare: Any) -> None:
     given_ = representations(10, 9)
     least = 5 if compare is relatives.cka else 4
-    message = f"{least} images or more that all networks can use; here are {least - 1}"
+    message = f"{least} or more images that all networks can use; there are {least - 1}"
     with pytest.raises(jt.JaxTransferError, match=message):
         compare({name: each[: least - 1] for name, each in given_.items()})
     assert np.isfinite(compare({name: each[:least] for name, each in given_.items()}).pseudo_values).all()
     same = given_ | {"some": np.repeat(given_["some"][:1], 9, axis=0)}
-    message = "4 images or more" if compare is relatives.rsa else "'some' represents all probe images alike"
+    message = "4 or more images" if compare is relatives.rsa else "'some' gives all probe images the same"
     with pytest.raises(jt.JaxTransferError, match=message):
         compare(same)
 
@@ -464,5 +464,5 @@ def test_networks_of_different_size_and_a_bad_image(tmp_path: Any) -> None:
         assert found.counts(method)[0, 1] == 8
     with pytest.raises(jt.JaxTransferError, match="weight of edges must be 0 or more, not -1"):
         jt.affinity_matrix(networks, images, methods=["depara"], edge_weight=-1)
-    with pytest.raises(jt.JaxTransferError, match=r"Methods must be some of saliency, .*svcca, not pca"):
+    with pytest.raises(jt.JaxTransferError, match=r"There is no method 'pca'; there are: .*saliency, .*svcca"):
         jt.affinity_matrix(networks, images, methods=["pca"])

@@ -23,9 +23,9 @@ MAPS[20, 5, 0, 0] = np.nan
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch) -> None:
-    """Several tiles above and across, and several chunks of images."""
+    """Several tiles of row and column networks, and several chunks of images."""
     monkeypatch.setattr(rows, "_TILE", 4)
-    monkeypatch.setattr(rows, "_ABOVE", 2)
+    monkeypatch.setattr(rows, "_ROW_TILES", 2)
     monkeypatch.setattr(rows, "_TILE_BYTES", 4 * 4 * 35 * 3)
 
 
@@ -44,13 +44,13 @@ def _points(place: Path) -> Points:
 
 @pytest.fixture
 def compared(monkeypatch) -> list[tuple[int, int]]:
-    """How many networks were compared with how many."""
+    """The numbers of row networks and of column networks in each comparison."""
     sizes: list[tuple[int, int]] = []
     add = rows._Pairs.add
 
-    def spied(self: Any, order: Any, above: np.ndarray, across: np.ndarray, *rest: Any) -> None:
-        sizes.append((len(above), len(across)))
-        add(self, order, above, across, *rest)
+    def spied(self: Any, order: Any, row_networks: np.ndarray, column_networks: np.ndarray, *rest: Any) -> None:
+        sizes.append((len(row_networks), len(column_networks)))
+        add(self, order, row_networks, column_networks, *rest)
 
     monkeypatch.setattr(rows._Pairs, "add", spied)
     return sizes
@@ -67,23 +67,23 @@ def _compare(
 @pytest.mark.parametrize("similarity", ["cosine", "correlation"])
 @pytest.mark.parametrize("shape", [(1, 1), (2, 4)], ids=str)
 def test_equal_a_dense_computation(points, similarity, shape):
-    found, usable = _compare(points, range(NETWORKS), similarity=similarity, mesh=device_mesh(*shape))
+    result, usable = _compare(points, range(NETWORKS), similarity=similarity, mesh=device_mesh(*shape))
     cosines, expected = similarities(jnp.asarray(MAPS.reshape(NETWORKS, IMAGES, -1)), similarity)
     np.testing.assert_array_equal(usable, expected)
     both = np.asarray(expected.T[:, :, None] & expected.T[:, None, :])
     by_image = np.where(both, np.asarray(cosines, np.float64), np.nan)
     off = ~np.eye(NETWORKS, dtype=bool)
-    np.testing.assert_allclose(found.affinity[off], np.nanmean(by_image, 0)[off], atol=1e-6)
-    np.testing.assert_array_equal(found.counts, both.sum(0))
+    np.testing.assert_allclose(result.affinity[off], np.nanmean(by_image, 0)[off], atol=1e-6)
+    np.testing.assert_array_equal(result.counts, both.sum(0))
     stderr = np.nanstd(by_image, 0, ddof=1) / np.sqrt(both.sum(0))
-    np.testing.assert_allclose(found.stderr[off], stderr[off], atol=1e-6)
+    np.testing.assert_allclose(result.stderr[off], stderr[off], atol=1e-6)
     parts = np.stack([squareform(np.where(off, each, 0), checks=False) for each in by_image])
-    np.testing.assert_allclose(found.pseudo_values, parts, atol=1e-6)
+    np.testing.assert_allclose(result.pseudo_values, parts, atol=1e-6)
 
 
 def test_one_more_network_costs_one_row(points, compared):
     some, _ = _compare(points, range(NETWORKS - 1))
-    assert sum(above for above, _ in compared) == NETWORKS - 1
+    assert sum(rows for rows, _ in compared) == NETWORKS - 1
     compared.clear()
     more, _ = _compare(points, range(NETWORKS))
     assert compared == [(1, NETWORKS)]
@@ -108,16 +108,16 @@ def test_a_changed_network_costs_its_row(points, compared):
 
 
 def test_what_is_compared_together_does_not_matter(points, tmp_path):
-    """To the bit: networks one by one, in another order, or after some were taken away."""
+    """Bit for bit: adding networks one by one, in another order, or after some were removed."""
     whole, _ = _compare(points, range(NETWORKS))
     other = _points(tmp_path / "other")
     order = np.random.default_rng(2).permutation(NETWORKS)
     for count in (1, 2, 3, 11, 22):
         _compare(other, order[:count])
     _compare(other, order[5:])
-    found, _ = _compare(other, range(NETWORKS))
+    result, _ = _compare(other, range(NETWORKS))
     for field in ("affinity", "stderr", "counts", "pseudo_values"):
-        np.testing.assert_array_equal(getattr(found, field), getattr(whole, field))
+        np.testing.assert_array_equal(getattr(result, field), getattr(whole, field))
 
 
 def test_damaged_rows_are_computed_again(points, compared):
@@ -126,22 +126,22 @@ def test_damaged_rows_are_computed_again(points, compared):
     file.write_bytes(file.read_bytes()[:100])
     compared.clear()
     after, _ = _compare(points, range(NETWORKS))
-    assert [above for above, _ in compared] == [1]
+    assert [rows for rows, _ in compared] == [1]
     np.testing.assert_array_equal(after.affinity, before.affinity)
 
 
 def test_many_pairs_keep_groups_of_images(points, tmp_path, monkeypatch):
     """Means and errors are the same; rows that were kept of fewer networks, with every image, serve as well."""
     by_image, _ = _compare(points, range(NETWORKS))
-    monkeypatch.setattr(rows, "_MOST_PARTS", 0)
+    monkeypatch.setattr(rows, "_MAX_SAMPLES", 0)
     monkeypatch.setattr(rows, "_GROUPS", 4)
     kept, _ = _compare(points, range(NETWORKS))
     made, _ = _compare(_points(tmp_path / "anew"), range(NETWORKS))
     off = ~np.eye(NETWORKS, dtype=bool)
-    for found in (kept, made):
-        np.testing.assert_array_equal(found.affinity, by_image.affinity)
-        np.testing.assert_array_equal(found.stderr, by_image.stderr)
-        assert found.pseudo_values.shape == (4, NETWORKS * (NETWORKS - 1) // 2)
+    for result in (kept, made):
+        np.testing.assert_array_equal(result.affinity, by_image.affinity)
+        np.testing.assert_array_equal(result.stderr, by_image.stderr)
+        assert result.pseudo_values.shape == (4, NETWORKS * (NETWORKS - 1) // 2)
     np.testing.assert_allclose(kept.pseudo_values, made.pseudo_values, atol=1e-6)
     # The jackknife of groups: without a group, the mean is that of the other images.
     groups = rows._groups(IMAGES)

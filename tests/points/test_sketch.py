@@ -31,23 +31,23 @@ def test_products_are_right_on_average_and_vary_as_stated(pixels, size, cosine):
         a, b = Projection.of(pixels, size, key)(jnp.asarray(pair), jnp.zeros(2, int))
         return a @ b
 
-    found = np.asarray(product(jax.random.split(jax.random.key(1), draws)), np.float64)
+    products = np.asarray(product(jax.random.split(jax.random.key(1), draws)), np.float64)
     a, b = pair.astype(np.float64)
     variance = Projection.of(pixels, size, jax.random.key(0)).variance * (
         (a @ a) * (b @ b) + (a @ b) ** 2 - 2 * (a**2 @ b**2)
     )
-    assert abs(found.mean() - a @ b) < 4 * np.sqrt(variance / draws) + 1e-6
-    np.testing.assert_allclose(found.var(), variance, rtol=0.1)
+    assert abs(products.mean() - a @ b) < 4 * np.sqrt(variance / draws) + 1e-6
+    np.testing.assert_allclose(products.var(), variance, rtol=0.1)
 
 
 @pytest.mark.parametrize(("pixels", "size"), [(1, 1), (7, 3), (33, 32), (40, 8)])
-def test_every_pixel_is_dealt_once(pixels, size):
+def test_every_pixel_is_in_one_bucket(pixels, size):
     projection = Projection.of(pixels, size, jax.random.key(0))
     sketches = projection(jnp.eye(pixels), jnp.zeros(pixels, int))
     assert sketches.shape == (pixels, size)
     np.testing.assert_array_equal(np.abs(sketches).sum(1), 1)
-    hands = np.abs(sketches).sum(0)
-    assert hands.max() <= -(-pixels // size)
+    in_bucket = np.abs(sketches).sum(0)
+    assert in_bucket.max() <= -(-pixels // size)
 
 
 def test_images_have_signs_of_their_own():
@@ -56,9 +56,9 @@ def test_images_have_signs_of_their_own():
     pair = jnp.asarray(_pair(400, 0.5))
     errors = np.array([float(a @ b) for a, b in (projection(pair, jnp.full(2, n)) for n in range(50))]) - 0.5
     assert len(np.unique(errors)) == 50
-    together = projection(jnp.repeat(pair[:1], 3, 0), jnp.array([4, 5, 4]))
-    np.testing.assert_array_equal(together[0], together[2])
-    assert (together[0] != together[1]).any()
+    repeated = projection(jnp.repeat(pair[:1], 3, 0), jnp.array([4, 5, 4]))
+    np.testing.assert_array_equal(repeated[0], repeated[2])
+    assert (repeated[0] != repeated[1]).any()
 
 
 IMAGES = RNG.integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
@@ -69,18 +69,18 @@ NETWORKS = [network(seed) for seed in (0, 1, 3, 4, 6, 7, 9, 10)]
 @pytest.mark.parametrize("similarity", ["cosine", "correlation"])
 def test_affinities_are_within_the_error_they_state(similarity):
     exact = jt.affinity_matrix(NETWORKS, IMAGES, similarity=similarity)
-    found = jt.affinity_matrix(NETWORKS, IMAGES, similarity=similarity, sketch=64)
+    sketched = jt.affinity_matrix(NETWORKS, IMAGES, similarity=similarity, sketch=64)
     for method in jt.METHODS:
-        stated = found.sketch_stderr(method)
+        stated = sketched.sketch_stderr(method)
         assert stated is not None
         pairs = np.triu_indices(len(NETWORKS), 1)
-        errors = (found[method] - exact[method])[pairs] / stated[pairs]
+        errors = (sketched[method] - exact[method])[pairs] / stated[pairs]
         assert np.abs(errors).max() < 3.5  # 28 pairs: beyond 3 once in fourteen such tests
         assert 0.4 < errors.std() < 1.6  # pairs share their signs, so that this says little
-        np.testing.assert_array_equal(np.diag(found[method]), 1)
+        np.testing.assert_array_equal(np.diag(sketched[method]), 1)
         np.testing.assert_array_equal(np.diag(stated), 0)
         # The error over images has that of the sketches in it.
-        assert np.square(found.stderr(method)[pairs]).mean() > np.square(stated[pairs]).mean()
+        assert np.square(sketched.stderr(method)[pairs]).mean() > np.square(stated[pairs]).mean()
     assert exact.sketch_stderr("saliency") is None
 
 
@@ -88,20 +88,23 @@ def test_affinities_are_within_the_error_they_state(similarity):
 def test_larger_sketches_err_less():
     """As one over the square root of their size."""
     sizes = (8, 32, 128)
-    found = [jt.affinity_matrix(NETWORKS, IMAGES, methods=["saliency"], sketch=size) for size in sizes]
+    affinities = [jt.affinity_matrix(NETWORKS, IMAGES, methods=["saliency"], sketch=size) for size in sizes]
     off = ~np.eye(len(NETWORKS), dtype=bool)
-    stated = [np.asarray(each.sketch_stderr("saliency"))[off].mean() for each in found]
+    stated = [np.asarray(affinity.sketch_stderr("saliency"))[off].mean() for affinity in affinities]
     np.testing.assert_allclose(stated, stated[0] * np.sqrt(sizes[0] / np.array(sizes)), rtol=0.35)
 
 
 def test_a_sketched_run_says_so(tmp_path):
-    found = jt.affinity_matrix(NETWORKS[:3], IMAGES, methods=["saliency"], sketch=16)
-    found.save(tmp_path)
+    sketched = jt.affinity_matrix(NETWORKS[:3], IMAGES, methods=["saliency"], sketch=16)
+    sketched.save(tmp_path)
     again = jt.Affinity.load(tmp_path)
-    np.testing.assert_array_equal(again.sketch_stderr("saliency"), found.sketch_stderr("saliency"))
+    np.testing.assert_array_equal(again.sketch_stderr("saliency"), sketched.sketch_stderr("saliency"))
 
 
-@pytest.mark.parametrize("size", [0, 256])
-def test_sizes_that_make_no_sense(size):
-    with pytest.raises(jt.JaxTransferError, match=f"fewer than a map has pixels, 256, not {size}"):
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [(0, "at least 1 number, not 0"), (256, "fewer numbers than a map has pixels, 256, not 256")],
+)
+def test_sizes_that_make_no_sense(size, message):
+    with pytest.raises(jt.JaxTransferError, match=message):
         jt.affinity_matrix(NETWORKS[:2], IMAGES, sketch=size)

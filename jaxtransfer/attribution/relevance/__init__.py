@@ -5,4 +5,4 @@ from jaxtransfer.attribution.relevance._rewrite import rule_vjp as rule_vjp
 from jaxtransfer.attribution.relevance._rewrite import unbounded_ratios as unbounded_ratios
 
 RULES = 2
-"""Version of the rules: maps that were made by another one are other maps."""
+"""Version of the rules: maps of different versions cannot be compared."""

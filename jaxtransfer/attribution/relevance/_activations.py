@@ -1,4 +1,4 @@
-"""Which element-wise equations together make one activation function.
+"""Finds the element-wise equations that together form one activation function.
 
 However an activation is written - as one primitive, a named function or a formula - it is one function f of one
 array z, and the epsilon rule needs z and f(z). So the element-wise equations between an array and a later one are
@@ -28,10 +28,10 @@ _CLOSED = 1e-6
 
 
 class Activations:
-    """For every value in a graph and its bodies, whether and of which array it is an activation."""
+    """Finds for every value in a graph and its bodies whether it is an activation, and of which array."""
 
     def __init__(self, graph: Graph, others: Container[Node]) -> None:
-        """Finds all activations of a graph; `others` are nodes that have rules of their own."""
+        """Searches a graph; `others` are nodes that have rules of their own."""
         self._parent: dict[Value, Value] = {}
         self._root: dict[Value, Value] = {}
         self._nonlinear: set[Value] = set()
@@ -50,7 +50,7 @@ class Activations:
         return root is not None and not abs(_value_at_zero(value, root)) <= _CLOSED  # also where it is not a number
 
     def is_gate(self, value: Value) -> bool:
-        """Whether a factor of a product only says how much of the other one passes.
+        """Whether a factor of a product is a gate, which scales the other factor.
 
         Such a factor is an activation f with f(0) other than 0, like a sigmoid, possibly scaled by weights or spread
         over more entries. Nothing flows through an activation with f(0) = 0 when nothing flows in; a gate is open then.

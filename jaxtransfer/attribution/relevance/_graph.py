@@ -30,12 +30,12 @@ class Value:
     Attributes:
         aval: Shape and type.
         node: What computes it; None for inputs and constants.
-        constant: The array itself, where it is known while tracing.
+        constant: The array itself, if it is known while tracing.
         dependent: It depends on the images in any way.
         active: It depends on them differentiably.
-        uniform: One number known from the program text, everywhere: not a weight, not a mask.
-        roles: What it is in a softmax or a normalisation.
-        feeds: For an input of a body, the values that come in by it: an argument of the call, what a loop carries.
+        uniform: All entries are the same number, known from the program text: not a weight, not a mask.
+        roles: Its role in a softmax or a normalisation.
+        feeds: For an input of a body, the values it stands for: the argument of the call, and the carry of a loop.
     """
 
     aval: Any
@@ -49,7 +49,7 @@ class Value:
 
     @property
     def origin(self) -> Value:
-        """The one array of which this is an element-wise function; itself if there are several or none."""
+        """The array of which this is an element-wise function; the value itself if there are several or none."""
         return self if self._origin is None else self._origin
 
     _origin: Value | None = None
@@ -82,7 +82,7 @@ class Node:
 
     @property
     def dependents(self) -> list[Value]:
-        """Inputs that depend on the images, each once."""
+        """Inputs that depend on the images, without repetitions."""
         return list(dict.fromkeys(value for value in self.inputs if value.dependent))
 
     @property
@@ -111,7 +111,7 @@ class Graph:
 
 
 def all_nodes(graph: Graph) -> Iterator[Node]:
-    """The nodes of a graph, and those of the bodies of its nodes."""
+    """Yields the nodes of a graph, and those of the bodies of its nodes."""
     for node in graph.nodes:
         yield node
         for body in node.bodies:
@@ -225,7 +225,7 @@ def _inside(value: Value) -> Value:
 
 
 def loop_sizes(eqn: jex.JaxprEqn) -> tuple[int, int]:
-    """How many of the inputs of a `scan` are the same in all its turns, and how many it carries from turn to turn."""
+    """Returns the numbers of constant inputs and of carried values of a `scan`."""
     # Scanned inputs and stacked outputs have one axis more outside than inside; carries have not.
     closed = body(eqn)
     inside_in, inside_out = closed.jaxpr.invars, closed.jaxpr.outvars
@@ -258,7 +258,7 @@ def _loop_body(node: Node) -> Graph:
 
 
 def body(eqn: jex.JaxprEqn) -> jex.ClosedJaxpr:
-    """The jaxpr that a call-like equation runs."""
+    """Returns the jaxpr that a call-like equation runs."""
     for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if key in eqn.params:
             inner = eqn.params[key]
@@ -267,12 +267,12 @@ def body(eqn: jex.JaxprEqn) -> jex.ClosedJaxpr:
 
 
 def is_inexact(aval: Any) -> bool:
-    """Whether arrays of this kind can carry a gradient."""
+    """Returns whether arrays of this type can carry a gradient."""
     return jnp.issubdtype(aval.dtype, jnp.inexact)
 
 
 def shape_of(atom: Any) -> tuple[int, ...]:
-    """The shape of a variable or literal of a jaxpr."""
+    """Returns the shape of a variable or literal of a jaxpr."""
     return atom.aval.shape
 
 
@@ -297,7 +297,7 @@ def _elementwise_eqn(eqn: jex.JaxprEqn, shape: tuple[int, ...]) -> bool:
 
 
 def sources(value: Value, stop: Value) -> Iterator[Node]:
-    """The nodes between `stop` and `value`, in no particular order; `stop` lies on every path."""
+    """Yields the nodes between `stop` and `value`, in no particular order; `stop` lies on every path."""
     seen: set[Node] = set()
     todo = [value]
     while todo:

@@ -1,7 +1,7 @@
 """What epsilon-LRP needs to know about each JAX primitive: one table, by name.
 
-A primitive that stands in no table here has no rule, and using it on the images is an error. To teach a new
-one, decide which of these it is and add its name.
+A primitive that is in no table here has no rule, and using it on the images is an error. To support another
+primitive, decide to which table it belongs and add its name.
 """
 
 # Functions of each entry by itself; what they do to several arrays is decided in `_activations.py`.
@@ -38,7 +38,7 @@ ROUTING = frozenset(
     """.split()
 )
 
-# Calls whose body is simply put in their place, and calls with derivatives of their own.
+# Calls that are replaced by their body, and calls with derivatives of their own.
 INLINED = frozenset("call closed_call core_call jit named_call pjit".split())
 CUSTOM_BACKWARD = frozenset("custom_vjp_call custom_vjp_call_jaxpr".split())
 CUSTOM = CUSTOM_BACKWARD | {"custom_jvp_call"}
@@ -49,11 +49,11 @@ IN_LOGADDEXP = frozenset({"exp", "log1p", "max"}), frozenset({"exp2", "log1p", "
 CHECKPOINTS = frozenset("checkpoint remat remat2".split())
 STOPS_GRADIENT = frozenset({"stop_gradient"})
 
-# Moves entries about, or marks them as varying over devices, and changes none; `REDUCING` summarises many in one.
+# Moves entries, or marks them as varying over devices, and changes none; `REDUCING` summarises many in one.
 SPREADING = frozenset(
     "broadcast_in_dim convert_element_type copy expand_dims name pcast pvary reshape squeeze transpose".split()
 )
-# Picks some of the entries, or puts entries together.
+# Selects entries, or concatenates them.
 MOVING = frozenset("concatenate dynamic_slice gather rev slice split stack tile unstack".split())
 SUMS = frozenset({"reduce_sum", "reduce_window_sum"})
 EXPONENTIALS = frozenset({"exp", "exp2", "expm1"})

@@ -1,6 +1,6 @@
-"""Evaluating a graph so that one forward pass serves two kinds of backward pass.
+"""Evaluates a graph so that one forward pass serves two kinds of backward pass.
 
-The rewritten function computes what the original does and returns, besides, a token: a zero whose cotangent is not
+The rewritten function computes the same as the original and also returns a token: a zero whose cotangent is not
 a derivative but a switch. It travels with the backward pass to every rule, which follows the ordinary derivative
 where the switch is 0 and the epsilon rule where it is 1. Both passes therefore share one forward computation by
 construction, also through `scan`, `cond` and `jax.checkpoint`.
@@ -40,11 +40,11 @@ Token = Float[Array, ""]
 
 @dataclasses.dataclass(frozen=True)
 class RuleVJP:
-    """The result of one forward pass, and its two backward passes.
+    """Holds the result of one forward pass, and its two backward passes.
 
     Attributes:
-        output: What the function returned.
-        aux: What it returned besides.
+        output: The first result of the function, which is differentiated.
+        aux: The second result of the function.
         gradient: Cotangent of the output to cotangent of the images, by the ordinary chain rule.
         modified: The same by the modified chain rule; times the images it is epsilon-LRP.
     """
@@ -60,7 +60,7 @@ def rule_vjp(
 ) -> RuleVJP:
     """Runs `function(params, images)` forward once and returns its ordinary and its modified backward pass.
 
-    The function returns what is differentiated, and what else is wanted of the forward pass.
+    The function returns a pair: an output that is differentiated, and auxiliary results that are not.
 
     Modified chain rule (Ancona et al. 2018, ICLR, section 2.2): the derivative of every non-linearity f is replaced
     by f(z) / (z + epsilon sign(z)) with sign(0) = +1.
@@ -101,7 +101,7 @@ def unbounded_ratios(function: Callable[[PyTree, Array], PyTree], params: PyTree
         images: Images, or their shape and type.
 
     Returns:
-        Places in the program, like "net.py:12:8 (apply)", from the output towards the images, each once.
+        Places in the program, like "net.py:12:8 (apply)", from the output towards the images, without repetitions.
     """
     closed = jax.make_jaxpr(function)(params, images)
     graph = build(closed, [False] * len(jax.tree.leaves(params)) + [True])
@@ -127,7 +127,7 @@ def _run(graph: Graph, rules: _Rules, arrays: Sequence[Any]) -> tuple[list[Any],
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """One thing to evaluate: arrays for `inputs` go in, arrays for `outputs` and maybe a token come out.
+    """A step of the evaluation: arrays for `inputs` go in, arrays for `outputs` and maybe a token come out.
 
     No relevance goes back to the inputs in `held`.
     """
@@ -161,7 +161,7 @@ class _Rules:
 
     @functools.cached_property
     def steps(self) -> list[_Step]:
-        """What has to be computed for the outputs, in order; nothing else.
+        """The steps that are needed for the outputs, in order.
 
         Raises:
             JaxTransferError: There is no rule for a node.
@@ -211,10 +211,10 @@ class _Rules:
         raise JaxTransferError(_no_rule(node))
 
     def _shares(self, node: Node) -> tuple[float, ...]:
-        """How the factors of a product share its relevance.
+        """Returns the shares of a product's relevance that its factors receive.
 
-        A normaliser is a constant (Ali et al. 2022, section 3). A gate is one too, and the signal takes all (Arras et
-        al. 2017, section 3.1; 2019, LRP-all). Two others take half each (Achtibat et al. 2024, section 3.3.2).
+        A normaliser is a constant (Ali et al. 2022, section 3). So is a gate: the signal takes all (Arras et al. 2017,
+        section 3.1; 2019, LRP-all). Otherwise the two factors take half each (Achtibat et al. 2024, section 3.3.2).
         """
         if len(node.actives) < 2:
             return tuple(1.0 for _ in node.inputs)
@@ -236,7 +236,7 @@ class _Rules:
         return self._checkpoint(node)
 
     def _activation(self, value: Value, root: Value) -> _Step:
-        """Everything between z and f(z) as one function with the epsilon rule."""
+        """All operations between z and f(z) as a single function with the epsilon rule."""
         nodes = sorted(sources(value, root), key=self._order.__getitem__)
         others = list(dict.fromkeys(v for n in nodes for v in n.inputs if v is not root and not v.dependent))
 
@@ -269,7 +269,7 @@ class _Rules:
         return lambda *arrays: _run(graph, rules, arrays)
 
     def _custom(self, node: Node) -> _Step:
-        """Its own derivative for the gradient, the rules inside its body for relevance."""
+        """Uses the custom derivative for the gradient, and the rules in the body for relevance."""
         (body,) = node.bodies
         if len(node.actives) == 2 and any({n.name for n in body.nodes}.issuperset(names) for names in IN_LOGADDEXP):
             return _plain(node)
@@ -328,7 +328,7 @@ def _plain(node: Node) -> _Step:
 
 
 def _shared(node: Node, shares: Sequence[float]) -> _Step:
-    """JAX's own derivative, of which each input keeps a share where relevance is passed back."""
+    """JAX's own derivative; relevance is multiplied by the share of each input."""
     if all(share == 1 for share in shares):
         return _plain(node)
 
@@ -347,7 +347,7 @@ def _shared(node: Node, shares: Sequence[float]) -> _Step:
 
 @jax.custom_vjp
 def _scale_relevance(x: Array, factor: float) -> tuple[Array, Token]:
-    """The identity, which multiplies relevance, but not gradients, by `factor` on the way back."""
+    """The identity, whose backward pass multiplies relevance, but not gradients, by `factor`."""
     del factor
     return x, jnp.float32(0)
 
@@ -380,7 +380,7 @@ def _epsilon_rule(function: Callable[..., Array], epsilon: float) -> Callable[..
         cotangent, switch = cotangents
         (ordinary,) = pull(cotangent)
         stabiliser = jnp.where(z >= 0, epsilon, -epsilon).astype(z.dtype)
-        # Nothing comes from nothing, also where f(z) is infinite, like the offset at which a running softmax begins.
+        # A zero cotangent stays zero, also where f(z) is infinite, like the initial offset of a running softmax.
         product = jnp.where(cotangent == 0, jnp.zeros_like(cotangent), cotangent * y)
         modified = product.astype(z.dtype) / (z + stabiliser)
         return jnp.where(switch > 0, modified, ordinary), *([None] * num_constants)

@@ -1,4 +1,4 @@
-"""What a value is in a normalisation or a softmax, recognised by how it was computed and not by what it is called.
+"""The roles of values in a normalisation or a softmax, recognised by how they are computed and not by their names.
 
 Every value that depends on the images carries roles. They follow from the roles of the values it was computed from, so
 they pass through `jit`, `scan`, `cond`, `jax.checkpoint` and functions with derivatives of their own.
@@ -60,20 +60,20 @@ IN_SOFTMAX = Role.MASS | Role.RECIPROCAL
 _ADDING = frozenset({"add", "add_any"})
 _SUMMING = SUMS | frozenset("cumsum psum psum2 psum_invariant reduce_scatter scatter-add scatter_add".split())
 _LOGARITHMS = frozenset({"log", "log1p"})
-# What leaves a mass a mass, if all its inputs that depend on the images are masses; and a logarithm of one that.
+# Primitives whose output is a mass (or the logarithm of one) if all inputs that depend on the images are.
 _KEEPING = ROUTING | _ADDING | frozenset("abs copy div neg reduce_precision sub".split())
 _AFFINE = _ADDING | frozenset("copy dynamic_slice gather neg reduce_precision select_n slice squeeze sub".split())
 
 
 def roles_of(node: Node) -> Role:
-    """The roles of the one output of a node without a body."""
+    """Returns the roles of the output of a node without a body."""
     if not node.actives:
         return NO_ROLE
     return _statistic(node) | _mass(node) | _softmax(node) | _log_mass(node)
 
 
 def closes_softmax(node: Node) -> bool:
-    """Whether a node divides a mass by a summed mass, or takes the logarithm of a summed mass or a softmax."""
+    """Returns whether a node divides a mass by a summed mass, or takes the logarithm of a summed mass or a softmax."""
     if node.name in _LOGARITHMS:
         return SUMMED_MASS in node.inputs[0].roles or Role.SOFTMAX in node.inputs[0].roles
     if node.name == "div":
@@ -86,12 +86,12 @@ def closes_softmax(node: Node) -> bool:
 
 
 def is_normalised_exponential(node: Node) -> bool:
-    """Whether a node is `exp(u - log(sum(exp(u))))`: a softmax already."""
+    """Returns whether a node is `exp(u - log(sum(exp(u))))`, which is a softmax."""
     return node.name in EXPONENTIALS and Role.LOG_MASS in node.inputs[0].roles
 
 
 def normaliser(node: Node) -> Value | None:
-    """The factor by which a product of two values normalises the other: a statistic under a (reciprocal) root."""
+    """Returns the factor of a product that normalises the other one: a statistic under a (reciprocal) root."""
     if node.name not in BILINEAR or len(set(node.actives)) != 2:
         return None
     candidates = [value for value in node.actives if Role.STATISTIC | Role.ROOT in value.roles]
@@ -125,7 +125,7 @@ def _is_negative(value: Value) -> bool:
 
 
 def _contracts_all(node: Node) -> bool:
-    """Whether a product of two arrays keeps none but common axes, like the inner product of an array with itself."""
+    """Whether a product of two arrays keeps only their common axes, like the inner product of an array with itself."""
     if node.name != "dot_general" or len(node.actives) != 2:
         return False
     contracted, batch = node.eqn.params["dimension_numbers"]

@@ -1,4 +1,4 @@
-"""Softmax in all its spellings: which operations together make one, and what relevance they pass on.
+"""Softmax, however it is written: which operations form it, and how much relevance they pass on.
 
 Softmax, log-softmax and log-sum-exp keep the ordinary derivative of the whole (Achtibat et al. 2024, AttnLRP,
 proposition 3.1). Their parts - exponentials, sums, divisions, changes of offset - therefore keep their ordinary
@@ -14,14 +14,14 @@ from jaxtransfer.attribution.relevance._graph import Graph, Node, Value, all_nod
 from jaxtransfer.attribution.relevance._primitives import EXPONENTIALS
 from jaxtransfer.attribution.relevance._roles import IN_SOFTMAX, closes_softmax, is_normalised_exponential
 
-# Values mixed in again and again before the division, which happens only in a loop.
+# Products with other values before the division that are counted; only a loop has more.
 _MAX_PRODUCTS = 3
 
 
 def softmax_shares(graph: Graph) -> dict[Node, tuple[float, ...]]:
-    """For every node that is part of a softmax, what multiplies the relevance of each of its inputs.
+    """Returns, for every node that is part of a softmax, the factors of the relevance of its inputs.
 
-    Nodes of the bodies of loops, branches and calls are among them, and the nodes that have these bodies.
+    This includes nodes in the bodies of loops, branches and calls, and the nodes that have these bodies.
     """
     search = _Search()
     for node in all_nodes(graph):
@@ -33,16 +33,16 @@ def softmax_shares(graph: Graph) -> dict[Node, tuple[float, ...]]:
 
 
 class _Search:
-    """Goes back from divisions and logarithms to the exponentials."""
+    """Searches backwards from divisions and logarithms to the exponentials."""
 
     def __init__(self) -> None:
         self.shares: dict[Node, tuple[float, ...]] = {}
-        self._products: dict[Value, int] = {}  # at most so many between a value and the division
+        self._products: dict[Value, int] = {}  # the largest number between a value and the division
         self._group: dict[Value, Value] = {}  # a forest: values of one softmax have one root
         self._exponentials: list[Node] = []
 
     def close(self, node: Node) -> None:
-        """Takes in all that leads to a division or logarithm."""
+        """Adds all nodes of the softmax that ends in a division or logarithm."""
         self.shares[node] = tuple(1.0 for _ in node.inputs)
         parts = [value for value in node.actives if value.roles & IN_SOFTMAX]
         todo = [(value, 0) for value in parts]
@@ -78,7 +78,7 @@ class _Search:
             yield from ((part, int(mixed)) for part in dict.fromkeys(parts))
 
     def result(self) -> dict[Node, tuple[float, ...]]:
-        """What was found."""
+        """Returns the factors of all nodes that were found."""
         most: dict[Value, int] = {}
         for node in self._exponentials:
             root = self._root(node.outputs[0])
