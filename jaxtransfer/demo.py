@@ -19,7 +19,8 @@ from jaxtransfer.files import atomic_directory
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.points.store import Points
 from jaxtransfer.report.page import write_report
-from jaxtransfer.runs.affinity import Evaluation, evaluate_run, run_affinity
+from jaxtransfer.runs.affinity import run_affinity
+from jaxtransfer.runs.evaluation import Evaluation, evaluate_run
 
 METHOD = "epsilon_lrp"
 """Whose rankings are told; none did better in Song et al. (NeurIPS 2019)."""

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from jaxtransfer.data.probe import Probe
     from jaxtransfer.evaluation.oracle import Oracle
     from jaxtransfer.evaluation.retrieval import Quantity
-    from jaxtransfer.runs.affinity import Evaluation
     from jaxtransfer.runs.compare import Comparison
+    from jaxtransfer.runs.evaluation import Evaluation
     from jaxtransfer.runs.gradient_results import GradientResults
 
 # Packages that do the work are imported by the commands that need them: `--help` must not wait for JAX.
@@ -345,7 +345,7 @@ def rank(
 ) -> None:
     """Rank the networks of a run as sources for one of them."""
     from jaxtransfer.evaluation.confidence import certain_ranking
-    from jaxtransfer.runs.affinity import load_run
+    from jaxtransfer.runs.load import load_run
 
     found = load_run(run)
     target = _known(target, found.names)
@@ -381,7 +381,7 @@ def evaluate(
     relevant: Annotated[int, typer.Option(min=1, help="How many of a target's sources are relevant.")] = 5,
 ) -> None:
     """Compare a run's rankings with measured transfer."""
-    from jaxtransfer.runs.affinity import evaluate_run
+    from jaxtransfer.runs.evaluation import evaluate_run
 
     measured = _oracle(oracle)
     found = evaluate_run(run, measured, relevant=relevant, methods=method)

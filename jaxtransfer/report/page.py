@@ -30,8 +30,9 @@ from jaxtransfer.figures import drawings as figures
 from jaxtransfer.figures.drawings import OTHER
 from jaxtransfer.files import atomic_directory, atomic_write
 from jaxtransfer.points.store import Point, Points
-from jaxtransfer.runs.affinity import affinity_of, evaluate, finished_record
+from jaxtransfer.runs.evaluation import evaluate
 from jaxtransfer.runs.gradient_results import read_control
+from jaxtransfer.runs.load import affinity_of, finished_record
 from jaxtransfer.runs.record import Record
 
 # The name of a figure, and what draws it to `path`.

@@ -15,7 +15,8 @@ from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.evaluation.tree import mantel_test
 from jaxtransfer.figures.drawings import heat_map
 from jaxtransfer.files import write_csv
-from jaxtransfer.runs.affinity import Evaluation, evaluate, load_run, write_evaluation
+from jaxtransfer.runs.evaluation import Evaluation, evaluate, write_evaluation
+from jaxtransfer.runs.load import load_run
 
 
 class Agreement(NamedTuple):
