@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jaxtransfer.attribution.maps import find_faults as find_faults
     from jaxtransfer.comparison.affinity import Affinity as Affinity
     from jaxtransfer.comparison.matrix import affinity_matrix as affinity_matrix
+    from jaxtransfer.comparison.measure import Measure as Measure
     from jaxtransfer.comparison.representations import RELATIVES as RELATIVES
     from jaxtransfer.data.probe import Probe as Probe
     from jaxtransfer.data.probe import load_probe as load_probe
@@ -88,6 +89,7 @@ _HOME = {
     "data.probe": ("Probe", "load_probe"),
     "comparison.representations": ("RELATIVES",),
     "comparison.matrix": ("affinity_matrix",),
+    "comparison.measure": ("Measure",),
     "evaluation.tree": ("MantelTest", "TaskTree", "mantel_test", "task_tree"),
     "networks.zoo": ("Zoo",),
 }
