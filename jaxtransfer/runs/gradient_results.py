@@ -1,6 +1,5 @@
 """What principal gradients and alignments say of tasks: tables, rankings and sentences, and the files they go to."""
 
-import csv
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ from jaxtransfer.comparison.affinity import Affinity, MethodResult
 from jaxtransfer.data.datasets import Task
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.figures.drawings import heat_map
-from jaxtransfer.files import read_table, write_csv
+from jaxtransfer.files import read_records, read_table, write_csv
 from jaxtransfer.pge.alignment import AlignmentEstimation
 from jaxtransfer.pge.estimator import PrincipalGradient
 from jaxtransfer.pge.gap import Form, gap
@@ -245,5 +244,4 @@ def read_results(directory: Path, measure: Measure) -> Affinity:
 
 def read_control(directory: Path) -> list[dict[str, str]]:
     """The rows of `control.csv`, as text."""
-    with (directory / "control.csv").open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
+    return read_records(directory / "control.csv")

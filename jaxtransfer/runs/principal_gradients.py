@@ -6,7 +6,6 @@ import json
 import math
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +19,7 @@ from jaxtyping import PyTree
 from jaxtransfer.data.datasets import Kind, Task, read_tasks
 from jaxtransfer.devices import allgather, default_mesh, is_first, is_writer, own_rows, synchronised
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.files import write_arrays
+from jaxtransfer.files import read_arrays, write_arrays
 from jaxtransfer.pge.alignment import AlignmentEstimation
 from jaxtransfer.pge.backbones import Backbone, backbone
 from jaxtransfer.pge.batches import Episodes, Minibatches, Sampler, Shuffled
@@ -440,8 +439,7 @@ def _write(estimation: Accumulation, file: Path, note: str, mesh: Mesh) -> None:
 def _stored(file: Path, note: str, names: Sequence[str] | None = None) -> dict[str, np.ndarray] | None:
     """Arrays of a file, or those named, if it was made of the same; a damaged file holds nothing."""
     try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            found = {name: stored[name] for name in names or stored}
-        return found if str(found["note"]) == note else None
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        arrays = read_arrays(file, names)
+        return arrays if str(arrays["note"]) == note else None
+    except (OSError, ValueError, KeyError):
         return None
