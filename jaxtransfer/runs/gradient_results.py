@@ -18,7 +18,7 @@ from jaxtransfer.pge.alignment import AlignmentEstimation
 from jaxtransfer.pge.estimator import PrincipalGradient
 from jaxtransfer.pge.gap import Form, gap
 
-Measure = Literal["gap", "alignment"]
+GradientMeasure = Literal["gap", "alignment"]
 Row = dict[str, Any]
 
 
@@ -35,7 +35,7 @@ class GradientResults:
         remarks: What is to be said of the tasks, in sentences.
     """
 
-    measure: Measure
+    measure: GradientMeasure
     tasks: tuple[Task, ...]
     values: Float[np.ndarray, "tasks tasks"]
     stderr: Float[np.ndarray, "tasks tasks"]
@@ -217,7 +217,7 @@ def write_results(out: Path, found: GradientResults, what: str) -> None:
     )
 
 
-def read_results(directory: Path, measure: Measure) -> Affinity:
+def read_results(directory: Path, measure: GradientMeasure) -> Affinity:
     """Reads the tables that `write_results` wrote as affinities of which larger is nearer.
 
     Args:
