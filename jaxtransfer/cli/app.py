@@ -350,20 +350,19 @@ def rank(
     found = load_run(run)
     target = _known(target, found.names)
     for each in found.methods if method is None else (method,):
-        gaps = each == "gap"  # stand negated in an affinity
-        digits = (".4g", ".2g") if gaps else (".4f", ".4f")
-        drawn = "restarts" if each in ("gap", "alignment") else "images"
-        nearer = " (smaller is nearer)" if gaps else ""
+        measure = found.measure(each)
+        digits = (".4g", ".2g") if measure.smaller_is_nearer else (".4f", ".4f")  # distances have no upper bound
+        nearer = f" ({measure.direction})" if measure.smaller_is_nearer else ""
         table = Table(title=f"Sources for {target} by {each}{nearer}", title_justify="left")
         table.add_column("source", overflow="fold")
-        table.add_column("affinity" if drawn == "images" else each, justify="right")
+        table.add_column(measure.name, justify="right")
         table.add_column("standard error", justify="right")
         table.add_column("above the next", justify="right")
-        table.add_column(f"more {drawn}", justify="right")
+        table.add_column(f"more {measure.sampled}", justify="right")
         ranked = certain_ranking(found, target, method=each)[:top]
         for source, value, error, above, more in ranked:
             sure = ["" if above is None else f"{above:.0%}", "" if more is None else str(more)]
-            table.add_row(source, f"{-value if gaps else value:{digits[0]}}", f"{error:{digits[1]}}", *sure)
+            table.add_row(source, f"{value:{digits[0]}}", f"{error:{digits[1]}}", *sure)
         _print(table)
     _print_faults(found.faults)
     print("Above the next: how probable that order is; about so many more, like those there are, would make it 95 %.")
@@ -619,8 +618,7 @@ def _print_comparison(found: "Comparison") -> None:
 
 def _print_gradient_results(found: "GradientResults", out: Path) -> None:
     """The best sources of every target, what they rest on, what was left out, and where the files are."""
-    nearer = "smaller is nearer" if found.measure == "gap" else "larger is nearer"
-    print(f"Best sources ({found.measure} ± standard error, {nearer})")
+    print(f"Best sources ({found.measure.name} ± standard error, {found.measure.direction})")
     table = Table("target", box=box.SIMPLE_HEAD)
     places = ("first", "second", "third")[: len(found.names) - 1]
     for column in places:

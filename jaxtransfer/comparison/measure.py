@@ -48,6 +48,8 @@ class Measure:
 
 
 AFFINITY = Measure()
+GAP = Measure("gap", smaller_is_nearer=True, sampled="restarts")
+ALIGNMENT = Measure("alignment", sampled="restarts")
 
 
 def pair_count(networks: int, *, directed: bool = False) -> int:

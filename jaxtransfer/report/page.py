@@ -20,6 +20,7 @@ from PIL import Image
 from jaxtransfer.attribution.diagnostics import describe_fault, in_sentences
 from jaxtransfer.attribution.maps import METHODS
 from jaxtransfer.comparison.affinity import Affinity
+from jaxtransfer.comparison.measure import Measure
 from jaxtransfer.data.probe import read_images
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.evaluation.confidence import certain_ranking
@@ -115,10 +116,10 @@ def _order(affinity: Affinity, tree: TaskTree | None) -> list[int]:
 class _Words:
     """How the values of a run are spoken of."""
 
-    def __init__(self, method: str) -> None:
-        self.sign = -1 if method == "gap" else 1
-        self.quantity = method if method in ("gap", "alignment") else "affinity"
-        self.by = "" if method in ("gap", "alignment") else f" by {method}"
+    def __init__(self, method: str, measure: Measure) -> None:
+        self.sign = -1 if measure.smaller_is_nearer else 1
+        self.quantity = measure.name
+        self.by = "" if method == measure.name else f" by {method}"
 
 
 def _drawings(
@@ -126,17 +127,17 @@ def _drawings(
 ) -> Iterator[Drawing]:
     """Heat map, tree and ranked sources of every method."""
     for method in affinity.methods:
-        words = _Words(method)
+        words = _Words(method, measure := affinity.measure(method))
         order = _order(affinity, tree := trees[method])
         yield (
             f"heat_map_{method}",
             functools.partial(
                 figures.heat_map,
-                words.sign * affinity[method][np.ix_(order, order)],
+                affinity[method][np.ix_(order, order)],
                 [affinity.names[i] for i in order],
                 title=f"{words.quantity.capitalize()}{words.by}{', in the order of the tree' if tree else ''}",
                 quantity=words.quantity,
-                smaller_is_nearer=words.sign < 0,
+                smaller_is_nearer=measure.smaller_is_nearer,
                 groups=groups,
             ),
         )
@@ -145,15 +146,10 @@ def _drawings(
             yield f"tree_{method}", functools.partial(figures.tree, tree, title=title, groups=groups)
         pages = list(_pages(affinity.names))
         for page, targets in pages:
-            rankings = {
-                target: [
-                    (name, words.sign * value, error) for name, value, error in affinity.rank(target, method=method)
-                ]
-                for target in targets
-            }
-            nearer = "smaller is nearer" if words.sign < 0 else "larger is nearer"
+            rankings = {target: affinity.rank(target, method=method) for target in targets}
             best = "" if len(affinity.names) <= _PAGE + 1 else ", the ten best"
-            title = f"Sources{words.by}{best} ({words.quantity} ± standard error, {nearer}){_of(page, len(pages))}"
+            values = f"{measure.name} ± standard error, {measure.direction}"
+            title = f"Sources{words.by}{best} ({values}){_of(page, len(pages))}"
             drawing = functools.partial(figures.ranked_sources, rankings, title=title)
             yield f"sources_{method}{_number(page, len(pages))}", drawing
 
@@ -376,7 +372,7 @@ def _page(
 
 def _method(affinity: Affinity, method: str, tree: TaskTree | None) -> dict[str, Any]:
     """What the page needs of a method; every ranked source is [index, value, error, above the next, more images]."""
-    words = _Words(method)
+    words = _Words(method, affinity.measure(method))
     places = {name: i for i, name in enumerate(affinity.names)}
     counts = affinity.counts(method)
     off_diagonal = counts[~np.eye(len(counts), dtype=bool)].reshape(len(counts), -1)
@@ -391,7 +387,7 @@ def _method(affinity: Affinity, method: str, tree: TaskTree | None) -> dict[str,
             [
                 [
                     places[each.name],
-                    _short(words.sign * each.affinity, 6),
+                    _short(each.affinity, 6),
                     _short(each.stderr, 4),
                     _short(each.above_next, 4),
                     each.more_images,

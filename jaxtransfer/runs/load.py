@@ -11,8 +11,8 @@ from jaxtransfer.runs.gradient_results import read_results
 def load_run(directory: str | Path) -> Affinity:
     """Loads the affinities of a finished run.
 
-    A run of principal gradients has the one method "alignment", or "gap" with the gaps negated, so that larger is
-    nearer there as well; what it could not tell is NaN.
+    A run of principal gradients has one method, "gap" or "alignment"; `Affinity.measure` says that smaller gaps are
+    nearer. Values that could not be told from noise are NaN.
 
     Raises:
         JaxTransferError: `directory` holds no run, or one that has not finished.
@@ -22,25 +22,23 @@ def load_run(directory: str | Path) -> Affinity:
 
 
 def finished_record(directory: Path) -> record.Record:
-    """The record of a finished run of any kind.
+    """Reads the record of a finished run of any command.
 
     Raises:
         JaxTransferError: `directory` holds no run, or one that has not finished.
     """
-    found = record.read(directory)
-    if found is None:
+    run = record.read(directory)
+    if run is None:
         raise JaxTransferError(
             f"{directory} is not a run directory; `jaxtransfer affinity` and `jaxtransfer pge` make one."
         )
-    if found["finished"] is None:
+    if run["finished"] is None:
         raise JaxTransferError(f"The run in {directory} has not finished; start the same command again.")
-    return found
+    return run
 
 
-def affinity_of(directory: Path, found: record.Record) -> Affinity:
-    """The affinities of the run with the record `found`, see `load_run`."""
-    return (
-        Affinity.load(directory)
-        if found["kind"] == "affinity"
-        else read_results(directory, found["settings"]["measure"])
-    )
+def affinity_of(directory: Path, run: record.Record) -> Affinity:
+    """Loads the affinities of the run with the record `run`, see `load_run`."""
+    if run["kind"] == "affinity":
+        return Affinity.load(directory)
+    return read_results(directory, run["settings"]["measure"])
