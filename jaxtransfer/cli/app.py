@@ -4,7 +4,6 @@ import contextlib
 import errno
 import importlib
 import logging
-import math
 import os
 import sys
 import traceback
@@ -38,8 +37,8 @@ if TYPE_CHECKING:
     from jaxtransfer.data.probe import Probe
     from jaxtransfer.evaluation.oracle import Oracle
     from jaxtransfer.evaluation.retrieval import Quantity
+    from jaxtransfer.evaluation.summary import Evaluation
     from jaxtransfer.runs.compare import Comparison
-    from jaxtransfer.runs.evaluation import Evaluation
     from jaxtransfer.runs.gradient_results import GradientResults
 
 # Packages that do the work are imported by the commands that need them: `--help` must not wait for JAX.
@@ -565,24 +564,19 @@ def _print_affinity(found: "Affinity", probe: "Probe", out: Path) -> None:
 
 
 def _print_evaluation(found: "Mapping[str, Evaluation]", oracle: "Oracle", run: Path) -> None:
-    """Precision and recall beside a random order's, mean rank correlations, and what was scored."""
+    """Prints precision and recall beside those of a random order, mean rank correlations, and what was scored."""
+    from jaxtransfer.evaluation.summary import score_table
+
     curves = [each.curve for each in found.values()]
-    most = len(curves[0].hits)
-    wanted: list[tuple[Quantity, int]] = [("precision", 1), ("precision", 5), ("recall", 10)]
-    columns = [each for each in wanted if each[1] <= most]
+    columns: list[tuple[Quantity, int]] = [("precision", 1), ("precision", 5), ("recall", 10)]
+    scores = score_table(found, columns, ["spearman", "kendall"], band="\n{:.2f}-{:.2f}")
     table = Table(title=f"Against {oracle.name}", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("", overflow="fold", min_width=min(max(map(len, found)), 20))
-    for column in (*(f"{quantity[0].upper()}@{k}" for quantity, k in columns), "Spearman", "Kendall"):
+    for column in (*scores.header, "Spearman", "Kendall"):
         table.add_column(column, justify="right")
-    for method, each in found.items():
-        shares = []
-        for quantity, k in columns:
-            share, band = each.shares(quantity, k)
-            shares.append(f"{share:.3f}" if band is None else f"{share:.3f}\n{band[0]:.2f}-{band[1]:.2f}")
-        means = [each.mean_correlation(name) for name in ("spearman", "kendall")]
-        table.add_row(method, *shares, *("unknown" if math.isnan(mean) else f"{mean:.3f}" for mean in means))
-    chance = [f"{getattr(curves[0], f'random_{quantity}')[k - 1]:.3f}" for quantity, k in columns]
-    table.add_row("random", *chance, *["0.000"] * 2)
+    for method, cells in scores.rows.items():
+        table.add_row(method, *cells)
+    table.add_row("random", *scores.chance)
     _print(table)
     if any(each.bands.networks is not None for each in found.values()):
         print("Below each share: where it would lie for other networks and images like these, at 95 %.")

@@ -26,12 +26,12 @@ from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.evaluation.confidence import certain_ranking
 from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.evaluation.retrieval import Quantity
+from jaxtransfer.evaluation.summary import evaluate, score_table
 from jaxtransfer.evaluation.tree import TaskTree, task_tree
 from jaxtransfer.figures import drawings as figures
 from jaxtransfer.figures.drawings import OTHER
 from jaxtransfer.files import atomic_directory, atomic_write
 from jaxtransfer.points.store import Point, Points
-from jaxtransfer.runs.evaluation import evaluate
 from jaxtransfer.runs.gradient_results import read_control
 from jaxtransfer.runs.load import affinity_of, finished_record
 from jaxtransfer.runs.record import Record
@@ -186,19 +186,10 @@ class _Scored:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows of what the curves say at some K."""
-        wanted: list[tuple[Quantity, int]] = [("precision", 1), ("precision", 5), ("recall", 5), ("recall", 10)]
-        columns = [each for each in wanted if each[1] <= len(self._curve.hits)]
-        rows = []
-        for method, each in self._found.items():
-            shares = []
-            for quantity, k in columns:
-                share, band = each.shares(quantity, k)
-                shares.append(f"{share:.3f}" if band is None else f"{share:.3f} ({band[0]:.2f} to {band[1]:.2f})")
-            mean = each.mean_correlation("spearman")
-            rows.append([method, *shares, "unknown" if math.isnan(mean) else f"{mean:.3f}"])
-        chance = [f"{getattr(self._curve, f'random_{quantity}')[k - 1]:.3f}" for quantity, k in columns]
-        header = ["method", *(f"{quantity[0].upper()}@{k}" for quantity, k in columns), "mean Spearman"]
-        return header, [*rows, ["random order", *chance, "0.000"]]
+        columns: list[tuple[Quantity, int]] = [("precision", 1), ("precision", 5), ("recall", 5), ("recall", 10)]
+        scores = score_table(self._found, columns, ["spearman"])
+        rows = [[method, *cells] for method, cells in scores.rows.items()]
+        return ["method", *scores.header, "mean Spearman"], [*rows, ["random order", *scores.chance]]
 
 
 class _Gallery:
