@@ -13,13 +13,15 @@ from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.data.probe import Probe
 from jaxtransfer.evaluation.groups import rooms_groups
 from jaxtransfer.evaluation.oracle import Oracle
+from jaxtransfer.evaluation.summary import Evaluation
 from jaxtransfer.evaluation.tree import task_tree
 from jaxtransfer.figures.drawings import overview, scaled_map
 from jaxtransfer.files import atomic_directory
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.points.store import Points
 from jaxtransfer.report.page import write_report
-from jaxtransfer.runs.affinity import Evaluation, evaluate_run, run_affinity
+from jaxtransfer.runs.affinity import run_affinity
+from jaxtransfer.runs.evaluation import evaluate_run
 
 METHOD = "epsilon_lrp"
 """Whose rankings are told; none did better in Song et al. (NeurIPS 2019)."""

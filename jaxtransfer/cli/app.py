@@ -4,7 +4,6 @@ import contextlib
 import errno
 import importlib
 import logging
-import math
 import os
 import sys
 import traceback
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from jaxtransfer.data.probe import Probe
     from jaxtransfer.evaluation.oracle import Oracle
     from jaxtransfer.evaluation.retrieval import Quantity
-    from jaxtransfer.runs.affinity import Evaluation
+    from jaxtransfer.evaluation.summary import Evaluation
     from jaxtransfer.runs.compare import Comparison
     from jaxtransfer.runs.gradient_results import GradientResults
 
@@ -348,25 +347,24 @@ def rank(
 ) -> None:
     """Rank the networks of a run as sources for one of them."""
     from jaxtransfer.evaluation.confidence import certain_ranking
-    from jaxtransfer.runs.affinity import load_run
+    from jaxtransfer.runs.load import load_run
 
     found = load_run(run)
     target = _known(target, found.names)
     for each in found.methods if method is None else (method,):
-        gaps = each == "gap"  # stand negated in an affinity
-        digits = (".4g", ".2g") if gaps else (".4f", ".4f")
-        drawn = "restarts" if each in ("gap", "alignment") else "images"
-        nearer = " (smaller is nearer)" if gaps else ""
+        measure = found.measure(each)
+        digits = (".4g", ".2g") if measure.smaller_is_nearer else (".4f", ".4f")  # distances have no upper bound
+        nearer = f" ({measure.direction})" if measure.smaller_is_nearer else ""
         table = Table(title=f"Sources for {target} by {each}{nearer}", title_justify="left")
         table.add_column("source", overflow="fold")
-        table.add_column("affinity" if drawn == "images" else each, justify="right")
+        table.add_column(measure.name, justify="right")
         table.add_column("standard error", justify="right")
         table.add_column("above the next", justify="right")
-        table.add_column(f"more {drawn}", justify="right")
+        table.add_column(f"more {measure.sampled}", justify="right")
         ranked = certain_ranking(found, target, method=each)[:top]
         for source, value, error, above, more in ranked:
             sure = ["" if above is None else f"{above:.0%}", "" if more is None else str(more)]
-            table.add_row(source, f"{-value if gaps else value:{digits[0]}}", f"{error:{digits[1]}}", *sure)
+            table.add_row(source, f"{value:{digits[0]}}", f"{error:{digits[1]}}", *sure)
         _print(table)
     _print_faults(found.faults)
     print("Above the next: how probable that order is; about so many more, like those there are, would make it 95 %.")
@@ -384,7 +382,7 @@ def evaluate(
     relevant: Annotated[int, typer.Option(min=1, help="How many of a target's sources are relevant.")] = 5,
 ) -> None:
     """Compare a run's rankings with measured transfer."""
-    from jaxtransfer.runs.affinity import evaluate_run
+    from jaxtransfer.runs.evaluation import evaluate_run
 
     measured = _oracle(oracle)
     found = evaluate_run(run, measured, relevant=relevant, methods=method)
@@ -569,24 +567,19 @@ def _print_affinity(found: "Affinity", probe: "Probe", out: Path) -> None:
 
 
 def _print_evaluation(found: "Mapping[str, Evaluation]", oracle: "Oracle", run: Path) -> None:
-    """Precision and recall beside a random order's, mean rank correlations, and what was scored."""
+    """Prints precision and recall beside those of a random order, mean rank correlations, and what was scored."""
+    from jaxtransfer.evaluation.summary import score_table
+
     curves = [each.curve for each in found.values()]
-    most = len(curves[0].hits)
-    wanted: list[tuple[Quantity, int]] = [("precision", 1), ("precision", 5), ("recall", 10)]
-    columns = [each for each in wanted if each[1] <= most]
+    columns: list[tuple[Quantity, int]] = [("precision", 1), ("precision", 5), ("recall", 10)]
+    scores = score_table(found, columns, ["spearman", "kendall"], band="\n{:.2f}-{:.2f}")
     table = Table(title=f"Against {oracle.name}", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("", overflow="fold", min_width=min(max(map(len, found)), 20))
-    for column in (*(f"{quantity[0].upper()}@{k}" for quantity, k in columns), "Spearman", "Kendall"):
+    for column in (*scores.header, "Spearman", "Kendall"):
         table.add_column(column, justify="right")
-    for method, each in found.items():
-        shares = []
-        for quantity, k in columns:
-            share, band = each.shares(quantity, k)
-            shares.append(f"{share:.3f}" if band is None else f"{share:.3f}\n{band[0]:.2f}-{band[1]:.2f}")
-        means = [each.mean_correlation(name) for name in ("spearman", "kendall")]
-        table.add_row(method, *shares, *("unknown" if math.isnan(mean) else f"{mean:.3f}" for mean in means))
-    chance = [f"{getattr(curves[0], f'random_{quantity}')[k - 1]:.3f}" for quantity, k in columns]
-    table.add_row("random", *chance, *["0.000"] * 2)
+    for method, cells in scores.rows.items():
+        table.add_row(method, *cells)
+    table.add_row("random", *scores.chance)
     _print(table)
     if any(each.bands.networks is not None for each in found.values()):
         print("Below each share: where it would lie for other networks and images like these, at 95 %.")
@@ -622,8 +615,7 @@ def _print_comparison(found: "Comparison") -> None:
 
 def _print_gradient_results(found: "GradientResults", out: Path) -> None:
     """The best sources of every target, what they rest on, what was left out, and where the files are."""
-    nearer = "smaller is nearer" if found.measure == "gap" else "larger is nearer"
-    print(f"Best sources ({found.measure} ± standard error, {nearer})")
+    print(f"Best sources ({found.measure.name} ± standard error, {found.measure.direction})")
     table = Table("target", box=box.SIMPLE_HEAD)
     places = ("first", "second", "third")[: len(found.names) - 1]
     for column in places:

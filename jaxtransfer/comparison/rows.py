@@ -17,7 +17,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 from scipy.spatial.distance import squareform
 
-from jaxtransfer.comparison.affinity import MethodResult, pair_columns
+from jaxtransfer.comparison.affinity import MethodResult
+from jaxtransfer.comparison.measure import pair_columns
 from jaxtransfer.comparison.similarity import products
 from jaxtransfer.comparison.statistics import pseudo_values_of_mean
 from jaxtransfer.devices import DATA, MODEL, allgather, distribute, gather_to_host, is_first, synchronised

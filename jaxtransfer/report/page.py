@@ -20,18 +20,20 @@ from PIL import Image
 from jaxtransfer.attribution.diagnostics import describe_fault, in_sentences
 from jaxtransfer.attribution.maps import METHODS
 from jaxtransfer.comparison.affinity import Affinity
+from jaxtransfer.comparison.measure import Measure
 from jaxtransfer.data.probe import read_images
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.evaluation.confidence import certain_ranking
 from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.evaluation.retrieval import Quantity
+from jaxtransfer.evaluation.summary import evaluate, score_table
 from jaxtransfer.evaluation.tree import TaskTree, task_tree
 from jaxtransfer.figures import drawings as figures
 from jaxtransfer.figures.drawings import OTHER
 from jaxtransfer.files import atomic_directory, atomic_write
 from jaxtransfer.points.store import Point, Points
-from jaxtransfer.runs.affinity import affinity_of, evaluate, finished_record
 from jaxtransfer.runs.gradient_results import read_control
+from jaxtransfer.runs.load import affinity_of, finished_record
 from jaxtransfer.runs.record import Record
 
 # The name of a figure, and what draws it to `path`.
@@ -114,10 +116,10 @@ def _order(affinity: Affinity, tree: TaskTree | None) -> list[int]:
 class _Words:
     """How the values of a run are spoken of."""
 
-    def __init__(self, method: str) -> None:
-        self.sign = -1 if method == "gap" else 1
-        self.quantity = method if method in ("gap", "alignment") else "affinity"
-        self.by = "" if method in ("gap", "alignment") else f" by {method}"
+    def __init__(self, method: str, measure: Measure) -> None:
+        self.sign = -1 if measure.smaller_is_nearer else 1
+        self.quantity = measure.name
+        self.by = "" if method == measure.name else f" by {method}"
 
 
 def _drawings(
@@ -125,17 +127,17 @@ def _drawings(
 ) -> Iterator[Drawing]:
     """Heat map, tree and ranked sources of every method."""
     for method in affinity.methods:
-        words = _Words(method)
+        words = _Words(method, measure := affinity.measure(method))
         order = _order(affinity, tree := trees[method])
         yield (
             f"heat_map_{method}",
             functools.partial(
                 figures.heat_map,
-                words.sign * affinity[method][np.ix_(order, order)],
+                affinity[method][np.ix_(order, order)],
                 [affinity.names[i] for i in order],
                 title=f"{words.quantity.capitalize()}{words.by}{', in the order of the tree' if tree else ''}",
                 quantity=words.quantity,
-                smaller_is_nearer=words.sign < 0,
+                smaller_is_nearer=measure.smaller_is_nearer,
                 groups=groups,
             ),
         )
@@ -144,15 +146,10 @@ def _drawings(
             yield f"tree_{method}", functools.partial(figures.tree, tree, title=title, groups=groups)
         pages = list(_pages(affinity.names))
         for page, targets in pages:
-            rankings = {
-                target: [
-                    (name, words.sign * value, error) for name, value, error in affinity.rank(target, method=method)
-                ]
-                for target in targets
-            }
-            nearer = "smaller is nearer" if words.sign < 0 else "larger is nearer"
+            rankings = {target: affinity.rank(target, method=method) for target in targets}
             best = "" if len(affinity.names) <= _PAGE + 1 else ", the ten best"
-            title = f"Sources{words.by}{best} ({words.quantity} ± standard error, {nearer}){_of(page, len(pages))}"
+            values = f"{measure.name} ± standard error, {measure.direction}"
+            title = f"Sources{words.by}{best} ({values}){_of(page, len(pages))}"
             drawing = functools.partial(figures.ranked_sources, rankings, title=title)
             yield f"sources_{method}{_number(page, len(pages))}", drawing
 
@@ -189,19 +186,10 @@ class _Scored:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows of what the curves say at some K."""
-        wanted: list[tuple[Quantity, int]] = [("precision", 1), ("precision", 5), ("recall", 5), ("recall", 10)]
-        columns = [each for each in wanted if each[1] <= len(self._curve.hits)]
-        rows = []
-        for method, each in self._found.items():
-            shares = []
-            for quantity, k in columns:
-                share, band = each.shares(quantity, k)
-                shares.append(f"{share:.3f}" if band is None else f"{share:.3f} ({band[0]:.2f} to {band[1]:.2f})")
-            mean = each.mean_correlation("spearman")
-            rows.append([method, *shares, "unknown" if math.isnan(mean) else f"{mean:.3f}"])
-        chance = [f"{getattr(self._curve, f'random_{quantity}')[k - 1]:.3f}" for quantity, k in columns]
-        header = ["method", *(f"{quantity[0].upper()}@{k}" for quantity, k in columns), "mean Spearman"]
-        return header, [*rows, ["random order", *chance, "0.000"]]
+        columns: list[tuple[Quantity, int]] = [("precision", 1), ("precision", 5), ("recall", 5), ("recall", 10)]
+        scores = score_table(self._found, columns, ["spearman"])
+        rows = [[method, *cells] for method, cells in scores.rows.items()]
+        return ["method", *scores.header, "mean Spearman"], [*rows, ["random order", *scores.chance]]
 
 
 class _Gallery:
@@ -375,7 +363,7 @@ def _page(
 
 def _method(affinity: Affinity, method: str, tree: TaskTree | None) -> dict[str, Any]:
     """What the page needs of a method; every ranked source is [index, value, error, above the next, more images]."""
-    words = _Words(method)
+    words = _Words(method, affinity.measure(method))
     places = {name: i for i, name in enumerate(affinity.names)}
     counts = affinity.counts(method)
     off_diagonal = counts[~np.eye(len(counts), dtype=bool)].reshape(len(counts), -1)
@@ -390,7 +378,7 @@ def _method(affinity: Affinity, method: str, tree: TaskTree | None) -> dict[str,
             [
                 [
                     places[each.name],
-                    _short(words.sign * each.affinity, 6),
+                    _short(each.affinity, 6),
                     _short(each.stderr, 4),
                     _short(each.above_next, 4),
                     each.more_images,

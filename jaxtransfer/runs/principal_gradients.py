@@ -28,7 +28,14 @@ from jaxtransfer.pge.gap import FORMS, Form
 from jaxtransfer.pge.losses import Loss, Prototypical, RandomHead, SquaredError
 from jaxtransfer.pge.restarts import Accumulation, Progress, check_counts
 from jaxtransfer.runs import record
-from jaxtransfer.runs.gradient_results import GradientResults, Measure, alignments, gaps, shuffled_copy, write_results
+from jaxtransfer.runs.gradient_results import (
+    GradientMeasure,
+    GradientResults,
+    alignments,
+    gaps,
+    shuffled_copy,
+    write_results,
+)
 
 LossName = Literal["prototypical", "random-head", "squared-error"]
 ProgressFn = Callable[[int, int, str], None]
@@ -82,7 +89,7 @@ def run_pge(
     out: str | Path,
     *,
     command: Sequence[str],
-    measure: Measure = "gap",
+    measure: GradientMeasure = "gap",
     network: str = "conv4",
     size: int = 32,
     loss: LossName | None = None,
