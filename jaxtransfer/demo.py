@@ -14,7 +14,8 @@ from jaxtransfer.data.probe import Probe
 from jaxtransfer.evaluation.groups import rooms_groups
 from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.evaluation.tree import task_tree
-from jaxtransfer.figures.drawings import overview, scaled_map
+from jaxtransfer.figures import scaled_map
+from jaxtransfer.figures.overview import overview
 from jaxtransfer.files import atomic_directory
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.points.store import Points

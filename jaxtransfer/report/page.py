@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from jaxtransfer import figures
 from jaxtransfer.attribution.diagnostics import describe_fault, in_sentences
 from jaxtransfer.attribution.maps import METHODS
 from jaxtransfer.comparison.affinity import Affinity
@@ -26,8 +27,7 @@ from jaxtransfer.evaluation.confidence import certain_ranking
 from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.evaluation.retrieval import Quantity
 from jaxtransfer.evaluation.tree import TaskTree, task_tree
-from jaxtransfer.figures import drawings as figures
-from jaxtransfer.figures.drawings import OTHER
+from jaxtransfer.figures import OTHER
 from jaxtransfer.files import atomic_directory, atomic_write
 from jaxtransfer.points.store import Point, Points
 from jaxtransfer.runs.affinity import affinity_of, evaluate, finished_record
@@ -325,7 +325,7 @@ def _page(
         ],
         "groups": None if groups is None else [groups[name] for name in affinity.names],
         "colours": {} if groups is None else figures.group_colours(groups.values()),
-        "scale": figures.viridis(_COLOURS),
+        "scale": figures.value_colours(_COLOURS),
         "counted": "restarts" if pge else "images",
         "methods": [_method(affinity, method, trees[method]) for method in affinity.methods],
         "gallery": gallery.data(),

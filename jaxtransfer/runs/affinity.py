@@ -28,7 +28,7 @@ from jaxtransfer.evaluation.retrieval import (
     rank_correlations,
     retrieval_curve,
 )
-from jaxtransfer.figures.drawings import heat_map, retrieval_curves
+from jaxtransfer.figures import heat_map, retrieval_curves
 from jaxtransfer.files import write_csv
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.points.directions import SIMILARITIES, Similarity

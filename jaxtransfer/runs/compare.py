@@ -13,7 +13,7 @@ from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.evaluation.tree import mantel_test
-from jaxtransfer.figures.drawings import heat_map
+from jaxtransfer.figures import heat_map
 from jaxtransfer.files import write_csv
 from jaxtransfer.runs.affinity import Evaluation, evaluate, load_run, write_evaluation
 

@@ -14,11 +14,11 @@ from matplotlib.text import Text
 from PIL import Image
 from typer.testing import CliRunner
 
-from jaxtransfer import FAULTS, JaxTransferError, Oracle
+from jaxtransfer import FAULTS, JaxTransferError, Oracle, figures
 from jaxtransfer.cli.app import app
 from jaxtransfer.evaluation.groups import load_groups, taskonomy_groups
 from jaxtransfer.evaluation.tree import task_tree
-from jaxtransfer.figures import drawings as figures
+from jaxtransfer.figures import style
 from jaxtransfer.report import page as report
 from jaxtransfer.report.page import write_report
 from jaxtransfer.taskonomy.tasks import TASKS
@@ -238,7 +238,7 @@ def test_groups(tmp_path):
 def drawn(monkeypatch) -> list[Figure]:
     """The figures that are drawn, kept instead of written."""
     kept: list[Figure] = []
-    monkeypatch.setattr(figures, "_save", lambda figure, *_, **__: kept.append(figure))
+    monkeypatch.setattr(style, "save", lambda figure, *_, **__: kept.append(figure))
     return kept
 
 
