@@ -19,7 +19,7 @@ from jaxtransfer.figures.overview import overview
 from jaxtransfer.files import atomic_directory
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.points.store import Points
-from jaxtransfer.report.page import write_report
+from jaxtransfer.report import write_report
 from jaxtransfer.runs.affinity import Evaluation, evaluate_run, run_affinity
 
 METHOD = "epsilon_lrp"

@@ -423,7 +423,7 @@ def report(
 ) -> None:
     """Write one page that shows a run, and its figures as files."""
     from jaxtransfer.evaluation.groups import load_groups, rooms_groups, taskonomy_groups
-    from jaxtransfer.report.page import write_report
+    from jaxtransfer.report import write_report
 
     built_in = {"taskonomy": taskonomy_groups, "rooms": rooms_groups}
     with _progress("Drawing") as advance:

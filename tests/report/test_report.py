@@ -19,8 +19,8 @@ from jaxtransfer.cli.app import app
 from jaxtransfer.evaluation.groups import load_groups, taskonomy_groups
 from jaxtransfer.evaluation.tree import task_tree
 from jaxtransfer.figures import style
-from jaxtransfer.report import page as report
-from jaxtransfer.report.page import write_report
+from jaxtransfer.report import write_report
+from jaxtransfer.report.svg import inline_svg
 from jaxtransfer.taskonomy.tasks import TASKS
 from support.helpers import affinity_of, complaint
 from support.report_runs import AWKWARD, METHODS, attribution_run, gap_run
@@ -310,7 +310,7 @@ def test_scaled_maps():
 def test_svg_in_the_page_follows_its_colours(tmp_path):
     found = task_tree(affinity_of(np.eye(4), ["url(#a)", "#000000", "c", "d"]))
     figures.tree(found, tmp_path / "tree.png", "title", svg=True)
-    element = report._inline_svg(tmp_path / "tree.svg")
+    element = inline_svg(tmp_path / "tree.svg")
     assert "currentColor" in element
     assert not re.search(r"fill: #ffffff|<style|<metadata", element)
     assert {"url(#a)", "#000000"} <= {text.strip() for text in re.findall(r">([^<]+)<", element)}
