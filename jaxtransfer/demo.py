@@ -30,7 +30,7 @@ _PHOTOS = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class SourceChoice:
     """The source that a ranking puts first, and what measured transfer says of it.
 
     Attributes:
@@ -54,7 +54,7 @@ class Choice:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Found:
+class DemoResult:
     """What the demonstration found.
 
     Attributes:
@@ -64,11 +64,11 @@ class Found:
     """
 
     images: int
-    choices: tuple[Choice, ...]
+    choices: tuple[SourceChoice, ...]
     evaluations: dict[str, Evaluation]
 
 
-def run_demo(out: str | Path, *, command: Sequence[str], progress: Callable[[int, int, str], None]) -> Found:
+def run_demo(out: str | Path, *, command: Sequence[str], progress: Callable[[int, int, str], None]) -> DemoResult:
     """Compares the encoders of Rooms, or goes on with what is there of that.
 
     Args:
@@ -114,10 +114,10 @@ def run_demo(out: str | Path, *, command: Sequence[str], progress: Callable[[int
     )
     affinity = affinity.only([*rooms.TASKS])
     _draw(out, affinity, probe, evaluations)
-    return Found(len(probe.images), _choices(affinity, oracle), evaluations)
+    return DemoResult(len(probe.images), _choices(affinity, oracle), evaluations)
 
 
-def _choices(affinity: Affinity, oracle: Oracle) -> tuple[Choice, ...]:
+def _choices(affinity: Affinity, oracle: Oracle) -> tuple[SourceChoice, ...]:
     """The nearest source of every task."""
     measured = rooms.transfers()
     losses = {
@@ -132,11 +132,11 @@ def _choices(affinity: Affinity, oracle: Oracle) -> tuple[Choice, ...]:
         known = [losses[target][each] for each in ranked]
         mean = float(np.mean(known))
         gain = (mean - losses[target][source]) / (mean - min(known))
-        choices.append(Choice(target, source, value, error, ranked.index(source) + 1, ranked[0], gain))
+        choices.append(SourceChoice(target, source, value, error, ranked.index(source) + 1, ranked[0], gain))
     return tuple(choices)
 
 
-def sentences(found: Found) -> list[str]:
+def sentences(found: DemoResult) -> list[str]:
     """What was found, in words."""
     count = len(found.choices)
     gains = np.array([each.gain for each in found.choices])

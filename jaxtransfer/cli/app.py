@@ -1,46 +1,34 @@
 """The command line: `jaxtransfer`, or `python -m jaxtransfer`."""
 
-import contextlib
 import errno
-import importlib
-import logging
-import math
-import os
 import sys
-import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+from rich.progress import DownloadColumn
 from typer.core import TyperGroup
 
 from jaxtransfer._version import __version__
+from jaxtransfer.cli.arguments import (
+    connect_devices,
+    import_modules,
+    load_groups,
+    load_oracle,
+    parse_rgb,
+    resolve_task_name,
+)
+from jaxtransfer.cli.console import logging_to_console, print_error, progress_bar, require_extra
+from jaxtransfer.cli.tables import (
+    print_affinity,
+    print_comparison,
+    print_demo,
+    print_evaluation,
+    print_gradient_results,
+    print_rankings,
+)
 from jaxtransfer.errors import JaxTransferError, in_words
-
-if TYPE_CHECKING:
-    from jax.sharding import Mesh
-
-    from jaxtransfer.comparison.affinity import Affinity
-    from jaxtransfer.data.probe import Probe
-    from jaxtransfer.evaluation.oracle import Oracle
-    from jaxtransfer.evaluation.retrieval import Quantity
-    from jaxtransfer.runs.affinity import Evaluation
-    from jaxtransfer.runs.compare import Comparison
-    from jaxtransfer.runs.gradient_results import GradientResults
 
 # Packages that do the work are imported by the commands that need them: `--help` must not wait for JAX.
 
@@ -50,42 +38,17 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with _logged(), warnings.catch_warnings():
-                warnings.showwarning = lambda message, *_: _complain(f"Warning: {message}")
+            with logging_to_console(), warnings.catch_warnings():
+                warnings.showwarning = lambda message, *_: print_error(f"Warning: {message}")
                 return super().invoke(ctx)
         except KeyboardInterrupt:
-            _complain("Interrupted; start the same command again and it goes on where it stopped.")
+            print_error("Interrupted; start the same command again and it goes on where it stopped.")
             raise typer.Exit(130) from None
         except (JaxTransferError, OSError) as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise
-            _complain(f"Error: {in_words(error)}")
+            print_error(f"Error: {in_words(error)}")
         raise typer.Exit(2)
-
-
-@contextlib.contextmanager
-def _logged() -> Iterator[None]:
-    """Shows what the library logs, once, whatever other packages made of logging."""
-    log, handler = logging.getLogger("jaxtransfer"), _Said(logging.INFO)
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(logging.NOTSET)
-        log.propagate = True
-
-
-class _Said(logging.Handler):
-    """What the library has to say, beside the progress."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        from jaxtransfer.devices import is_first
-
-        if is_first():
-            _complain(record.getMessage())
 
 
 app = typer.Typer(
@@ -137,15 +100,6 @@ _Distributed = Annotated[
 ]
 
 
-def _connected(mesh: str | None, distributed: str | None) -> "Mesh":
-    """The devices that two options speak of, once the processes have come together."""
-    from jaxtransfer.devices import connect, device_mesh, parse_mesh
-
-    if distributed is not None:
-        connect(distributed)
-    return device_mesh() if mesh is None else parse_mesh(mesh)
-
-
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Directory for the networks, the images and the results.")] = Path(
@@ -153,25 +107,12 @@ def demo(
     ),
 ) -> None:
     """The whole job on what comes with the package: 22 trained networks, and how well they really transfer."""
-    from jaxtransfer.demo import METHOD, run_demo, sentences
+    from jaxtransfer.demo import run_demo
 
-    with _progress() as advance:
-        found = run_demo(out, command=sys.argv, progress=advance)
-    table = Table(
-        title=f"The nearest source by {METHOD}, its place in measured transfer,\nand the best source there",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    for column in ("target", "nearest", "affinity", "place", "best"):
-        table.add_column(column, justify="right" if column in ("affinity", "place") else "left", overflow="fold")
-    for each in found.choices:
-        affinity = f"{each.affinity:.3f} ± {each.stderr:.3f}"
-        table.add_row(each.target, each.source, affinity, str(each.place), each.best)
-    _print(table)
-    for sentence in sentences(found):
-        print(sentence)
-    print(f"Open {out / 'run' / 'report.html'} in a browser; {out / 'overview.png'} is the picture of it all.")
+    with progress_bar() as advance:
+        result = run_demo(out, command=sys.argv, progress=advance)
+    print_demo(result)
+    print(f"Open {out / 'run' / 'report.html'} in a browser; {out / 'overview.png'} shows all of it in one picture.")
 
 
 @_download.command("taskonomy")
@@ -183,7 +124,7 @@ def download_taskonomy(
     """Download the encoders of the visualpriors release."""
     from jaxtransfer.converters.download import BASE_URL, download
 
-    with _progress("Downloading", DownloadColumn()) as advance:
+    with progress_bar("Downloading", DownloadColumn()) as advance:
         files = download(weights_dir, task, base_url=base_url or BASE_URL, on_progress=advance)
     print(f"{len(files)} files are in {weights_dir}.")
 
@@ -191,11 +132,11 @@ def download_taskonomy(
 @_convert.command("taskonomy")
 def convert_taskonomy(weights_dir: _Weights, zoo: _Zoo) -> None:
     """Convert the .pth files of the visualpriors release."""
-    with _needs("torch", "torch"):
+    with require_extra("torch", "torch"):
         from jaxtransfer.converters import taskonomy
         from jaxtransfer.networks.zoo import Zoo
 
-        with _progress("Converting") as advance:
+        with progress_bar("Converting") as advance:
             added = taskonomy.convert(weights_dir, Zoo(zoo), advance)
     print(f"Added to the zoo {zoo}: {', '.join(added) or 'nothing, it had all of them'}.")
 
@@ -213,37 +154,14 @@ def convert_torch(
     ] = None,
 ) -> None:
     """Convert any torch.export program."""
-    scaling = {"mean": _three("--mean", mean), "std": _three("--std", std)}
-    with _needs("torch", "torch"):
+    scaling = {"mean": parse_rgb("--mean", mean), "std": parse_rgb("--std", std)}
+    with require_extra("torch", "torch"):
         from jaxtransfer.converters import torch_export
         from jaxtransfer.networks.zoo import Zoo
 
         given = {key: value for key, value in scaling.items() if value is not None}
         torch_export.convert(file, Zoo(zoo), name, **given)
     print(f"The zoo {zoo} now has {name}.")
-
-
-def _import(modules: Sequence[str]) -> None:
-    """Imports modules by name, from the current directory too."""
-    for name in modules:
-        if not all(part.isidentifier() for part in name.split(".")) or name.endswith(".py"):
-            raise JaxTransferError(
-                f"--import takes the name of a module, like my_nets for the file my_nets.py, not {name!r}."
-            )
-        if (here := os.getcwd()) not in sys.path:
-            sys.path.insert(0, here)
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise JaxTransferError(f"The module {name} cannot be imported: it needs {error.name}.") from error
-            raise JaxTransferError(f"There is no module {name}, installed or in the directory {here}.") from error
-        except (Exception, SystemExit) as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            where = "" if "importlib" in place.filename else f" in {place.filename}, line {place.lineno}"
-            raise JaxTransferError(
-                f"The module {name} cannot be imported{where}: {type(error).__name__}: {' '.join(str(error).split())}."
-            ) from error
 
 
 @app.command()
@@ -310,9 +228,9 @@ def affinity(
     from jaxtransfer.networks.zoo import Zoo
     from jaxtransfer.runs.affinity import run_affinity
 
-    devices = _connected(mesh, distributed)
-    _import(import_ or ())
-    with _progress("Working on", shown=is_first()) as advance:
+    devices = connect_devices(mesh, distributed)
+    import_modules(import_ or ())
+    with progress_bar("Working on", shown=is_first()) as advance:
         found, probe = run_affinity(
             Zoo(zoo, modules=import_ or ()),
             images,
@@ -333,7 +251,7 @@ def affinity(
             progress=advance,
         )
     if is_first():
-        _print_affinity(found, probe, out)
+        print_affinity(found, probe, out)
 
 
 @app.command()
@@ -344,29 +262,11 @@ def rank(
     top: Annotated[int | None, typer.Option(min=1, help="Print the best so many.", show_default="all")] = None,
 ) -> None:
     """Rank the networks of a run as sources for one of them."""
-    from jaxtransfer.evaluation.confidence import certain_ranking
     from jaxtransfer.runs.affinity import load_run
 
-    found = load_run(run)
-    target = _known(target, found.names)
-    for each in found.methods if method is None else (method,):
-        gaps = each == "gap"  # stand negated in an affinity
-        digits = (".4g", ".2g") if gaps else (".4f", ".4f")
-        drawn = "restarts" if each in ("gap", "alignment") else "images"
-        nearer = " (smaller is nearer)" if gaps else ""
-        table = Table(title=f"Sources for {target} by {each}{nearer}", title_justify="left")
-        table.add_column("source", overflow="fold")
-        table.add_column("affinity" if drawn == "images" else each, justify="right")
-        table.add_column("standard error", justify="right")
-        table.add_column("above the next", justify="right")
-        table.add_column(f"more {drawn}", justify="right")
-        ranked = certain_ranking(found, target, method=each)[:top]
-        for source, value, error, above, more in ranked:
-            sure = ["" if above is None else f"{above:.0%}", "" if more is None else str(more)]
-            table.add_row(source, f"{-value if gaps else value:{digits[0]}}", f"{error:{digits[1]}}", *sure)
-        _print(table)
-    _print_faults(found.faults)
-    print("Above the next: how probable that order is; about so many more, like those there are, would make it 95 %.")
+    affinity = load_run(run)
+    target = resolve_task_name(target, affinity.names)
+    print_rankings(affinity, target, affinity.methods if method is None else (method,), top)
 
 
 @app.command()
@@ -383,9 +283,9 @@ def evaluate(
     """Compare a run's rankings with measured transfer."""
     from jaxtransfer.runs.affinity import evaluate_run
 
-    measured = _oracle(oracle)
+    measured = load_oracle(oracle)
     found = evaluate_run(run, measured, relevant=relevant, methods=method)
-    _print_evaluation(found, measured, run)
+    print_evaluation(found, measured, run)
 
 
 @app.command()
@@ -401,11 +301,11 @@ def compare(
     """Set runs side by side: other methods, other probe images, other measures."""
     from jaxtransfer.runs.compare import compare_runs
 
-    measured = None if oracle is None else _oracle(oracle)
+    measured = None if oracle is None else load_oracle(oracle)
     found, evaluations = compare_runs(runs, out, oracle=measured, relevant=relevant)
-    _print_comparison(found)
+    print_comparison(found)
     if measured is not None:
-        _print_evaluation(evaluations, measured, out)
+        print_evaluation(evaluations, measured, out)
     print(f"Agreements, disagreements and figures are in {out}.")
 
 
@@ -422,15 +322,13 @@ def report(
     relevant: Annotated[int, typer.Option(min=1, help="How many of a target's sources are relevant.")] = 5,
 ) -> None:
     """Write one page that shows a run, and its figures as files."""
-    from jaxtransfer.evaluation.groups import load_groups, rooms_groups, taskonomy_groups
     from jaxtransfer.report import write_report
 
-    built_in = {"taskonomy": taskonomy_groups, "rooms": rooms_groups}
-    with _progress("Drawing") as advance:
+    with progress_bar("Drawing") as advance:
         page = write_report(
             run,
-            oracle=None if oracle is None else _oracle(oracle),
-            groups=None if groups is None else built_in[groups]() if groups in built_in else load_groups(groups),
+            oracle=None if oracle is None else load_oracle(oracle),
+            groups=None if groups is None else load_groups(groups),
             relevant=relevant,
             progress=advance,
         )
@@ -493,8 +391,8 @@ def pge(
     from jaxtransfer.devices import is_first
     from jaxtransfer.runs.principal_gradients import run_pge
 
-    devices = _connected(mesh, distributed)
-    with _progress("Restarts of", shown=is_first()) as advance:
+    devices = connect_devices(mesh, distributed)
+    with progress_bar("Restarts of", shown=is_first()) as advance:
         found = run_pge(
             tasks,
             out,
@@ -521,185 +419,4 @@ def pge(
             progress=advance,
         )
     if is_first():
-        _print_gradient_results(found, out)
-
-
-def _oracle(name: str) -> "Oracle":
-    from jaxtransfer.evaluation.oracle import Oracle
-
-    built_in = {"taskonomy": Oracle.taskonomy, "rooms": Oracle.rooms}
-    return built_in[name]() if name in built_in else Oracle.load(name)
-
-
-def _known(target: str, names: Sequence[str]) -> str:
-    """`target`, or its other name where it is a task of Taskonomy."""
-    from jaxtransfer.taskonomy.tasks import task_name
-
-    with contextlib.suppress(JaxTransferError):
-        if task_name(target) in names:
-            return task_name(target)
-    return target
-
-
-def _print_affinity(found: "Affinity", probe: "Probe", out: Path) -> None:
-    """The best source of every target, what was left out, and where the files are."""
-    table = Table("target", title="Best source (affinity ± standard error)", title_justify="left")
-    for method in found.methods:
-        table.add_column(method, overflow="fold")
-    for target in found.names:
-        best = [found.rank(target, method=method)[0] for method in found.methods]
-        table.add_row(target, *(f"{name}\n{value:.3f} ± {error:.3f}" for name, value, error in best))
-    _print(table)
-    _print_faults(found.faults)
-    print(f"{len(probe.names)} images were used and {len(probe.skipped)} files skipped.")
-    for name, reason in probe.skipped[:5]:
-        print(f"  skipped {name}: {reason}")
-    if len(probe.skipped) > 5:
-        print(f"  and {len(probe.skipped) - 5} more, all in {out / 'run.json'}")
-    for method in found.methods:
-        if found.unusable[method]:
-            print(
-                f"{len(found.unusable[method])} maps of {method} were zero or not finite and are left out "
-                f"(listed in {out / 'run.json'})."
-            )
-    print(f"Matrices, heat maps and points are in {out}; `jaxtransfer rank {out} TARGET` prints a ranking.")
-
-
-def _print_evaluation(found: "Mapping[str, Evaluation]", oracle: "Oracle", run: Path) -> None:
-    """Precision and recall beside a random order's, mean rank correlations, and what was scored."""
-    curves = [each.curve for each in found.values()]
-    most = len(curves[0].hits)
-    wanted: list[tuple[Quantity, int]] = [("precision", 1), ("precision", 5), ("recall", 10)]
-    columns = [each for each in wanted if each[1] <= most]
-    table = Table(title=f"Against {oracle.name}", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("", overflow="fold", min_width=min(max(map(len, found)), 20))
-    for column in (*(f"{quantity[0].upper()}@{k}" for quantity, k in columns), "Spearman", "Kendall"):
-        table.add_column(column, justify="right")
-    for method, each in found.items():
-        shares = []
-        for quantity, k in columns:
-            share, band = each.shares(quantity, k)
-            shares.append(f"{share:.3f}" if band is None else f"{share:.3f}\n{band[0]:.2f}-{band[1]:.2f}")
-        means = [each.mean_correlation(name) for name in ("spearman", "kendall")]
-        table.add_row(method, *shares, *("unknown" if math.isnan(mean) else f"{mean:.3f}" for mean in means))
-    chance = [f"{getattr(curves[0], f'random_{quantity}')[k - 1]:.3f}" for quantity, k in columns]
-    table.add_row("random", *chance, *["0.000"] * 2)
-    _print(table)
-    if any(each.bands.networks is not None for each in found.values()):
-        print("Below each share: where it would lie for other networks and images like these, at 95 %.")
-    if curves[0].random_hits[0] == curves[0].seen[0]:
-        print("Every source counts as relevant, so any order is perfect: ask for fewer with --relevant.")
-    missing = [target for target in oracle.scores if target not in map(oracle.own_name, curves[0].targets)]
-    print(f"{len(curves[0].targets)} of the oracle's {len(oracle.scores)} targets were scored.")
-    if missing:
-        print(f"  not in this run, or with fewer than two of its sources: {', '.join(missing)}")
-    print(f"Curves, and the correlations of every target, are in {run} (evaluation.csv, .png and _by_target.csv).")
-
-
-def _print_comparison(found: "Comparison") -> None:
-    """How far rankings agree, and where they do not."""
-    table = Table(title=f"Agreement over {len(found.names)} networks", title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("one", "other"):
-        table.add_column(column, overflow="fold")
-    for column in ("rankings", "matrices", "p"):
-        table.add_column(column, justify="right")
-    for pair, each in sorted(found.agreements.items(), key=lambda item: -item[1].rank_correlation):
-        table.add_row(*pair, *(f"{value:z.3f}" for value in each[:2]), f"{each.p_value:.4f}")
-    _print(table)
-    table = Table(title="Where they disagree most", title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("target", "source", "nearest", "farthest"):
-        table.add_column(column, overflow="fold")
-    for each in found.disagreements[:8]:
-        places = [
-            f"{place} by {found.labels[each.places.index(place)]}" for place in (min(each.places), max(each.places))
-        ]
-        table.add_row(each.target, each.source, *places)
-    _print(table)
-
-
-def _print_gradient_results(found: "GradientResults", out: Path) -> None:
-    """The best sources of every target, what they rest on, what was left out, and where the files are."""
-    nearer = "smaller is nearer" if found.measure == "gap" else "larger is nearer"
-    print(f"Best sources ({found.measure} ± standard error, {nearer})")
-    table = Table("target", box=box.SIMPLE_HEAD)
-    places = ("first", "second", "third")[: len(found.names) - 1]
-    for column in places:
-        table.add_column(column, overflow="fold")
-    for column in ("restarts", "signal-to-noise"):
-        table.add_column(column, justify="right")
-    for target, row in zip(found.names, found.control, strict=True):
-        best = [f"{name}\n{value:.3g} ± {error:.2g}" for name, value, error in found.rank(target)]
-        shown = [*best, *[""] * len(places)][: len(places)]
-        table.add_row(target, *shown, str(row["restarts"]), f"{row['signal_to_noise']:.3g}")
-    _print(table)
-    for sentence in found.remarks:
-        print(sentence)
-    for task in found.tasks:
-        for name, reason in task.skipped[:3]:
-            print(f"{task.name}: skipped {name}: {reason}")
-        if len(task.skipped) > 3:
-            print(f"{task.name}: and {len(task.skipped) - 3} more, all in {out / 'run.json'}")
-        if task.left_out:
-            small = ", ".join(f"{name} ({count})" for name, count in task.left_out[:5])
-            more = ", ..." if len(task.left_out) > 5 else ""
-            print(f"{task.name}: classes with too few images were left out, {len(task.left_out)}: {small}{more}")
-    print(f"Matrices, ranking, control and heat map are in {out}.")
-
-
-def _print_faults(faults: "Mapping[str, Sequence[str]]") -> None:
-    """One marked line for each fault, with the networks that have it."""
-    from jaxtransfer.attribution.diagnostics import in_sentences
-
-    for sentence in in_sentences(faults):
-        print(f"!! {sentence}")
-
-
-def _print(table: Table) -> None:
-    # Where nobody sets a width, in a file or a pipe, nothing is to be cut off.
-    console = Console()
-    console.print(table, width=None if console.is_terminal else 10_000)
-
-
-@contextlib.contextmanager
-def _progress(action: str = "", amount: ProgressColumn | None = None, *, shown: bool = True) -> Iterator[Any]:
-    """A progress bar on stderr, as a function of work done, work to do and the name of what is at hand."""
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        amount or MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not shown,
-    )
-    with bar:
-        row = bar.add_task(action, total=None)
-        yield lambda done, total, name: bar.update(row, completed=done, total=total, description=f"{action} {name}")
-
-
-@contextlib.contextmanager
-def _needs(extra: str, *packages: str) -> Iterator[None]:
-    """Says which extra to install where one of its packages is missing."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if not (error.name or "").startswith(packages):
-            raise
-        raise JaxTransferError(
-            f'The package {error.name} is missing; install it with: pip install "jaxtransfer[{extra}]"'
-        ) from error
-
-
-def _three(option: str, text: str | None) -> tuple[float, ...] | None:
-    """The numbers of red, green and blue in `text`."""
-    if text is None:
-        return None
-    with contextlib.suppress(ValueError):
-        numbers = tuple(float(part) for part in text.split(","))
-        if len(numbers) == 3:
-            return numbers
-    raise JaxTransferError(f"{option} takes three numbers, like 0.485,0.456,0.406, not {text!r}.")
-
-
-def _complain(sentence: str) -> None:
-    print(sentence, file=sys.stderr)
+        print_gradient_results(found, out)

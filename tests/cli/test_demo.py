@@ -68,7 +68,7 @@ def test_sentences_follow_the_numbers(sign, verdict):
     assert {each.place for each in choices} == {1 if sign > 0 else 21}
     assert all(each.source == each.best for each in choices) == (sign > 0)
     evaluations = {demo.METHOD: evaluate(affinity, oracle, demo.METHOD, 5)}
-    said = " ".join(demo.sentences(demo.Found(96, choices, evaluations)))
+    said = " ".join(demo.sentences(demo.DemoResult(96, choices, evaluations)))
     assert f"the nearest source {'gains' if sign > 0 else 'loses'}" in said
     assert f"{100 if sign > 0 else 0}% of the five nearest sources are among the five" in said
     assert f"{verdict} a random order's 24%" in said

@@ -63,7 +63,7 @@ def test_the_built_in_oracle_and_one_method(run):
     result = invoke(run, "--method", "a")
     assert result.exit_code == 0, result.output
     assert "7 of the oracle's 18 targets were scored" in result.stdout  # colorization is a source only
-    assert "not in this run, or with fewer than two of its sources: " in result.stdout
+    assert "not scored, because they or all but one of their sources are not in this run: " in result.stdout
     assert {row["method"] for row in table(run / "evaluation.csv")} == {"a"}
 
 

@@ -69,7 +69,7 @@ def test_gap(tiny, tasks, tmp_path):
         "pets: With permuted labels it moves by",
         "pets: skipped notes.txt: it lies in no class folder",
         "pets: skipped cat/broken.png: it is not an image",
-        "pets: classes with too few images were left out, 1: yak (2)",
+        "pets: 1 class was left out for having too few images: yak (2)",
         "Matrices, ranking, control and heat map are in",
     ):
         assert expected in printed
