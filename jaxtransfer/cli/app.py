@@ -34,7 +34,7 @@ from jaxtransfer.errors import JaxTransferError, in_words
 
 
 class _Commands(TyperGroup):
-    """All commands; what a user can cause ends in one sentence instead of a traceback."""
+    """All commands; an error that a user can cause ends in one sentence instead of a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -42,7 +42,7 @@ class _Commands(TyperGroup):
                 warnings.showwarning = lambda message, *_: print_error(f"Warning: {message}")
                 return super().invoke(ctx)
         except KeyboardInterrupt:
-            print_error("Interrupted; start the same command again and it goes on where it stopped.")
+            print_error("Interrupted. Start the same command again to resume where it stopped.")
             raise typer.Exit(130) from None
         except (JaxTransferError, OSError) as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
@@ -56,10 +56,11 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Which of the networks I already have should my new task start from?",
+    help="Which of the networks I already have should my new task start from?\n\nCompares trained networks, or "
+    "labelled tasks, and ranks them as sources for transfer.",
 )
-_download = typer.Typer(no_args_is_help=True, help="Fetch published networks.")
-_convert = typer.Typer(no_args_is_help=True, help="Bring networks into a zoo.")
+_download = typer.Typer(no_args_is_help=True, help="Download published networks.")
+_convert = typer.Typer(no_args_is_help=True, help="Convert networks and add them to a zoo.")
 app.add_typer(_download, name="download")
 app.add_typer(_convert, name="convert")
 
@@ -84,29 +85,40 @@ def _options(
     pass
 
 
-_Zoo = Annotated[Path, typer.Argument(metavar="ZOO", help="Directory of the zoo.")]
-_Weights = Annotated[Path, typer.Argument(metavar="WEIGHTS_DIR", help="Directory of the .pth files.")]
+_Zoo = Annotated[Path, typer.Argument(metavar="ZOO", help="Directory of the zoo (a collection of networks).")]
+_Weights = Annotated[Path, typer.Argument(metavar="WEIGHTS_DIR", help="Directory for the .pth files.")]
+_Run = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a finished run.")]
+_Relevant = Annotated[
+    int, typer.Option(min=1, help="Number of each target's best measured sources that count as relevant.")
+]
+_ORACLE_HELP = (
+    "Measured transfer: taskonomy, rooms, or a CSV file (rows source,target,score, or a table of sources x targets)."
+)
 _Mesh = Annotated[
     str | None,
-    typer.Option(metavar="model=A,data=B", help="How devices share the work.", show_default="all of them as data"),
+    typer.Option(
+        metavar="model=A,data=B",
+        help="Device mesh: A groups of devices share the networks (pge: datasets), B devices the images (pge: restarts).",
+        show_default="all devices as data",
+    ),
 ]
 _Distributed = Annotated[
     str | None,
     typer.Option(
         metavar="auto|HOST:PORT,PROCESS/PROCESSES",
-        help="Be one of several processes, which all get the same command.",
-        show_default="be alone",
+        help="Run as one of several processes, which must all be given the same command.",
+        show_default="a single process",
     ),
 ]
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Directory for the networks, the images and the results.")] = Path(
-        "jaxtransfer-demo"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Directory for networks, images and results; an unfinished demo is resumed.")
+    ] = Path("jaxtransfer-demo"),
 ) -> None:
-    """The whole job on what comes with the package: 22 trained networks, and how well they really transfer."""
+    """Compare the 22 trained networks that come with the package, and check the result against measured transfer."""
     from jaxtransfer.demo import run_demo
 
     with progress_bar() as advance:
@@ -118,8 +130,12 @@ def demo(
 @_download.command("taskonomy")
 def download_taskonomy(
     weights_dir: _Weights,
-    task: Annotated[list[str] | None, typer.Option(help="Only this task; may be repeated.")] = None,
-    base_url: Annotated[str | None, typer.Option(help="Where the files are published.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="A task to download; may be repeated.", show_default="all")
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="URL of the folder with the files.", show_default="that of the release")
+    ] = None,
 ) -> None:
     """Download the encoders of the visualpriors release."""
     from jaxtransfer.converters.download import BASE_URL, download
@@ -138,22 +154,32 @@ def convert_taskonomy(weights_dir: _Weights, zoo: _Zoo) -> None:
 
         with progress_bar("Converting") as advance:
             added = taskonomy.convert(weights_dir, Zoo(zoo), advance)
-    print(f"Added to the zoo {zoo}: {', '.join(added) or 'nothing, it had all of them'}.")
+    print(f"Added to the zoo {zoo}: {', '.join(added) or 'nothing, since it already has all of them'}.")
 
 
 @_convert.command("torch")
 def convert_torch(
-    file: Annotated[Path, typer.Argument(metavar="FILE.pt2", help="A program saved by torch.export.save (.pt2).")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.pt2", help="The file that torch.export.save wrote.")],
     zoo: _Zoo,
     name: Annotated[str, typer.Option(help="Name of the network in the zoo.")],
     mean: Annotated[
-        str | None, typer.Option(metavar="R,G,B", help="Subtracted from values in [0, 1].", show_default="ImageNet's")
+        str | None,
+        typer.Option(
+            metavar="R,G,B",
+            help="Mean of each colour, subtracted from images with values in [0, 1].",
+            show_default="ImageNet's",
+        ),
     ] = None,
     std: Annotated[
-        str | None, typer.Option(metavar="R,G,B", help="Divides afterwards.", show_default="ImageNet's")
+        str | None,
+        typer.Option(
+            metavar="R,G,B",
+            help="Standard deviation of each colour, by which images are then divided.",
+            show_default="ImageNet's",
+        ),
     ] = None,
 ) -> None:
-    """Convert any torch.export program."""
+    """Convert a program that torch.export has saved."""
     scaling = {"mean": parse_rgb("--mean", mean), "std": parse_rgb("--std", std)}
     with require_extra("torch", "torch"):
         from jaxtransfer.converters import torch_export
@@ -168,61 +194,74 @@ def convert_torch(
 def affinity(
     zoo: _Zoo,
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder of probe images.")],
-    out: Annotated[Path, typer.Option(help="Run directory: new, or one to go on with.")],
+    out: Annotated[Path, typer.Option(help="Run directory: a new one, or that of a run to resume.")],
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="saliency, input_x_gradient, epsilon_lrp, or of representations rsa, depara, cka, cka_biased, svcca; "
-            "may be repeated.",
-            show_default="the first three",
+            help="Attribution maps: saliency, input_x_gradient, epsilon_lrp. Representations: rsa, depara, cka, "
+            "cka_biased, svcca. May be repeated.",
+            show_default="the three of attribution maps",
         ),
     ] = None,
     target: Annotated[
         Literal["sum", "random-signs"],
         typer.Option(
-            help="What maps are of: the sum of a network's units, or their sum with random signs, for networks that "
-            "end in a softmax or a norm."
+            help="The scalar that maps explain: the sum of a network's outputs, or their sum with random signs, which "
+            "networks that end in a softmax or a norm need."
         ),
     ] = "sum",
     similarity: Annotated[
         Literal["cosine", "correlation"],
-        typer.Option(help="Of maps; correlation removes each map's mean over pixels first."),
+        typer.Option(help="How two maps are compared; correlation is the cosine after each map's mean is subtracted."),
     ] = "cosine",
-    edge_weight: Annotated[float, typer.Option(min=0, help="What edges count beside nodes, for depara.")] = 0.25,
+    edge_weight: Annotated[
+        float, typer.Option(min=0, help="For depara: the weight of edges; that of nodes is 1.")
+    ] = 0.25,
     size: Annotated[int, typer.Option(min=1, help="Height and width of the probe images in pixels.")] = 256,
-    limit: Annotated[int | None, typer.Option(help="Use the first so many images.", show_default="all")] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="Use only the first N images.", show_default="all")
+    ] = None,
     sketch: Annotated[
         int | None,
-        typer.Option(min=1, help="Keep so many numbers of each map, a random projection.", show_default="whole maps"),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Keep a random projection of each map to N numbers instead of the map.",
+            show_default="whole maps",
+        ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images at a time on each device.", show_default="as many as fit")
+        int | None, typer.Option(min=1, help="Images in a batch on each device.", show_default="what fits in memory")
     ] = None,
     precision: Annotated[
         Literal["float32", "tf32", "bfloat16"],
-        typer.Option(help="Of the networks' matrix products; bfloat16 is for those of the backward passes alone."),
+        typer.Option(help="Precision of matrix products in the networks; bfloat16 applies to backward passes only."),
     ] = "float32",
     points: Annotated[
         str | None,
         typer.Option(
-            metavar="DIRECTORY|URL", help="Where points are kept: a directory, gs:// or s3://.", show_default="OUT"
+            metavar="DIRECTORY|URL",
+            help="Where maps and representations are stored: a directory, gs:// or s3://.",
+            show_default="OUT",
         ),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail where an image cannot be used.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail if an image cannot be used, instead of skipping it.")
+    ] = False,
     import_: Annotated[
         list[str] | None,
         typer.Option(
             "--import",
             metavar="MODULE",
-            help="A module with functions of the zoo, installed or in the current directory; may be repeated. "
-            "Nothing else is imported for a zoo.",
-            show_default="jaxtransfer alone",
+            help="A module that defines functions of the zoo's networks, installed or in the current directory; may be "
+            "repeated. No other module is imported for a zoo.",
+            show_default="jaxtransfer only",
         ),
     ] = None,
     mesh: _Mesh = None,
     distributed: _Distributed = None,
 ) -> None:
-    """Compare all networks of a zoo by what they look at in the probe images."""
+    """Compare all networks of a zoo by their attribution maps, or their representations, of the same probe images."""
     from jaxtransfer.attribution.maps import METHODS
     from jaxtransfer.devices import is_first
     from jaxtransfer.networks.zoo import Zoo
@@ -256,12 +295,14 @@ def affinity(
 
 @app.command()
 def rank(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="The network to find sources for.")],
-    method: Annotated[str | None, typer.Option(help="One of the run's methods.", show_default="all")] = None,
-    top: Annotated[int | None, typer.Option(min=1, help="Print the best so many.", show_default="all")] = None,
+    run: _Run,
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="The network or task whose sources are ranked.")],
+    method: Annotated[str | None, typer.Option(help="A method of the run.", show_default="all")] = None,
+    top: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Print only the N best.", show_default="all")
+    ] = None,
 ) -> None:
-    """Rank the networks of a run as sources for one of them."""
+    """Rank the networks or tasks of a run as sources for one of them."""
     from jaxtransfer.runs.affinity import load_run
 
     affinity = load_run(run)
@@ -271,14 +312,15 @@ def rank(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    run: _Run,
     oracle: Annotated[
-        str, typer.Option(help="taskonomy, rooms, or a CSV file: rows source,target,score, or sources x targets.")
+        str,
+        typer.Option(help=_ORACLE_HELP),
     ] = "taskonomy",
     method: Annotated[
-        list[str] | None, typer.Option(help="One of the run's methods; may be repeated.", show_default="all")
+        list[str] | None, typer.Option(help="A method of the run; may be repeated.", show_default="all")
     ] = None,
-    relevant: Annotated[int, typer.Option(min=1, help="How many of a target's sources are relevant.")] = 5,
+    relevant: _Relevant = 5,
 ) -> None:
     """Compare a run's rankings with measured transfer."""
     from jaxtransfer.runs.affinity import evaluate_run
@@ -290,15 +332,15 @@ def evaluate(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories of finished runs.")],
     out: Annotated[Path, typer.Option(help="Directory for the tables and figures.")],
     oracle: Annotated[
         str | None,
-        typer.Option(help="taskonomy, rooms, or a CSV file: rows source,target,score, or sources x targets."),
+        typer.Option(help=_ORACLE_HELP),
     ] = None,
-    relevant: Annotated[int, typer.Option(min=1, help="How many of a target's sources are relevant.")] = 5,
+    relevant: _Relevant = 5,
 ) -> None:
-    """Set runs side by side: other methods, other probe images, other measures."""
+    """Compare the rankings of several runs, which may differ in method, probe images or measure."""
     from jaxtransfer.runs.compare import compare_runs
 
     measured = None if oracle is None else load_oracle(oracle)
@@ -311,17 +353,21 @@ def compare(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    run: _Run,
     oracle: Annotated[
         str | None,
-        typer.Option(help="taskonomy, rooms or a CSV file, as for evaluate; adds curves.", show_default="no curves"),
+        typer.Option(help="Measured transfer, as for evaluate; adds curves.", show_default="no curves"),
     ] = None,
     groups: Annotated[
-        str | None, typer.Option(help="taskonomy, rooms, or a CSV file: rows name,group.", show_default="no groups")
+        str | None,
+        typer.Option(
+            help="Groups of networks: taskonomy, rooms, or a CSV file with the columns name,group.",
+            show_default="no groups",
+        ),
     ] = None,
-    relevant: Annotated[int, typer.Option(min=1, help="How many of a target's sources are relevant.")] = 5,
+    relevant: _Relevant = 5,
 ) -> None:
-    """Write one page that shows a run, and its figures as files."""
+    """Write a page that shows a run, and its figures as files."""
     from jaxtransfer.report import write_report
 
     with progress_bar("Drawing") as advance:
@@ -341,51 +387,68 @@ def pge(
         list[Path],
         typer.Argument(
             metavar="TASKS...",
-            help="A folder with a folder for each dataset and class folders of images in it, .npz files with x and y, "
-            "or a .toml file that names datasets.",
+            help="A folder of datasets, each a folder that holds a folder of images for each class; .npz files "
+            "with arrays x and y; or a .toml file that names datasets.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Run directory: new, or one to go on with.")],
+    out: Annotated[Path, typer.Option(help="Run directory: a new one, or that of a run to resume.")],
     measure: Annotated[
         Literal["gap", "alignment"],
-        typer.Option(help="Between expected gradients, or of gradients at the same fresh weights."),
+        typer.Option(
+            help="gap: distance between the tasks' expected gradients; alignment: similarity of their "
+            "gradients at the same random weights.",
+        ),
     ] = "gap",
     backbone: Annotated[
-        Literal["conv4", "resnet12", "resnet18", "resnet50"], typer.Option(help="The network that is drawn afresh.")
+        Literal["conv4", "resnet12", "resnet18", "resnet50"],
+        typer.Option(help="The network, whose weights are drawn at random."),
     ] = "conv4",
-    size: Annotated[int, typer.Option(min=1, help="Height and width of the images.")] = 32,
+    size: Annotated[int, typer.Option(min=1, help="Height and width of the images in pixels.")] = 32,
     loss: Annotated[
         Literal["prototypical", "random-head", "squared-error"] | None,
-        typer.Option(help="What the gradient is of.", show_default="prototypical for classes, else squared-error"),
+        typer.Option(
+            help="The loss whose gradient is taken.", show_default="prototypical for classes, else squared-error"
+        ),
     ] = None,
     form: Annotated[
-        Literal["pge", "normalized", "cosine"], typer.Option(help="Which gap; all see one gradient.")
+        Literal["pge", "normalized", "cosine"],
+        typer.Option(help="The formula of the gap; all of them use the same gradients."),
     ] = "pge",
     restarts: Annotated[
-        str, typer.Option(metavar="N|auto", help="How often weights are drawn; auto: until resolved.")
+        str,
+        typer.Option(
+            metavar="N|auto", help="Number of random draws of the weights; auto: until --tolerance is reached."
+        ),
     ] = "auto",
-    tolerance: Annotated[float, typer.Option(help="Signal-to-noise at which auto stops.")] = 10,
-    cap: Annotated[int, typer.Option(help="Restarts at which auto gives up.")] = 100_000,
-    ways: Annotated[int, typer.Option(help="Classes in an episode.")] = 5,
-    shots: Annotated[int, typer.Option(help="Images a class that make its prototype.")] = 5,
-    queries: Annotated[int, typer.Option(help="Images a class that are to be told.")] = 16,
-    batch_size: Annotated[int, typer.Option(help="Images in a batch, where the loss has a random head.")] = 64,
+    tolerance: Annotated[float, typer.Option(help="Signal-to-noise ratio at which auto stops.")] = 10,
+    cap: Annotated[int, typer.Option(help="Number of restarts at which auto gives up.")] = 100_000,
+    ways: Annotated[int, typer.Option(help="Classes per episode.")] = 5,
+    shots: Annotated[int, typer.Option(help="Support images per class, whose mean is the class's prototype.")] = 5,
+    queries: Annotated[int, typer.Option(help="Query images per class.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="For losses with a random head: images per batch.")] = 64,
     heads: Annotated[
-        int | None, typer.Option(help="Pairs of mirrored heads, where the loss has a random head.", show_default="16")
+        int | None,
+        typer.Option(
+            help="For losses with a random head: number of pairs of heads with opposite signs.", show_default="16"
+        ),
     ] = None,
-    symmetry: Annotated[bool, typer.Option(help="Average gradients over exchangeable units.")] = True,
+    symmetry: Annotated[
+        bool, typer.Option(help="Average gradients over permutations of exchangeable units, which lowers their noise.")
+    ] = True,
     control: Annotated[
-        bool, typer.Option(help="Do the same with permuted labels, to see whether they are read.")
+        bool, typer.Option(help="Repeat with permuted labels, to test whether gradients depend on the labels.")
     ] = True,
     limit: Annotated[
-        int | None, typer.Option(help="Use at most so many images of each dataset.", show_default="all")
+        int | None, typer.Option(metavar="N", help="Use at most N images of each dataset.", show_default="all")
     ] = None,
-    seed: Annotated[int, typer.Option(help="For all that is drawn.")] = 0,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail where an image cannot be used.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of all random draws.")] = 0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail if an image cannot be used, instead of skipping it.")
+    ] = False,
     mesh: _Mesh = None,
     distributed: _Distributed = None,
 ) -> None:
-    """Compare tasks by how they pull freshly drawn weights (principal gradients)."""
+    """Compare tasks by the gradients of their losses at random weights (principal gradients)."""
     if restarts != "auto" and not restarts.isdecimal():
         raise JaxTransferError(f"--restarts takes a number or auto, not {restarts!r}.")
     from jaxtransfer.devices import is_first

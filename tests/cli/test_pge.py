@@ -128,7 +128,7 @@ def test_interrupt(tiny, tasks, tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "gaps", interrupt)
     result = _run(tasks, "--out", tmp_path / "run", *SMALL)
     assert result.exit_code == 130
-    assert "goes on where it stopped" in result.stderr
+    assert "resume where it stopped" in result.stderr
     assert len(list((tmp_path / "run" / "gradients").iterdir())) == 3
 
 
