@@ -98,7 +98,7 @@ _Mesh = Annotated[
     str | None,
     typer.Option(
         metavar="model=A,data=B",
-        help="Device mesh: A groups of devices share the networks (pge: datasets), B devices the images (pge: restarts).",
+        help="Device mesh: A devices share the networks (pge: datasets), B devices the images (pge: restarts).",
         show_default="all devices as data",
     ),
 ]

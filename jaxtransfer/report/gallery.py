@@ -46,7 +46,7 @@ class Gallery:
             self.remarks.append("The methods of this run make no attribution maps.")
             return
         if record["settings"].get("sketch") is not None:
-            self.remarks.append("Of attribution maps only sketches were kept, so none are shown.")
+            self.remarks.append("This run kept only sketches of its attribution maps, so none are shown.")
             return
         chosen = np.unique(np.linspace(0, len(probe["images"]) - 1, _PHOTOS).round().astype(int))
         self.names = [probe["images"][i] for i in chosen]
@@ -60,12 +60,12 @@ class Gallery:
                 for method in methods
             }
         except (OSError, ValueError, IndexError):
-            self.remarks.append("The attribution maps of this run are not kept with it any more, so none are shown.")
+            self.remarks.append("The attribution maps of this run are no longer stored with it, so none are shown.")
             return
         try:
             photos = read_images(probe["folder"], self.names, size=probe["size"][0])
         except JaxTransferError:
-            self.remarks.append("The probe photos are not where the run found them, so they are not shown.")
+            self.remarks.append("The probe photos are no longer in the folder that the run read, so they are not shown.")
         else:
             self.photos = np.stack([np.asarray(Image.fromarray(photo).resize((size, size))) for photo in photos])
 

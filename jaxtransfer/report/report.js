@@ -21,7 +21,7 @@ function groupTag(i) {
   dot.style.background = data.colours[groupOf(i)];
   return make("span", {className: "group"}, dot, ...parts(groupOf(i)));
 }
-const found = i => state.words.every(word => `${names[i]} ${groupOf(i)}`.toLowerCase().includes(word));
+const matches = i => state.words.every(word => `${names[i]} ${groupOf(i)}`.toLowerCase().includes(word));
 const decimals = values => {
   const most = Math.max(...values.map(Math.abs).filter(Number.isFinite), 0);
   return most > 0 ? Math.min(8, Math.max(0, 2 - Math.floor(Math.log10(most)))) : 2;
@@ -30,7 +30,7 @@ const signed = text => text.replace("-", "\u2212");
 const fixed = (value, digits) => value === null ? "not known" : signed(value.toFixed(digits));
 const share = value => value === null ? "" : value > 0.995 ? "> 99 %" : value < 0.005 ? "< 1 %" : `${Math.round(100 * value)} %`;
 
-// Tables: every column says how its cells look and by what they are sorted.
+// A table whose columns are objects: `value` is what rows are sorted by, `cell` what is shown.
 class Table {
   constructor(element, sort, descending = false) {
     this.element = element; this.sort = sort; this.descending = descending;
@@ -41,7 +41,7 @@ class Table {
     this.columns = columns; this.rows = rows;
     if (!columns.some(column => column.key === this.sort)) { this.sort = columns[0].key; this.descending = false; }
     const labels = columns.map(column => column.key + column.label).join("\n");
-    if (labels !== this.labels) {  // else the button in use would lose the focus
+    if (labels !== this.labels) {  // replacing the buttons would take the focus from the one in use
       this.labels = labels;
       this.head.replaceChildren(...columns.map(column => {
         const button = make("button", {type: "button"}, column.label);
@@ -114,64 +114,64 @@ function showTarget() {
     answer.push(make("p", {}, groupTag(best), data.groups ? " \u00b7 " : "", `${method.quantity} ${fixed(value, digits)}${error === null ? "" : ` \u00b1 ${fixed(error, digits)}`}${by}`));
     if (rows.length > 1 && above !== null) {
       const next = names[rows[1][0]];
-      const rest = above >= 0.95 ? "" : more === null ? " The order is not settled." : ` The order is not settled; about ${more.toLocaleString("en")} more ${data.counted} would settle it.`;
-      answer.push(make("p", {className: "sure"}, `Above the next, ${next}, with probability ${share(above)}.${rest}`));
+      const rest = above >= 0.95 ? "" : more === null ? " This order is uncertain." : ` This order is uncertain; about ${more.toLocaleString("en")} more ${data.counted} would raise the probability to 95 %.`;
+      answer.push(make("p", {className: "sure"}, `It ranks above the next source, ${next}, with probability ${share(above)}.${rest}`));
     }
   } else {
-    answer.push(make("p", {className: "best"}, "No source is known"), make("p", {}, "Nothing could be told about this target."));
+    answer.push(make("p", {className: "best"}, "No source is known"), make("p", {}, "There is no value for this target."));
   }
   $("answer").replaceChildren(...answer);
-  const others = data.methods.flatMap((each, m) => m === state.method ? [] : [[each, each.ranked[state.target][0]]]);
+  const others = data.methods.flatMap((other, m) => m === state.method ? [] : [[other, other.ranked[state.target][0]]]);
   $("elsewhere").replaceChildren(...(others.length ? [
-    make("h3", {}, "Other methods say"),
-    make("ul", {className: "others"}, ...others.map(([each, row]) => make("li", {},
-      make("span", {className: "soft"}, `${each.name}: `),
-      make("strong", {}, row ? names[row[0]] : "nothing"),
+    make("h3", {}, "Best by other methods"),
+    make("ul", {className: "others"}, ...others.map(([other, row]) => make("li", {},
+      make("span", {className: "soft"}, `${other.name}: `),
+      make("strong", {}, row ? names[row[0]] : "not known"),
       row && rows.length && row[0] === rows[0][0] ? " (the same)" : "",
     ))),
   ] : []));
-  const sure = method.ranked.some(each => each.some(row => row[3] !== null));
+  const hasConfidence = method.ranked.some(ranking => ranking.some(row => row[3] !== null));
   const columns = [
     {key: "rank", label: "rank", numeric: true, value: row => row.rank},
     {key: "source", label: "source", kind: "name", value: row => names[row[0]], cell: row => [targetButton(row[0]), faultMark(row[0])]},
     ...(data.groups ? [{key: "group", label: "group", value: row => groupOf(row[0]), cell: row => groupTag(row[0])}] : []),
     {key: "value", label: method.quantity, numeric: true, kind: "bar-cell", descending: method.sign > 0, value: row => row[1], cell: row => [fixed(row[1], digits), errorBar(row[1], row[2], low, high)]},
     {key: "error", label: "std. error", numeric: true, value: row => row[2], cell: row => fixed(row[2], digits + 1)},
-    ...(sure ? [
+    ...(hasConfidence ? [
       {key: "above", label: "above next", numeric: true, descending: true, value: row => row[3], cell: row => share(row[3])},
-      {key: "more", label: `more ${data.counted}`, numeric: true, value: row => row[4], cell: row => row[4] === null ? "" : row[4] === 0 ? "settled" : row[4].toLocaleString("en")},
+      {key: "more", label: `more ${data.counted}`, numeric: true, value: row => row[4], cell: row => row[4] === null ? "" : row[4] === 0 ? "0" : row[4].toLocaleString("en")},
     ] : []),
   ];
-  ranking.show(columns, rows.map((row, i) => Object.assign([...row], {rank: i + 1})).filter(row => found(row[0])));
-  $("ranking-note").textContent = `${method.sign > 0 ? "Larger" : "Smaller"} is nearer; bars are one standard error.`
-    + (sure ? ` Above next: how probable it is that a source ranks above the one after it. More ${data.counted}: how many more would settle that at 95 %.` : "");
+  ranking.show(columns, rows.map((row, i) => Object.assign([...row], {rank: i + 1})).filter(row => matches(row[0])));
+  $("ranking-note").textContent = `${method.sign > 0 ? "Larger" : "Smaller"} is nearer; bars are plus and minus one standard error.`
+    + (hasConfidence ? ` "above next": probability that this source truly ranks above the next one. "more ${data.counted}": about how many more would raise it to 95 %.` : "");
 }
 
 const everything = new Table($("everything"), "name");
 function showOverview() {
   const method = data.methods[state.method], chosen = Array(count).fill(0);
   for (const rows of method.ranked) if (rows.length) chosen[rows[0][0]] += 1;
-  const place = (each, k) => {
-    const digits = decimals(each.ranked.flatMap(rows => rows.slice(0, 1).map(row => row[1])));
-    return i => { const row = each.ranked[i][k]; return row ? [...parts(names[row[0]]), " ", make("span", {className: "small"}, fixed(row[1], digits))] : "none"; };
+  const cellAt = (shown, k) => {
+    const digits = decimals(shown.ranked.flatMap(rows => rows.slice(0, 1).map(row => row[1])));
+    return i => { const row = shown.ranked[i][k]; return row ? [...parts(names[row[0]]), " ", make("span", {className: "small"}, fixed(row[1], digits))] : "none"; };
   };
-  const nameAt = (each, k) => i => each.ranked[i][k] ? names[each.ranked[i][k][0]] : "";
+  const nameAt = (shown, k) => i => shown.ranked[i][k] ? names[shown.ranked[i][k][0]] : "";
   const many = data.methods.length > 1;
   const columns = [
     {key: "name", label: "name", kind: "name", value: i => names[i], cell: i => [targetButton(i), faultMark(i)]},
     ...(data.groups ? [{key: "group", label: "group", value: groupOf, cell: groupTag}] : []),
-    ...data.methods.map((each, m) => ({key: `best${m}`, label: many ? `best by ${each.name}` : "best source", kind: "pair", value: nameAt(each, 0), cell: place(each, 0)})),
-    {key: "second", label: many ? `second by ${method.name}` : "second", kind: "pair", value: nameAt(method, 1), cell: place(method, 1)},
-    {key: "chosen", label: "best for", numeric: true, descending: true, value: i => chosen[i]},
+    ...data.methods.map((other, m) => ({key: `best${m}`, label: many ? `best by ${other.name}` : "best source", kind: "pair", value: nameAt(other, 0), cell: cellAt(other, 0)})),
+    {key: "second", label: many ? `second by ${method.name}` : "second", kind: "pair", value: nameAt(method, 1), cell: cellAt(method, 1)},
+    {key: "chosen", label: "best source for", numeric: true, descending: true, value: i => chosen[i]},
     {key: "counts", label: data.counted, numeric: true, value: i => method.counts[i]},
     ...(method.unusable.some(Boolean) ? [{key: "unusable", label: "unusable", numeric: true, descending: true, value: i => method.unusable[i]}] : []),
   ];
-  const shown = [...names.keys()].filter(found);
+  const shown = [...names.keys()].filter(matches);
   everything.show(columns, shown);
   $("matches").textContent = `${shown.length === count ? "All" : shown.length + " of"} ${count} shown.`;
 }
 
-// The heat map is drawn, so that hundreds of rows stay quick.
+// The heat map is drawn on a canvas, because a table of hundreds of rows would be slow.
 const canvas = document.querySelector("#map canvas");
 let heat = null;
 function heatValues(method) {
@@ -232,7 +232,7 @@ function showHeat() {
   $("low").textContent = fixed(low, digits); $("high").textContent = fixed(high, digits);
   const ramp = method.sign > 0 ? data.scale : [...data.scale].reverse();
   $("ramp").style.background = `linear-gradient(to right, ${ramp.filter((_, k) => k % 7 === 0).join(", ")})`;
-  $("heat-note").textContent = `${method.tree ? "In the order of the tree. " : ""}Brighter is nearer${method.sign > 0 ? "" : ": smaller gaps are brighter"}; the colours span the values off the diagonal.`;
+  $("heat-note").textContent = `${method.tree ? "In the order of the tree. " : ""}Brighter is nearer${method.sign > 0 ? "" : " (a smaller gap)"}; the colours span the values off the diagonal.`;
   canvas.setAttribute("aria-label", `Heat map of ${method.quantity}, ${count} rows; the table of sources has its values.`);
   $("cross").style.display = "none";
 }
@@ -274,7 +274,7 @@ function showGallery() {
   const on = gallery.names.join(", ");
   $("strips").replaceChildren(
     ...(gallery.photos ? [strip("probe photos", gallery.photos, `Probe photos ${on}`, "photos")] : []),
-    ...[...names.keys()].filter(found).map(i => strip(names[i], strips[i], `${method} maps of ${names[i]} on ${on}`, "")),
+    ...[...names.keys()].filter(matches).map(i => strip(names[i], strips[i], `${method} maps of ${names[i]} on ${on}`, "")),
   );
 }
 
@@ -283,10 +283,10 @@ function showControl() {
   if (!controls) return;
   const number = text => text === "" ? null : Number(text);
   const column = (key, label) => ({key, label, numeric: true, value: row => number(row[key]), cell: row => signed(row[key])});
-  const known = new Set([...names.keys()].filter(found).map(i => names[i]));
+  const known = new Set([...names.keys()].filter(matches).map(i => names[i]));
   controls.show([
     {key: "task", label: "task", kind: "name", value: row => row.task},
-    {key: "reads", label: "reads labels", value: row => row.reads, cell: row => make("span", {className: row.reads}, row.reads + (row.blind === "yes" ? " (its loss cannot)" : ""))},
+    {key: "reads", label: "depends on labels", value: row => row.reads, cell: row => make("span", {className: row.reads}, row.reads + (row.blind === "yes" ? " (its loss cannot)" : ""))},
     column("distance", "squared distance to control"), column("error", "std. error"),
     column("signal", "signal-to-noise"), column("restarts", "restarts"), column("needed", "restarts needed"),
   ], data.control.filter(row => known.has(row.task)));
@@ -305,7 +305,7 @@ input.addEventListener("change", () => {
 });
 input.addEventListener("focus", () => input.select());
 input.addEventListener("keydown", event => {
-  // While a name is being typed the arrows belong to the list of suggestions.
+  // While a name is being typed, the arrow keys move through the list of suggestions.
   const step = {ArrowUp: -1, ArrowDown: 1}[event.key];
   if (step && input.value === names[state.target]) { event.preventDefault(); choose(state.target + step); input.select(); }
 });

@@ -147,7 +147,7 @@ def test_few_networks_and_no_maps(tmp_path):
     assert _pairs(run / "figures") == {f"{kind}_{method}" for kind in ("heat_map", "sources") for method in METHODS}
     text = " ".join(page.words)
     assert "A tree needs three networks or more" in text
-    assert "maps of this run are not kept with it any more" in text
+    assert "maps of this run are no longer stored with it" in text
     assert page.data["gallery"] is None
 
 
@@ -155,7 +155,7 @@ def test_photos_that_are_gone(tmp_path):
     run = attribution_run(tmp_path / "run", ["one", "two", "three"])
     (tmp_path / "photos" / "b.png").unlink()
     page = Page(write_report(run))
-    assert "photos are not where the run found them" in " ".join(page.words)
+    assert "photos are no longer in the folder that the run read" in " ".join(page.words)
     assert page.data["gallery"]["photos"] is None
     assert len(page.data["gallery"]["strips"]["saliency"]) == 3
 
