@@ -326,8 +326,8 @@ def evaluate(
     from jaxtransfer.runs.affinity import evaluate_run
 
     measured = load_oracle(oracle)
-    found = evaluate_run(run, measured, relevant=relevant, methods=method)
-    print_evaluation(found, measured, run)
+    evaluations = evaluate_run(run, measured, relevant=relevant, methods=method)
+    print_evaluation(evaluations, measured, run)
 
 
 @app.command()
@@ -344,8 +344,8 @@ def compare(
     from jaxtransfer.runs.compare import compare_runs
 
     measured = None if oracle is None else load_oracle(oracle)
-    found, evaluations = compare_runs(runs, out, oracle=measured, relevant=relevant)
-    print_comparison(found)
+    comparison, evaluations = compare_runs(runs, out, oracle=measured, relevant=relevant)
+    print_comparison(comparison)
     if measured is not None:
         print_evaluation(evaluations, measured, out)
     print(f"Agreements, disagreements and figures are in {out}.")

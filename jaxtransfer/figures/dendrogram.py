@@ -17,7 +17,7 @@ _WIDTH = 6  # inches
 
 @style.fixed_style()
 def tree(
-    found: TaskTree,
+    task_tree: TaskTree,
     path: str | Path,
     title: str,
     *,
@@ -27,7 +27,7 @@ def tree(
     """Draws a tree from left to right, with its leaves on the right.
 
     Args:
-        found: The tree.
+        task_tree: The tree.
         path: The PNG file to write.
         title: The title above the tree; the cophenetic correlation is added to it.
         groups: The group of every name, drawn as markers beside the leaves; None: no markers.
@@ -38,8 +38,8 @@ def tree(
     """
     from scipy.cluster import hierarchy
 
-    count = len(found.names)
-    branches = hierarchy.dendrogram(found.linkage, no_plot=True)
+    count = len(task_tree.names)
+    branches = hierarchy.dendrogram(task_tree.linkage, no_plot=True)
     height = max(0.2 * count, 1.0)
     figure = Figure(figsize=(_WIDTH, height), dpi=150)
     axes = figure.add_axes((0, 0, 1, 1))
@@ -49,9 +49,9 @@ def tree(
         for distances, places in zip(branches["dcoord"], branches["icoord"], strict=True)
     ]
     axes.add_collection(LineCollection(lines, colors="black", linewidths=1.1))
-    largest = float(found.linkage[:, 2].max()) or 1.0
+    largest = float(task_tree.linkage[:, 2].max()) or 1.0
     axes.set(xlim=(1.03 * largest, 0), ylim=(count - 0.5, -0.5), xlabel="distance between rows of affinities")
-    axes.set_yticks(range(count), found.ordered, fontsize=9)
+    axes.set_yticks(range(count), task_tree.ordered, fontsize=9)
     axes.yaxis.tick_right()
     axes.tick_params(axis="y", length=0, pad=16 if groups is not None else 6)
     axes.tick_params(axis="x", labelsize=8)
@@ -59,9 +59,9 @@ def tree(
     axes.grid(axis="x", color="black", alpha=0.08)
     axes.set_axisbelow(True)
     if groups is not None:
-        _mark_leaves(axes, [groups[name] for name in found.ordered])
+        _mark_leaves(axes, [groups[name] for name in task_tree.ordered])
         style.draw_group_legend(figure, groups.values(), (0, -0.62 / height), columns=6)
-    correlation = found.cophenetic_correlation
+    correlation = task_tree.cophenetic_correlation
     agreement = "unknown" if math.isnan(correlation) else f"{correlation:.2f}"
     axes.set_title(f"{title}\ncophenetic correlation {agreement}", loc="left", fontsize=11, pad=10)
     style.save(figure, path, svg=svg)

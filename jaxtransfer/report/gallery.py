@@ -65,7 +65,9 @@ class Gallery:
         try:
             photos = read_images(probe["folder"], self.names, size=probe["size"][0])
         except JaxTransferError:
-            self.remarks.append("The probe photos are no longer in the folder that the run read, so they are not shown.")
+            self.remarks.append(
+                "The probe photos are no longer in the folder that the run read, so they are not shown."
+            )
         else:
             self.photos = np.stack([np.asarray(Image.fromarray(photo).resize((size, size))) for photo in photos])
 

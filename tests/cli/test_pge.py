@@ -166,7 +166,7 @@ def test_photos_by_their_class(tiny, tmp_path, shared_data):
     assert result.exit_code == 0, result.output
     assert "vehicles" in result.stdout
     datasets = json.loads((tmp_path / "run" / "run.json").read_text())["datasets"]
-    assert {name: (each["images"], each["classes"]) for name, each in datasets.items()} == {
+    assert {name: (dataset["images"], dataset["classes"]) for name, dataset in datasets.items()} == {
         "things": (35, 7),
         "vehicles": (35, 5),
     }

@@ -280,9 +280,9 @@ def test_texts_of_figures(tmp_path, drawn, count):
     points = rng.normal(size=(count, 8))
     affinity = affinity_of(points @ points.T, names)
     groups = {name: "abcde"[i % 5] for i, name in enumerate(names)}
-    found = task_tree(affinity)
+    clustering = task_tree(affinity)
     figures.heat_map(affinity["method"], names, tmp_path / "heat.png", "title", groups=groups)
-    figures.tree(found, tmp_path / "tree.png", "title", groups=groups)
+    figures.tree(clustering, tmp_path / "tree.png", "title", groups=groups)
     rankings = {name: affinity.rank(name) for name in names[:20]}
     figures.ranked_sources(rankings, tmp_path / "sources.png", "title")
     maps = {name: np.zeros((3, 32, 32)) for name in names[:20]}
@@ -308,8 +308,8 @@ def test_scaled_maps():
 
 
 def test_svg_in_the_page_follows_its_colours(tmp_path):
-    found = task_tree(affinity_of(np.eye(4), ["url(#a)", "#000000", "c", "d"]))
-    figures.tree(found, tmp_path / "tree.png", "title", svg=True)
+    clustering = task_tree(affinity_of(np.eye(4), ["url(#a)", "#000000", "c", "d"]))
+    figures.tree(clustering, tmp_path / "tree.png", "title", svg=True)
     element = inline_svg(tmp_path / "tree.svg")
     assert "currentColor" in element
     assert not re.search(r"fill: #ffffff|<style|<metadata", element)
