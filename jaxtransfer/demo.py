@@ -20,7 +20,8 @@ from jaxtransfer.files import atomic_directory
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.points.store import Points
 from jaxtransfer.report import write_report
-from jaxtransfer.runs.affinity import Evaluation, evaluate_run, run_affinity
+from jaxtransfer.runs.affinity import run_affinity
+from jaxtransfer.runs.evaluation import Evaluation, evaluate_run
 
 METHOD = "epsilon_lrp"
 """The method whose rankings are shown; none did better in Song et al. (NeurIPS 2019)."""

@@ -303,7 +303,7 @@ def rank(
     ] = None,
 ) -> None:
     """Rank the networks or tasks of a run as sources for one of them."""
-    from jaxtransfer.runs.affinity import load_run
+    from jaxtransfer.runs.load import load_run
 
     affinity = load_run(run)
     target = resolve_task_name(target, affinity.names)
@@ -323,7 +323,7 @@ def evaluate(
     relevant: _Relevant = 5,
 ) -> None:
     """Compare a run's rankings with measured transfer."""
-    from jaxtransfer.runs.affinity import evaluate_run
+    from jaxtransfer.runs.evaluation import evaluate_run
 
     measured = load_oracle(oracle)
     evaluations = evaluate_run(run, measured, relevant=relevant, methods=method)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from jaxtransfer.demo import DemoResult
     from jaxtransfer.evaluation.oracle import Oracle
     from jaxtransfer.evaluation.retrieval import Quantity
-    from jaxtransfer.runs.affinity import Evaluation
     from jaxtransfer.runs.compare import Comparison
+    from jaxtransfer.runs.evaluation import Evaluation
     from jaxtransfer.runs.gradient_results import GradientResults
 
 _SHOWN_DISAGREEMENTS = 8
@@ -51,29 +51,23 @@ def print_rankings(affinity: "Affinity", target: str, methods: Sequence[str], to
     """Prints the sources of a target in the order of each method, with how sure the order is."""
     from jaxtransfer.evaluation.confidence import certain_ranking
 
-    sampled = "images"
     for method in methods:
-        gaps = method == "gap"  # an affinity holds gaps negated
-        digits = (".4g", ".2g") if gaps else (".4f", ".4f")
-        sampled = "restarts" if method in ("gap", "alignment") else "images"
-        nearer = " (smaller is nearer)" if gaps else ""
+        measure = affinity.measure(method)
+        digits = (".4g", ".2g") if measure.smaller_is_nearer else (".4f", ".4f")  # distances have no upper bound
+        nearer = f" ({measure.direction})" if measure.smaller_is_nearer else ""
         table = Table(title=f"Sources for {target} by {method}{nearer}", title_justify="left")
         table.add_column("source", overflow="fold")
-        for column in (
-            "affinity" if sampled == "images" else method,
-            "standard error",
-            "above next",
-            f"more {sampled}",
-        ):
+        for column in (measure.name, "standard error", "above next", f"more {measure.sampled}"):
             table.add_column(column, justify="right")
         for source, value, error, above, more in certain_ranking(affinity, target, method=method)[:top]:
             confidence = ["" if above is None else f"{above:.0%}", "" if more is None else str(more)]
-            table.add_row(source, f"{-value if gaps else value:{digits[0]}}", f"{error:{digits[1]}}", *confidence)
+            table.add_row(source, f"{value:{digits[0]}}", f"{error:{digits[1]}}", *confidence)
         print_table(table)
     _print_faults(affinity.faults)
+    sampled = " or ".join(dict.fromkeys(f'"more {affinity.measure(method).sampled}"' for method in methods))
     print(
-        f'"above next": probability that this source truly ranks above the next one. "more {sampled}": about how many '
-        "more would raise it to 95 %."
+        f'"above next": probability that this source truly ranks above the next one. {sampled}: about how many more '
+        "would raise it to 95 %."
     )
 
 
@@ -139,8 +133,7 @@ def print_comparison(comparison: "Comparison") -> None:
 
 def print_gradient_results(results: "GradientResults", out: Path) -> None:
     """Prints the best sources of every target, the signal-to-noise, what was left out, and where the files are."""
-    nearer = "smaller is nearer" if results.measure == "gap" else "larger is nearer"
-    print(f"Best sources ({results.measure} ± standard error, {nearer})")
+    print(f"Best sources ({results.measure.name} ± standard error, {results.measure.direction})")
     table = Table("target", box=box.SIMPLE_HEAD)
     places = ("first", "second", "third")[: len(results.names) - 1]
     for column in places:

@@ -1,4 +1,4 @@
-"""Affinity: how alike two networks look at the same images, with its standard error, and the ranking it gives."""
+"""Holds the affinities, gaps or alignments of networks with their standard errors, and ranks sources by them."""
 
 import csv
 import dataclasses
@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.comparison.measure import AFFINITY, Measure, pair_columns, pair_count, pair_indices
+from jaxtransfer.errors import JaxTransferError, unknown_name
 from jaxtransfer.files import atomic_write, read_table
 from jaxtransfer.points.directions import Similarity
 
@@ -19,39 +20,49 @@ _FORMAT = 2  # of affinity.json; files of the first format, which have no number
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MethodResult:
-    """What one method says about all pairs of networks.
+    """Holds what one method computed for all pairs of networks.
 
     Attributes:
-        affinity: Symmetric, diagonal 1; for maps the mean cosine over the usable images.
-        stderr: Its standard error over the images: standard deviation of `pseudo_values` / sqrt(how many there are);
-            infinite where it is not known, 0 on the diagonal.
-        counts: How many images are usable for both networks.
+        affinity: Values of `measure`. Affinities have 1 on the diagonal, and for maps are the mean cosine over the
+            usable images.
+        stderr: Standard error of each value over what was sampled: the standard deviation of `pseudo_values` divided
+            by the root of their number. Infinite where it is not known, 0 on the diagonal.
+        counts: Number of samples (images, for example) that are usable for both networks.
         unusable: (network, image) of every map or representation that has no direction.
-        pseudo_values: What each part of the images says of every pair, float32, pairs in the order of
-            `scipy.spatial.distance.squareform`. For maps a part is an image and says its cosine, NaN where one of the
-            maps has no direction; for what is not a mean over images, parts are groups of images and say their
-            jackknife pseudo-value (Tukey 1958). None: not known.
+        pseudo_values: A value of each sample for each pair, float32, pairs in the order of `pair_indices`. For maps a
+            sample is an image with its cosine, NaN where one of the maps has no direction; for a statistic that is not
+            a mean over images, samples are groups of images with their jackknife pseudo-values (Tukey 1958). None if
+            they are not known.
+        sketch_stderr: Standard error that sketching the maps adds; None if they were not sketched.
+        measure: What the values are. The matrices are symmetric unless it is directed.
     """
 
     affinity: Float[np.ndarray, "networks networks"]
     stderr: Float[np.ndarray, "networks networks"]
     counts: Int[np.ndarray, "networks networks"]
     unusable: tuple[tuple[str, str], ...] = ()
-    pseudo_values: Float[np.ndarray, "parts pairs"] | None = None
+    pseudo_values: Float[np.ndarray, "samples pairs"] | None = None
     sketch_stderr: Float[np.ndarray, "networks networks"] | None = None
+    measure: Measure = AFFINITY
 
 
 class Affinity:
-    """The affinities of M networks under one or several methods.
+    """Affinities, gaps or other measures of M networks or tasks, from one or several methods.
 
-    `affinity[method]` is the float32 [M, M] matrix, rows and columns in the order of `names`; larger is nearer. None
-    stands for the only method there is.
+    `affinity[method]` is the float32 [M, M] matrix, rows and columns in the order of `names`. `measure(method)` says
+    what its values are: larger affinities are nearer, smaller gaps are; where it is directed, rows are targets and
+    columns sources. A method of None stands for the only one there is.
 
     Attributes:
-        names: The networks.
-        similarity: Of maps.
-        faults: By network, codes of what makes its maps mean little, see `jaxtransfer.FAULTS`; networks without faults,
-            or that were computed before faults were looked for, are not in it.
+        names: The networks or tasks.
+        similarity: How maps were compared: "cosine" or "correlation".
+        faults: By network, codes of faults that make its maps hard to interpret, see `jaxtransfer.FAULTS`. Networks
+            without faults are absent, as are those whose maps were computed before faults were looked for.
+
+    >>> affinity = jt.Affinity.of(["edges", "depth", "normals"],
+    ...                           {"saliency": [[1, 0.2, 0.3], [0.2, 1, 0.8], [0.3, 0.8, 1]]})
+    >>> [name for name, value, stderr in affinity.rank("depth")]
+    ['normals', 'edges']
     """
 
     def __init__(
@@ -68,37 +79,68 @@ class Affinity:
         self._results = dict(results)
 
     @classmethod
-    def of(cls, names: Sequence[str], matrices: Mapping[str, Float[np.ndarray, "networks networks"]]) -> "Affinity":
-        """Matrices that were computed elsewhere, whose errors are not known.
+    def of(
+        cls,
+        names: Sequence[str],
+        matrices: Mapping[str, Float[np.ndarray, "networks networks"]],
+        *,
+        measures: Mapping[str, Measure] | None = None,
+    ) -> "Affinity":
+        """Holds matrices that were computed elsewhere and whose errors are not known.
 
         Args:
             names: The networks, in the order of rows and columns.
-            matrices: By method; larger is nearer. The diagonal is not looked at.
+            matrices: The matrix of each method. The diagonal is not used.
+            measures: What the values of a method are; methods that are absent give affinities, larger is nearer.
 
         Raises:
-            JaxTransferError: A matrix does not fit the names, or two names are equal.
+            JaxTransferError: A matrix does not fit the names, two names are equal, or a measure has no matrix.
         """
-        count = len(names)
+        count, measures = len(names), measures or {}
         if len(set(names)) < count:
             raise JaxTransferError("Several networks have one name; names must differ.")
+        for method in measures:
+            if method not in matrices:
+                raise unknown_name("matrix of the method", method, matrices)
         unknown = np.where(np.eye(count, dtype=bool), 0, np.inf).astype(np.float32)
         results = {}
         for method, matrix in matrices.items():
             if np.shape(matrix) != (count, count):
                 raise JaxTransferError(f"{count} names need a matrix of {count} x {count}, not {np.shape(matrix)}.")
-            results[method] = MethodResult(np.array(matrix, np.float32), unknown, np.zeros((count, count), int))
+            results[method] = MethodResult(
+                np.array(matrix, np.float32),
+                unknown,
+                np.zeros((count, count), int),
+                measure=measures.get(method, AFFINITY),
+            )
         return cls(names, "cosine", results)
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The methods there are results for."""
+        """Lists the methods there are results of."""
         return tuple(self._results)
 
     def __getitem__(self, method: str | None) -> Float[np.ndarray, "networks networks"]:
         return self._result(method).affinity
 
+    def measure(self, method: str | None) -> Measure:
+        """Says what the values of a method are.
+
+        Raises:
+            JaxTransferError: There is no result for `method`.
+        """
+        return self._result(method).measure
+
+    def nearness(self, method: str | None) -> Float[np.ndarray, "networks networks"]:
+        """Returns the matrix of a method with the sign that makes larger values nearer, float32 [M, M].
+
+        Raises:
+            JaxTransferError: There is no result for `method`.
+        """
+        return self.measure(method).nearness(self[method])
+
     def stderr(self, method: str | None) -> Float[np.ndarray, "networks networks"]:
-        """Standard error of every affinity over the probe images, float32 [M, M].
+        """Returns the standard error of every value over what was sampled, float32 [M, M].
 
         Raises:
             JaxTransferError: There is no result for `method`.
@@ -106,15 +148,18 @@ class Affinity:
         return self._result(method).stderr
 
     def counts(self, method: str | None) -> Int[np.ndarray, "networks networks"]:
-        """How many probe images every affinity is the mean of, int [M, M].
+        """Returns the number of samples (images, for example) behind every value, int [M, M].
 
         Raises:
             JaxTransferError: There is no result for `method`.
         """
         return self._result(method).counts
 
-    def pseudo_values(self, method: str | None) -> Float[np.ndarray, "parts pairs"] | None:
-        """What each part of the probe images says of every pair, see `MethodResult`; None where it is not known.
+    def pseudo_values(self, method: str | None) -> Float[np.ndarray, "samples pairs"] | None:
+        """Returns a value of each sample for each pair, see `MethodResult`; None where they are not known.
+
+        Symmetric measures have M (M - 1) / 2 pairs in the order of `scipy.spatial.distance.squareform`; directed ones
+        have M (M - 1) pairs (target, source), row by row without the diagonal.
 
         Raises:
             JaxTransferError: There is no result for `method`.
@@ -122,7 +167,7 @@ class Affinity:
         return self._result(method).pseudo_values
 
     def sketch_stderr(self, method: str | None) -> Float[np.ndarray, "networks networks"] | None:
-        """What sketching the maps adds to the error of every affinity, float32 [M, M]; None: they were not sketched.
+        """Returns the standard error that sketching adds to every value, float32 [M, M]; None without sketches.
 
         Raises:
             JaxTransferError: There is no result for `method`.
@@ -131,27 +176,27 @@ class Affinity:
 
     @property
     def unusable(self) -> dict[str, tuple[tuple[str, str], ...]]:
-        """For each method the (network, image) pairs whose map has no direction and was left out."""
+        """Lists for each method the (network, image) pairs whose map has no direction and was left out."""
         return {method: result.unusable for method, result in self._results.items()}
 
     def rank(self, target: str, *, method: str | None = None) -> list[tuple[str, float, float]]:
-        """The other networks in order of falling affinity with `target`.
+        """Ranks the other networks as sources for a target, nearest first.
 
         Args:
             target: Name of a network.
-            method: May be omitted where there is only one.
+            method: The method to rank by; may be omitted where there is only one.
 
         Returns:
-            (name, affinity, standard error), best first, without what is missing; equal affinities in the order of
-            `names`.
+            (name, value, standard error) of each source: values are falling affinities or rising gaps, for example.
+            Sources without a value are left out; equal values keep the order of `names`.
 
         Raises:
             JaxTransferError: Unknown target or method.
         """
         if target not in self.names:
-            raise JaxTransferError(f"There is no network {target!r}; there are: {', '.join(self.names)}.")
+            raise unknown_name("network", target, self.names)
         row, result = self.names.index(target), self._result(method)
-        order = np.argsort(-result.affinity[row], kind="stable")
+        order = np.argsort(-result.measure.nearness(result.affinity[row]), kind="stable")
         return [
             (self.names[i], float(result.affinity[row, i]), float(result.stderr[row, i]))
             for i in order
@@ -159,32 +204,40 @@ class Affinity:
         ]
 
     def only(self, names: Sequence[str]) -> "Affinity":
-        """The affinities of some of the networks, in the order given.
+        """Selects some of the networks, in the order given.
 
         Raises:
             JaxTransferError: There is no such network.
         """
         if unknown := [name for name in names if name not in self.names]:
-            raise JaxTransferError(f"There is no network {unknown[0]!r}; there are: {', '.join(self.names)}.")
-        rows = [self.names.index(name) for name in names]
-        square, upper = np.ix_(rows, rows), np.array(rows, int)[np.array(np.triu_indices(len(rows), 1))]
-        columns = pair_columns(len(self.names), *upper)
+            raise unknown_name("network", unknown[0], self.names)
+        chosen = np.array([self.names.index(name) for name in names], int)
+        square = np.ix_(chosen, chosen)
         results = {}
-        for method, each in self._results.items():
-            parts = None if each.pseudo_values is None else each.pseudo_values[:, columns]
-            unusable = tuple(pair for pair in each.unusable if pair[0] in names)
-            matrices = (each.affinity[square], each.stderr[square], each.counts[square])
-            sketch_stderr = None if each.sketch_stderr is None else each.sketch_stderr[square]
-            results[method] = MethodResult(*matrices, unusable, parts, sketch_stderr)
+        for method, result in self._results.items():
+            samples, directed = result.pseudo_values, result.measure.directed
+            rows, columns = pair_indices(len(chosen), directed=directed)
+            pairs = pair_columns(len(self.names), chosen[rows], chosen[columns], directed=directed)
+            results[method] = dataclasses.replace(
+                result,
+                affinity=result.affinity[square],
+                stderr=result.stderr[square],
+                counts=result.counts[square],
+                unusable=tuple(pair for pair in result.unusable if pair[0] in names),
+                pseudo_values=None if samples is None else samples[:, pairs],
+                sketch_stderr=None if result.sketch_stderr is None else result.sketch_stderr[square],
+            )
         return Affinity(names, self.similarity, results, self.faults)
 
     def complete(self, method: str | None) -> "Affinity":
-        """The affinities of the networks that are left when those with most missing values go, until none is missing.
+        """Drops networks, those with most missing values first, until no value is missing.
 
         Raises:
             JaxTransferError: There is no result for `method`.
         """
         missing = np.isnan(self[method])
+        if self.measure(method).directed:
+            missing |= missing.T
         kept = np.arange(len(self.names))
         while (counts := missing[np.ix_(kept, kept)].sum(1)).any():
             kept = np.delete(kept, counts.argmax())
@@ -194,25 +247,26 @@ class Affinity:
         """Writes `affinity_`, `stderr_` and `counts_<method>.csv`, `pseudo_values_<method>.npy`, and `affinity.json`.
 
         Where maps were sketched there is `sketch_stderr_<method>.csv` too. The tables are square, with the names in the
-        first row and column; numbers are written so that reading them gives the same bits.
+        first row and column and values as they are in memory, gaps positive; reading them gives the same bits.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         for method, result in self._results.items():
-            for kind, file in _files(directory, method).items():
-                if (table := getattr(result, kind)) is None:
+            for field, file in _files(directory, method).items():
+                if (table := getattr(result, field)) is None:
                     file.unlink(missing_ok=True)
                 else:
                     _write_table(file, self.names, table)
-            parts = _parts_file(directory, method)
-            parts.unlink(missing_ok=True)
+            samples = _samples_file(directory, method)
+            samples.unlink(missing_ok=True)
             if result.pseudo_values is not None:
-                with atomic_write(parts) as partial, partial.open("wb") as stream:
+                with atomic_write(samples) as partial, partial.open("wb") as stream:
                     np.save(stream, result.pseudo_values)
         description = {
             "format": _FORMAT,
             "similarity": self.similarity,
             "methods": list(self.methods),
+            "measures": {method: dataclasses.asdict(result.measure) for method, result in self._results.items()},
             "unusable": self.unusable,
             "faults": self.faults,
         }
@@ -223,7 +277,8 @@ class Affinity:
     def load(cls, directory: str | Path) -> "Affinity":
         """Reads what `save` wrote.
 
-        Files that an earlier version saved hold biased CKA under the name "cka"; it is read as "cka_biased".
+        Files of earlier versions do not say what the values are: they are read as affinities, larger is nearer. Files
+        of the first format hold biased CKA under the name "cka"; it is read as "cka_biased".
 
         Raises:
             JaxTransferError: The directory holds no saved affinity, or a damaged one.
@@ -234,11 +289,13 @@ class Affinity:
             names: tuple[str, ...] = ()
             results = {}
             for method in description["methods"]:
-                files, parts = _files(directory, method), _parts_file(directory, method)
+                files, samples = _files(directory, method), _samples_file(directory, method)
+                measure = Measure(**description.get("measures", {}).get(method, {}))
                 names, affinity = read_table(files["affinity"], np.float32)
-                pseudo_values = np.load(parts, allow_pickle=False) if parts.exists() else None
-                if pseudo_values is not None and pseudo_values.shape[1:] != (math.comb(len(names), 2),):
-                    raise ValueError(f"{parts.name} is of other networks than {files['affinity'].name}")
+                pseudo_values = np.load(samples, allow_pickle=False) if samples.exists() else None
+                pairs = pair_count(len(names), directed=measure.directed)
+                if pseudo_values is not None and pseudo_values.shape[1:] != (pairs,):
+                    raise ValueError(f"{samples.name} is of other networks than {files['affinity'].name}")
                 renamed = method == "cka" and "format" not in description
                 results["cka_biased" if renamed else method] = MethodResult(
                     affinity,
@@ -247,6 +304,7 @@ class Affinity:
                     tuple((network, image) for network, image in description["unusable"][method]),
                     pseudo_values,
                     read_table(sketched, np.float32)[1] if (sketched := files["sketch_stderr"]).exists() else None,
+                    measure,
                 )
             return cls(names, description["similarity"], results, description.get("faults"))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
@@ -260,23 +318,15 @@ class Affinity:
                 raise JaxTransferError(f"Say which method: {', '.join(self.methods)}.")
             (method,) = self.methods
         if method not in self._results:
-            raise JaxTransferError(
-                f"There is no result for the method {method!r}; there is: {', '.join(self.methods)}."
-            )
+            raise unknown_name("result for the method", method, self.methods)
         return self._results[method]
 
 
-def pair_columns(count: int, rows: Int[np.ndarray, "..."], columns: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
-    """Where pairs of `count` networks stand among `pseudo_values`; of a network with itself, anywhere."""
-    first, second = np.minimum(rows, columns), np.maximum(rows, columns)
-    return first * (2 * count - first - 1) // 2 + second - first - 1
-
-
 def _files(directory: Path, method: str) -> dict[str, Path]:
-    return {kind: directory / f"{kind}_{method}.csv" for kind in ("affinity", "stderr", "counts", "sketch_stderr")}
+    return {field: directory / f"{field}_{method}.csv" for field in ("affinity", "stderr", "counts", "sketch_stderr")}
 
 
-def _parts_file(directory: Path, method: str) -> Path:
+def _samples_file(directory: Path, method: str) -> Path:
     return directory / f"pseudo_values_{method}.npy"
 
 

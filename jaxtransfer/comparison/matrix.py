@@ -25,6 +25,7 @@ from jaxtransfer.attribution.relevance import RULES
 from jaxtransfer.comparison.affinity import Affinity, MethodResult
 from jaxtransfer.comparison.representations import RELATIVES, Representations, cka, cka_biased, depara, rsa, svcca
 from jaxtransfer.comparison.rows import compare_maps
+from jaxtransfer.comparison.statistics import stderr_of_mean
 from jaxtransfer.devices import (
     DATA,
     MODEL,
@@ -483,7 +484,7 @@ def _compare_representations(
     else:
         by_name = {"rsa": rsa, "cka": cka, "cka_biased": cka_biased, "svcca": svcca}
         found = by_name[method](representations)
-    stderr = squareform(found.pseudo_values.std(0, ddof=1) / np.sqrt(len(found.pseudo_values)))
+    stderr = squareform(stderr_of_mean(found.pseudo_values))
     counts = np.full(stderr.shape, found.usable.all(0).sum())
     unusable = _unusable(list(representations), image_names, found.usable)
     if nodes is not None:

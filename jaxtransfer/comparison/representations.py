@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from jaxtransfer.comparison.statistics import pseudo_values
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.points.store import Point, chunks
 
@@ -223,13 +224,13 @@ def depara(
     total, images = known.sum(0), count.sum(0)
     whole = total / images
     without = np.array([(total - known[g].sum(0)) / (images - count[g].sum(0)) for g in found.groups])
-    of_nodes = len(without) * whole - (len(without) - 1) * without
+    of_nodes = pseudo_values(whole, without)
     of_edges = squareform(found.values, checks=False)
     values = squareform((whole + edge_weight * of_edges) / (1 + edge_weight)) + np.eye(len(found.values))
-    pseudo_values = (of_nodes + edge_weight * found.pseudo_values) / (1 + edge_weight)
+    values_of_groups = (of_nodes + edge_weight * found.pseudo_values) / (1 + edge_weight)
     chance = found.chance * edge_weight / (1 + edge_weight)
     np.fill_diagonal(chance, 1)
-    comparison = found._replace(values=values, pseudo_values=pseudo_values, chance=chance)
+    comparison = found._replace(values=values, pseudo_values=values_of_groups, chance=chance)
     _warn_of_chance("depara", representations, comparison)
     return comparison
 
@@ -355,8 +356,8 @@ def _jackknifed(
         np.fill_diagonal(matrix, 1)
     upper = np.triu_indices(len(values), 1)
     without = np.array([statistic(group)[upper] for group in range(len(groups))])
-    pseudo_values = len(groups) * values[upper] - (len(groups) - 1) * without
-    return Comparison(values, pseudo_values, tuple(order[group] for group in groups), usable, by_chance)
+    of_groups = tuple(order[group] for group in groups)
+    return Comparison(values, pseudo_values(values[upper], without), of_groups, usable, by_chance)
 
 
 def _warn_of_chance(method: str, representations: Representations, comparison: Comparison) -> None:

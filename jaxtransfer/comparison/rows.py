@@ -17,8 +17,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 from scipy.spatial.distance import squareform
 
-from jaxtransfer.comparison.affinity import MethodResult, pair_columns
+from jaxtransfer.comparison.affinity import MethodResult
+from jaxtransfer.comparison.measure import pair_columns
 from jaxtransfer.comparison.similarity import products
+from jaxtransfer.comparison.statistics import pseudo_values_of_mean
 from jaxtransfer.devices import DATA, MODEL, allgather, distribute, gather_to_host, is_first, synchronised
 from jaxtransfer.points.directions import Similarity, directions
 from jaxtransfer.points.store import Key, Point, Points, chunks
@@ -256,7 +258,7 @@ class _Pairs:
                 # A sketch's product has the variance v (1 + cos^2), and its square the mean cos^2 + v (1 + cos^2).
                 "sketch_stderr": np.sqrt(variance / (1 + variance) * (counts + squares)) / counts,
                 "counts": counts,
-                "parts": parts if self._groups is None else _pseudo_values(parts, members),
+                "parts": parts if self._groups is None else pseudo_values_of_mean(parts, members),
             }
         rows, columns = np.nonzero(above[:, None] != across[None, :])
         self._set(
@@ -287,19 +289,11 @@ class _Pairs:
     def _grouped(self, cosines: Float[np.ndarray, "images pairs"]) -> Float[np.ndarray, "groups pairs"]:
         assert self._groups is not None
         usable = ~np.isnan(cosines)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return _pseudo_values(self._groups @ np.where(usable, cosines, 0), self._groups @ usable.astype(np.float32))
+        sums, counts = self._groups @ np.where(usable, cosines, 0), self._groups @ usable.astype(np.float32)
+        return pseudo_values_of_mean(sums, counts)
 
 
 def _groups(images: int) -> Float[np.ndarray, "groups images"]:
     """Which image is in which group, as ones; drawn once and for all."""
     groups = min(_GROUPS, images)
     return np.eye(groups, dtype=np.float32)[:, np.random.default_rng(0).permutation(images) % groups]
-
-
-def _pseudo_values(
-    sums: Float[np.ndarray, "groups *pairs"], counts: Float[np.ndarray, "groups *pairs"]
-) -> Float[np.ndarray, "groups *pairs"]:
-    """The mean over all groups, and without each, as jackknife pseudo-values (Tukey 1958)."""
-    total, count = sums.sum(0), counts.sum(0)
-    return len(sums) * total / count - (len(sums) - 1) * (total - sums) / (count - counts)

@@ -4,8 +4,6 @@ import dataclasses
 import hashlib
 import itertools
 import tomllib
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from jaxtyping import Float, Shaped
 
 from jaxtransfer.data.probe import decoding, files_below, printable
 from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.files import read_arrays
 
 Kind = Literal["classes", "numbers", "dense"]
 KINDS: tuple[Kind, ...] = ("classes", "numbers", "dense")
@@ -254,7 +253,7 @@ def _read_folder(source: _Source, size: int, strict: bool) -> Task:
 def _read_npz(source: _Source, size: int, strict: bool) -> Task:
     """An `.npz` file; all of it can be used, or it is refused."""
     file = source.path
-    x, y = (_array(file, name) for name in "xy")
+    x, y = _arrays(file)
     if x.ndim not in (3, 4) or 0 in x.shape:
         raise JaxTransferError(f"{file}: x must hold images [n, h, w] or [n, h, w, channels], not {_shape(x)}.")
     if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[1] < min(x.shape[2:]):
@@ -290,30 +289,20 @@ def _read_npz(source: _Source, size: int, strict: bool) -> Task:
     return Task(source.name, str(file), _resized(x, size), y, kind, digest.hexdigest(), (), missing)
 
 
-def _array(file: Path, name: str) -> np.ndarray:
-    """One array of an `.npz` file; nothing is ever unpickled."""
+def _arrays(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Reads images `x` and labels `y` from an `.npz` file."""
     if not file.is_file():  # opening a pipe would wait for ever
         raise JaxTransferError(f"{file} is not a regular file.")
     try:
-        with file.open("rb") as stream:
-            stored = np.load(stream, allow_pickle=False)
-            if not isinstance(stored, np.lib.npyio.NpzFile):
-                raise JaxTransferError(f"{file} is a single array; save x and y with np.savez.")
-            if name not in stored:
-                has = ", ".join(stored) or "nothing"
-                raise JaxTransferError(f"{file} has no {name}, only {has}; it needs x (images) and y (labels).")
-            found = stored[name]
-    except JaxTransferError:
-        raise
-    except (EOFError, MemoryError, ValueError, TypeError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        if "allow_pickle" in str(error) or "pickled" in str(error):
-            why = "holds Python objects, which are not unpickled; save arrays of numbers or text"
-        else:
-            why = f"is damaged or no .npz file ({error})"
-        raise JaxTransferError(f"{file} {why}.") from error
-    if not isinstance(found, np.ndarray) or not found.ndim or found.dtype.kind not in "biufSU":
-        raise JaxTransferError(f"{file}: {name} must be an array of numbers or text.")
-    return found
+        arrays = read_arrays(file, "xy")
+    except ValueError as error:
+        raise JaxTransferError(
+            f"{file}: {error}; save images as x and labels as y, arrays of numbers or text, with np.savez."
+        ) from error
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray) or not array.ndim or array.dtype.kind not in "biufSU":
+            raise JaxTransferError(f"{file}: {name} must be an array of numbers or text.")
+    return arrays["x"], arrays["y"]
 
 
 def _kind(source: _Source, y: np.ndarray) -> Kind:

@@ -1,4 +1,4 @@
-"""How sure: what other probe images, and other networks, would have said."""
+"""Tells how certain rankings and retrieval curves are, over other samples and over other networks."""
 
 import dataclasses
 import math
@@ -7,18 +7,21 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxtransfer.comparison.affinity import Affinity, pair_columns
-from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.comparison.affinity import Affinity
+from jaxtransfer.comparison.measure import pair_columns
+from jaxtransfer.errors import JaxTransferError, unknown_name
 from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.evaluation.retrieval import ScoredPairs, retrieval_curve, scored_pairs
 from jaxtransfer.points.store import chunks
 
-# Affinities of resampled probes that are held at once.
-_HELD = 8 * 2**20
+_MAX_RESAMPLED_VALUES = 8 * 2**20  # affinities of resampled probes that are held at once
 
 
 class Band(NamedTuple):
-    """Hits, from and to, for K from 1; over `RetrievalCurve.seen` they are precisions, over `.relevant` recalls."""
+    """Holds the bounds of a band of hits for K from 1.
+
+    Divided by `RetrievalCurve.seen` they are precisions, by `RetrievalCurve.relevant` recalls.
+    """
 
     low: Float[np.ndarray, " K"]
     high: Float[np.ndarray, " K"]
@@ -26,11 +29,12 @@ class Band(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RetrievalBands:
-    """Bands in which the expected curve lies, K by K.
+    """Holds bands in which the expected curve lies, K by K.
 
     Attributes:
-        images: Of these networks, over probes of so many images; None where the affinity has no `pseudo_values`.
-        networks: Over networks and probes of so many; None where there is only one target.
+        images: Band for these networks over other probes of as many images (or restarts, where those were sampled);
+            None where the affinity has no `pseudo_values`.
+        networks: Band over other networks and other probes, of the same numbers; None where there is only one target.
     """
 
     images: Band | None
@@ -38,15 +42,15 @@ class RetrievalBands:
 
 
 class RankedSource(NamedTuple):
-    """A source of a target.
+    """Describes a source of a target.
 
     Attributes:
-        name: Its name.
-        affinity: With the target.
-        stderr: The standard error of that.
-        above_next: Probability that it ranks above the one that comes next; None for the last, or if not known.
-        more_images: Probe images that would make that probability `confidence`, beyond those there are: about so many
-            if they are like those there are. 0: it is so already. None: not known.
+        name: Name of the source.
+        affinity: Its value with the target: an affinity, or a gap where the measure is one.
+        stderr: Standard error of the value.
+        above_next: Probability that the source truly ranks above the next one; None for the last, or if not known.
+        more_images: About how many more images (or restarts, see `Measure.sampled`) like the present ones would raise
+            `above_next` to `confidence`; 0 if it is that high already, None if not known.
     """
 
     name: str
@@ -59,79 +63,101 @@ class RankedSource(NamedTuple):
 def certain_ranking(
     affinity: Affinity, target: str, *, method: str | None = None, confidence: float = 0.95
 ) -> list[RankedSource]:
-    """`Affinity.rank`, with how sure every place is.
+    """Ranks sources as `Affinity.rank` does, and tells how certain each place is.
 
-    Two sources are compared image by image (or group of images by group), so that what is common to both does not
-    count: with a mean difference d and its standard error s, the probability is that of Student's t at d / s. Where
-    nothing is known image by image, errors are taken as normal and independent.
+    Two sources are compared sample by sample (an image, or a group of images), so that noise common to both cancels:
+    with a mean difference d and its standard error s, the probability is that of Student's t at d / s. Without
+    `pseudo_values`, errors are taken as normal and independent.
 
     Args:
         affinity: The affinities.
         target: Name of a network.
-        method: May be omitted where there is only one.
+        method: The method to rank by; may be omitted where there is only one.
         confidence: The probability that `more_images` aims at; between 0.5 and 1.
 
+    Returns:
+        The sources, nearest first.
+
     Raises:
-        JaxTransferError: Unknown target or method, or a confidence that is none.
+        JaxTransferError: Unknown target or method, or a confidence outside its range.
+
+    >>> networks = [jt.Network(name, lambda w, x: x.mean((1, 2)) @ w, w)
+    ...             for name, w in {"red": np.float32([1, 0, 0]), "dull": np.float32([2, 1, 1]),
+    ...                             "blue": np.float32([0, 0, 1])}.items()]
+    >>> images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+    >>> affinity = jt.affinity_matrix(networks, images, methods=["input_x_gradient"])
+    >>> first, second = jt.certain_ranking(affinity, "red")
+    >>> print(f"{first.name} is above {second.name} with probability {first.above_next:.2f}")
+    dull is above blue with probability 1.00
     """
     if not 0.5 < confidence < 1:
         raise JaxTransferError(f"The confidence must lie between 0.5 and 1, not {confidence}.")
     ranked = affinity.rank(target, method=method)
-    places = [affinity.names.index(name) for name, _, _ in ranked]
-    orders = _orders(affinity, affinity.names.index(target), places[:-1], places[1:], method, confidence)
-    return [RankedSource(*each, *order) for each, order in zip(ranked, [*orders, (None, None)], strict=False)]
+    sources = [affinity.names.index(name) for name, _, _ in ranked]
+    orders = _orders(affinity, affinity.names.index(target), sources[:-1], sources[1:], method, confidence)
+    return [RankedSource(*source, *order) for source, order in zip(ranked, [*orders, (None, None)], strict=False)]
 
 
 def probability_above(affinity: Affinity, target: str, one: str, other: str, *, method: str | None = None) -> float:
-    """The probability that one source ranks above another for a target; see `certain_ranking`.
+    """Computes the probability that a source truly ranks above another for a target; see `certain_ranking`.
+
+    Args:
+        affinity: The affinities.
+        target: Name of a network.
+        one: The source that may rank above.
+        other: The source that may rank below.
+        method: The method to rank by; may be omitted where there is only one.
 
     Raises:
         JaxTransferError: An unknown network or method, or errors that are not known.
     """
     if unknown := [name for name in (target, one, other) if name not in affinity.names]:
-        raise JaxTransferError(f"There is no network {unknown[0]!r}; there are: {', '.join(affinity.names)}.")
+        raise unknown_name("network", unknown[0], affinity.names)
     row, above, below = (affinity.names.index(name) for name in (target, one, other))
-    ((found, _),) = _orders(affinity, row, [above], [below], method, 0.95)
-    if found is None:
+    ((probability, _),) = _orders(affinity, row, [above], [below], method, 0.95)
+    if probability is None:
         raise JaxTransferError("The errors of these affinities are not known, so no order of them has a probability.")
-    return found
+    return probability
 
 
 def _orders(
-    affinity: Affinity, row: int, ones: list[int], others: list[int], method: str | None, confidence: float
+    affinity: Affinity, row: int, above: list[int], below: list[int], method: str | None, confidence: float
 ) -> list[tuple[float | None, int | None]]:
-    """For pairs of sources the probability that the first is above, and how many more images would make it enough."""
+    """Returns for pairs of sources the probability of their order, and the samples still needed for `confidence`."""
     from scipy import stats
 
-    values, counts = affinity[method][row].astype(np.float64), affinity.counts(method)[row]
-    difference = values[ones] - values[others]
-    parts = affinity.pseudo_values(method)
-    if parts is None:
-        stderr = np.hypot(*(affinity.stderr(method)[row][some].astype(np.float64) for some in (ones, others)))
-        degrees = np.full(len(ones), np.inf)
+    nearness, counts = affinity.nearness(method)[row].astype(np.float64), affinity.counts(method)[row]
+    difference = nearness[above] - nearness[below]
+    samples = affinity.pseudo_values(method)
+    if samples is None:
+        stderr = np.hypot(*(affinity.stderr(method)[row][sources].astype(np.float64) for sources in (above, below)))
+        degrees = np.full(len(above), np.inf)
     else:
-        count = len(affinity.names)
-        one, other = (parts[:, pair_columns(count, np.array(row), np.array(some, int))] for some in (ones, others))
-        by_part = one.astype(np.float64) - other
-        known = ~np.isnan(by_part)
+        count, directed = len(affinity.names), affinity.measure(method).directed
+        first, second = (
+            samples[:, pair_columns(count, np.array(row), np.array(sources, int), directed=directed)]
+            for sources in (above, below)
+        )
+        differences = first.astype(np.float64) - second
+        known = ~np.isnan(differences)
         degrees = known.sum(0) - 1.0
-        mean = np.nan_to_num(by_part).sum(0) / np.maximum(degrees + 1, 1)
-        squares = np.square(np.nan_to_num(by_part - mean)).sum(0)
+        mean = np.nan_to_num(differences).sum(0) / np.maximum(degrees + 1, 1)
+        squares = np.square(np.nan_to_num(differences - mean)).sum(0)
         stderr = np.where(degrees > 0, np.sqrt(squares / np.maximum(degrees * (degrees + 1), 1)), np.inf)
     with np.errstate(divide="ignore", invalid="ignore"):
-        above = stats.t.cdf(difference / stderr, degrees)
-        images = np.minimum(counts[ones], counts[others])
-        wanted = images * np.square(stats.t.ppf(confidence, degrees) * stderr / difference)
-    found: list[tuple[float | None, int | None]] = []
-    for d, error, p, there, total in zip(difference, stderr, above, images, wanted, strict=True):
+        probability = stats.t.cdf(difference / stderr, degrees)
+        present = np.minimum(counts[above], counts[below])
+        needed = present * np.square(stats.t.ppf(confidence, degrees) * stderr / difference)
+    orders: list[tuple[float | None, int | None]] = []
+    for d, error, p, done, total in zip(difference, stderr, probability, present, needed, strict=True):
         if not 0 < error < np.inf:
-            found.append((None, None) if error else (0.5 if d == 0 else float(d > 0), None))
+            orders.append((None, None) if error else (0.5 if d == 0 else float(d > 0), None))
         elif p >= confidence:
-            found.append((float(p), 0))
+            orders.append((float(p), 0))
         else:
-            told = there > 0 and d > 0 and total < np.inf
-            found.append((float(p), math.ceil(total) - int(there) if told else None))
-    return found
+            reachable = done > 0 and d > 0 and total < np.inf
+            orders.append((float(p), math.ceil(total) - int(done) if reachable else None))
+    return orders
 
 
 def retrieval_bands(
@@ -144,40 +170,48 @@ def retrieval_bands(
     resamples: int = 200,
     seed: int = 0,
 ) -> RetrievalBands:
-    """Bands for `retrieval_curve`: how far it could lie from what would be seen on average.
+    """Computes confidence bands for `retrieval_curve`.
 
-    Over images: the variance of hits when images are drawn again with replacement (Efron 1979). The affinities they
-    vary about are first drawn together within each target, by as much as their noise has spread them, since noise put
-    on noise would change the order less than noise does.
+    Over images (or what else was sampled): the variance of hits in a bootstrap over the samples (Efron 1979).
+    Affinities are first shrunk towards their target's mean, which removes the spread due to noise; resampling unshrunk
+    values would understate rank changes.
 
-    Over networks: hits are a sum over pairs of networks, and pairs that share one are not independent. Their variance
-    is that of dyadic data (Snijders and Borgatti 1999; Aronow, Samii and Assenova 2015): the influence of a network, as
-    a target and as a source, squared and summed, less the influence of the pairs, which is in it twice; not less than
-    the variance between targets. The influence of a pair on a count among the K nearest is that of a trimmed sum: a
-    source among them takes the place of one that would be a hit as often as those at rank K. Variance over images that
-    all targets share is added, and the sum is not less than the variance over images.
+    Over networks: hits are a sum over pairs of networks, and pairs that share a network are not independent. Their
+    variance is that of dyadic data (Snijders and Borgatti 1999; Aronow, Samii and Assenova 2015): the sum of squared
+    influences of networks, as targets and as sources, minus that of pairs, which it counts twice; at least the variance
+    between targets. The influence of a pair on a count among the K nearest is that of a trimmed sum: a source among
+    them displaces one that would be a hit as often as those at rank K. The variance over images that all targets share
+    is added, and the sum is at least the variance over images.
 
-    Either variance gives the number of independent trials that would have it, and that the Wilson interval with
-    Student's t (Korn and Graubard 1998), between the fewest and the most hits there can be.
+    Each variance gives an equivalent number of independent trials, and these the Wilson interval with Student's t (Korn
+    and Graubard 1998), between the fewest and the most possible hits.
 
     Args:
-        affinity: What was judged.
-        oracle: What really happened.
-        relevant: How many of a target's sources are relevant.
-        method: May be omitted where there is only one.
-        confidence: Of the bands.
-        resamples: How often images are drawn again.
-        seed: For the draws.
+        affinity: The affinities to judge.
+        oracle: Measured transfer.
+        relevant: Number of sources of each target that count as relevant.
+        method: The method to judge; may be omitted where there is only one.
+        confidence: Coverage of the bands, between 0 and 1.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the bootstrap.
 
     Raises:
-        JaxTransferError: What `retrieval_curve` raises, or a confidence that is none.
+        JaxTransferError: As for `retrieval_curve`, or a confidence outside its range.
+
+    >>> rng = np.random.default_rng(0)
+    >>> names = [f"n{i}" for i in range(9)]
+    >>> oracle = jt.Oracle("measured", {t: {s: rng.normal() for s in names if s != t} for t in names})
+    >>> bands = jt.retrieval_bands(jt.Affinity.of(names, {"random": rng.normal(size=(9, 9))}), oracle, relevant=3)
+    >>> low, high = bands.networks
+    >>> print(f"P@1: {low[0] / 9:.2f} to {high[0] / 9:.2f}")
+    P@1: 0.09 to 0.72
     """
     if not 0 < confidence < 1:
         raise JaxTransferError(f"The confidence must lie between 0 and 1, not {confidence}.")
     curve = retrieval_curve(affinity, oracle, relevant=relevant, method=method)
     pairs = scored_pairs(affinity, oracle, method)
-    found = pairs.relevant(relevant)
-    fewest, most = (each.sum(0) for each in _bounds(pairs, found))
+    is_relevant = pairs.relevant(relevant)
+    fewest, most = (of_targets.sum(0) for of_targets in _bounds(pairs, is_relevant))
 
     def band(variance: Float[np.ndarray, " K"], degrees: int, at_most: float) -> Band:
         from scipy import stats
@@ -185,24 +219,27 @@ def retrieval_bands(
         quantile = float(stats.t.ppf((1 + confidence) / 2, degrees))
         span = np.maximum(most - fewest, 1)
         low, high = _wilson((curve.hits - fewest) / span, variance / span**2, quantile, span, at_most)
-        return Band(*(np.where(most > fewest, fewest + span * each, curve.hits) for each in (low, high)))
+        return Band(*(np.where(most > fewest, fewest + span * share, curve.hits) for share in (low, high)))
 
     images, shared, over_images = None, *np.zeros((2, len(curve.hits)))
-    parts = affinity.pseudo_values(method)
-    if parts is not None and len(parts) > 1:
-        over_images, shared = _over_images(pairs, found, parts, resamples, seed)
-        images = band(over_images, len(parts) - 1, math.inf)
+    samples, measure = affinity.pseudo_values(method), affinity.measure(method)
+    if samples is not None and len(samples) > 1:
+        columns = pair_columns(
+            len(pairs.names), pairs.rows[:, None], np.arange(len(pairs.names)), directed=measure.directed
+        )
+        over_images, shared = _over_images(pairs, is_relevant, measure.nearness(samples), columns, resamples, seed)
+        images = band(over_images, len(samples) - 1, math.inf)
     targets = len(pairs.targets)
     if targets < 2:
         return RetrievalBands(images, None)
-    over_networks = np.maximum(_over_networks(pairs, found) + shared, over_images)
+    over_networks = np.maximum(_over_networks(pairs, is_relevant) + shared, over_images)
     return RetrievalBands(images, band(over_networks, targets - 1, targets))
 
 
 def _bounds(
     pairs: ScoredPairs, relevant: Bool[np.ndarray, "targets networks"]
 ) -> tuple[Int[np.ndarray, "targets K"], Int[np.ndarray, "targets K"]]:
-    """The fewest and the most hits that each target could have."""
+    """Returns the fewest and the most hits that each target can have."""
     sources, count = pairs.known.sum(1)[:, None], relevant.sum(1)[:, None]
     seen = np.minimum(np.arange(1, sources.max() + 1), sources)
     return np.maximum(seen + count - sources, 0), np.minimum(seen, count)
@@ -211,21 +248,22 @@ def _bounds(
 def _over_images(
     pairs: ScoredPairs,
     relevant: Bool[np.ndarray, "targets networks"],
-    parts: Float[np.ndarray, "parts pairs"],
+    samples: Float[np.ndarray, "samples pairs"],
+    columns: Int[np.ndarray, "targets networks"],
     resamples: int,
     seed: int,
 ) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, " K"]]:
-    """The variance of hits over resampled images, and as much of it as is not each target's own."""
+    """Returns the variance of hits over resampled images, and the part of it that targets share."""
     rng = np.random.default_rng(seed)
-    usable = (~np.isnan(parts)).astype(np.float32)
-    values = np.nan_to_num(parts)
-    columns = pair_columns(len(pairs.names), pairs.rows[:, None], np.arange(len(pairs.names)))
+    usable = (~np.isnan(samples)).astype(np.float32)
+    values = np.nan_to_num(samples)
     mean = values.sum(0) / np.maximum(usable.sum(0), 1)
-    centre = _without_noise(pairs, parts, columns)
+    centre = _without_noise(pairs, samples, columns)
     sums: list[np.ndarray] = []
     own, own_squares = 0.0, 0.0
-    for start, stop in chunks(resamples, max(1, _HELD // columns.size)):
-        weights = rng.multinomial(len(parts), np.full(len(parts), 1 / len(parts)), stop - start).astype(np.float32)
+    for start, stop in chunks(resamples, max(1, _MAX_RESAMPLED_VALUES // columns.size)):
+        uniform = np.full(len(samples), 1 / len(samples))
+        weights = rng.multinomial(len(samples), uniform, stop - start).astype(np.float32)
         seen = weights @ usable
         moved = np.where(seen > 0, weights @ values / np.maximum(seen, 1) - mean, 0)
         hits = pairs.hits(centre + moved[:, columns], relevant)
@@ -237,12 +275,12 @@ def _over_images(
 
 
 def _without_noise(
-    pairs: ScoredPairs, parts: Float[np.ndarray, "parts pairs"], columns: Int[np.ndarray, "targets networks"]
+    pairs: ScoredPairs, samples: Float[np.ndarray, "samples pairs"], columns: Int[np.ndarray, "targets networks"]
 ) -> Float[np.ndarray, "targets networks"]:
-    """Affinities with the spread within a target that they would have without noise."""
-    found = pairs.affinities.astype(np.float64)
-    for row, known, column in zip(found, pairs.known, columns, strict=True):
-        of_target = parts[:, column[known]].astype(np.float64)
+    """Shrinks each target's values to the spread that they would have without noise."""
+    shrunk = pairs.nearness.astype(np.float64)
+    for row, known, column in zip(shrunk, pairs.known, columns, strict=True):
+        of_target = samples[:, column[known]].astype(np.float64)
         of_target = of_target[~np.isnan(of_target).all(1)]
         # What all sources of a target have in common does not change their order.
         deviations = np.nan_to_num(of_target - np.nanmean(of_target, axis=1, keepdims=True))
@@ -250,27 +288,27 @@ def _without_noise(
         spread = row[known].var(ddof=1)
         if spread > 0:
             row[known] = row[known].mean() + np.sqrt(max(1 - noise / spread, 0)) * (row[known] - row[known].mean())
-    return found
+    return shrunk
 
 
 def _over_networks(pairs: ScoredPairs, relevant: Bool[np.ndarray, "targets networks"]) -> Float[np.ndarray, " K"]:
-    """The variance of hits over networks, from the influence of every pair."""
+    """Computes the variance of hits over networks from the influence of every pair."""
     targets, networks = pairs.known.shape
     sources, count = pairs.known.sum(1), relevant.sum(1)
-    order = pairs.order(pairs.affinities)
-    place = np.argsort(order, axis=1)  # of every source; those not known come last
+    order = pairs.order(pairs.nearness)
+    place = np.argsort(order, axis=1)  # of every source; unknown ones come last
     by_place = np.take_along_axis(relevant, order, axis=1)
     by_score = np.argsort(np.where(pairs.known, -pairs.scores, np.inf), axis=1, kind="stable")
-    all_hits, (fewest, most) = pairs.hits(pairs.affinities, relevant), _bounds(pairs, relevant)
+    all_hits, (fewest, most) = pairs.hits(pairs.nearness, relevant), _bounds(pairs, relevant)
     share = (all_hits - fewest).sum(0) / np.maximum((most - fewest).sum(0), 1)
     as_targets = all_hits - fewest - share * (most - fewest)
     variances = []
     for k in range(1, sources.max() + 1):
         near = pairs.known & (place < k)
-        # How often the source at rank K is relevant, and the least of the relevant near: what a place is worth.
+        # What a place is worth: how often the source at rank K is relevant, and the last relevant source is near.
         at_k = np.concatenate([by_place[sources >= k, k - 1], by_place[sources > k, k]] if k < networks else [by_place])
         borders = [np.take_along_axis(by_score, np.minimum(count + i, sources - 1)[:, None], 1) for i in (-1, 0)]
-        at_border = np.concatenate([np.take_along_axis(near, each, axis=1) for each in borders])
+        at_border = np.concatenate([np.take_along_axis(near, border, axis=1) for border in borders])
         influence = (near & relevant) - at_k.mean() * near - at_border.mean() * relevant
         influence = np.where(pairs.known, influence - (influence.sum(1) / sources)[:, None], 0)
         as_target = as_targets[:, k - 1]
@@ -290,9 +328,9 @@ def _wilson(
     trials: Float[np.ndarray, " K"],
     at_most: float,
 ) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, " K"]]:
-    """Wilson's interval for a share with a variance; a share of 0 or 1 counts as half a trial away from it.
+    """Computes Wilson's interval for a share with a variance.
 
-    `at_most` independent trials are believed in where the share is 0 or 1.
+    A share of 0 or 1 is moved by half a trial, and its equivalent number of trials is limited to `at_most`.
     """
     inside = np.clip(share, 0.5 / trials, 1 - 0.5 / trials)
     with np.errstate(divide="ignore"):

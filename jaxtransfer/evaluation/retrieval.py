@@ -1,4 +1,4 @@
-"""How good a ranking of sources is: agreement of an affinity with measured transfer."""
+"""Compares rankings of sources with measured transfer: retrieval curves and rank correlations."""
 
 import dataclasses
 import math
@@ -17,14 +17,15 @@ Quantity = Literal["precision", "recall"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RetrievalCurve:
-    """Relevant sources among the K nearest, for K from 1 to the largest number of sources; summed over targets.
+    """Counts relevant sources among the K nearest, for K from 1 to the largest number of sources, over all targets.
 
     Attributes:
-        targets: That were scored: those the oracle and the affinity both know, with two known sources or more.
-        hits: Relevant sources among the K nearest; integers [K].
-        seen: Sources among the K nearest, K for each target that has so many; integers [K].
-        relevant: Relevant sources of all targets.
-        random_hits: The exact expectation of `hits` for sources in random order; [K].
+        targets: The targets that were scored: known to both the oracle and the affinity, with two known sources or
+            more.
+        hits: Number of relevant sources among the K nearest; integers [K].
+        seen: Number of sources among the K nearest: K for each target with K sources or more; integers [K].
+        relevant: Number of relevant sources of all targets.
+        random_hits: Exact expectation of `hits` for sources in random order; [K].
     """
 
     targets: tuple[str, ...]
@@ -35,38 +36,38 @@ class RetrievalCurve:
 
     @property
     def precision(self) -> Float[np.ndarray, " K"]:
-        """P@K: the share of the K nearest that is relevant."""
+        """Computes P@K: the share of the K nearest that is relevant."""
         return self.share("precision", self.hits)
 
     @property
     def recall(self) -> Float[np.ndarray, " K"]:
-        """R@K: the share of the relevant that is among the K nearest."""
+        """Computes R@K: the share of the relevant sources that is among the K nearest."""
         return self.share("recall", self.hits)
 
     @property
     def random_precision(self) -> Float[np.ndarray, " K"]:
-        """P@K expected of a random order."""
+        """Computes the expected P@K of a random order."""
         return self.share("precision", self.random_hits)
 
     @property
     def random_recall(self) -> Float[np.ndarray, " K"]:
-        """R@K expected of a random order."""
+        """Computes the expected R@K of a random order."""
         return self.share("recall", self.random_hits)
 
     def share(self, quantity: Quantity, hits: Float[np.ndarray, " K"]) -> Float[np.ndarray, " K"]:
-        """Hits for K from 1 as precision or as recall."""
+        """Turns hits for K from 1 into precision or recall."""
         return hits / (self.seen if quantity == "precision" else self.relevant)
 
 
 @dataclasses.dataclass(frozen=True)
 class RankCorrelation:
-    """Agreement of the order of a target's sources with the oracle's, each from -1 to 1; nan where one is constant.
+    """Holds rank correlations of a target's sources with the oracle, from -1 to 1; NaN where one side is constant.
 
     Attributes:
         spearman: Spearman's rank correlation.
         kendall: Kendall's tau-b.
         weighted_kendall: Kendall's tau with hyperbolic weights, so that the best places count most (Vigna 2015).
-        sources: How many there were.
+        sources: Number of sources.
     """
 
     spearman: float
@@ -80,55 +81,66 @@ def retrieval_curve(
 ) -> RetrievalCurve:
     """Counts relevant sources among the nearest (Song et al., NeurIPS 2019, section 4.2).
 
-    For every target, sources are those that both the affinity and the oracle know. Relevant are the oracle's best
-    `relevant` of them, and those tied with the last. Equal affinities come in the order of `affinity.names`; a
-    missing one (NaN) is not known.
+    The sources of a target are those that both the affinity and the oracle know. The oracle's best `relevant` of them
+    are relevant, and those tied with the last of these. Equal affinities keep the order of `affinity.names`; sources
+    with a missing one (NaN) are left out.
 
     Args:
-        affinity: To be judged.
-        oracle: What really happened.
-        relevant: How many of a target's sources are relevant.
-        method: May be omitted where there is only one.
+        affinity: The affinities to judge.
+        oracle: Measured transfer.
+        relevant: Number of sources of each target that count as relevant.
+        method: The method to judge; may be omitted where there is only one.
 
     Raises:
         JaxTransferError: Nothing in common with the oracle, `relevant` smaller than 1, or an unknown method.
+
+    >>> oracle = jt.Oracle("measured", {"a": {"b": 3, "c": 2, "d": 1}, "b": {"a": 1, "c": 3, "d": 2}})
+    >>> affinity = jt.Affinity.of("abcd", {"m": [[1, 0.9, 0.5, 0.1], [0.9, 1, 0.2, 0.4], [0.5, 0.2, 1, 0.3],
+    ...                                          [0.1, 0.4, 0.3, 1]]})
+    >>> curve = jt.retrieval_curve(affinity, oracle, relevant=1)
+    >>> curve.hits
+    array([1, 1, 2])
+    >>> print(f"P@1 {curve.precision[0]:.2f}, of a random order {curve.random_precision[0]:.2f}")
+    P@1 0.50, of a random order 0.33
     """
     if relevant < 1:
         raise JaxTransferError(f"One source or more must be relevant, not {relevant}.")
     pairs = scored_pairs(affinity, oracle, method)
-    found = pairs.relevant(relevant)
+    is_relevant = pairs.relevant(relevant)
     sources = pairs.known.sum(1)
     ks = np.arange(1, sources.max() + 1)
     seen = np.minimum(ks, sources[:, None])
-    hits = pairs.hits(pairs.affinities, found).sum(0)
-    expected = (seen * (found.sum(1) / sources)[:, None]).sum(0)
+    hits = pairs.hits(pairs.nearness, is_relevant).sum(0)
+    expected = (seen * (is_relevant.sum(1) / sources)[:, None]).sum(0)
     return RetrievalCurve(pairs.targets, hits, seen.sum(0), int(hits[-1]), expected)
 
 
 def hits_at_k(affinity: Affinity, oracle: Oracle, k: int, *, relevant: int = 5, method: str | None = None) -> int:
-    """Relevant sources among the `k` nearest, summed over targets; see `retrieval_curve`."""
+    """Counts the relevant sources among the `k` nearest over all targets; see `retrieval_curve`."""
     return int(_at(k, retrieval_curve(affinity, oracle, relevant=relevant, method=method).hits))
 
 
 def precision_at_k(
     affinity: Affinity, oracle: Oracle, k: int, *, relevant: int = 5, method: str | None = None
 ) -> float:
-    """The share of the `k` nearest that is relevant, 0 to 1; see `retrieval_curve`."""
+    """Computes the share of the `k` nearest that is relevant, 0 to 1; see `retrieval_curve`."""
     return float(_at(k, retrieval_curve(affinity, oracle, relevant=relevant, method=method).precision))
 
 
 def recall_at_k(affinity: Affinity, oracle: Oracle, k: int, *, relevant: int = 5, method: str | None = None) -> float:
-    """The share of the relevant that is among the `k` nearest, 0 to 1; see `retrieval_curve`."""
+    """Computes the share of the relevant sources among the `k` nearest, 0 to 1; see `retrieval_curve`."""
     return float(_at(k, retrieval_curve(affinity, oracle, relevant=relevant, method=method).recall))
 
 
 def rank_correlations(affinity: Affinity, oracle: Oracle, *, method: str | None = None) -> dict[str, RankCorrelation]:
-    """For every target the rank correlations of its sources' affinities with the oracle's scores.
+    """Computes for every target the rank correlations of its sources with the oracle's scores.
+
+    Nearer sources rank higher, whatever the sign of the measure.
 
     Args:
-        affinity: To be judged.
-        oracle: What really happened.
-        method: May be omitted where there is only one.
+        affinity: The affinities to judge.
+        oracle: Measured transfer.
+        method: The method to judge; may be omitted where there is only one.
 
     Raises:
         JaxTransferError: Nothing in common with the oracle, or an unknown method.
@@ -136,64 +148,64 @@ def rank_correlations(affinity: Affinity, oracle: Oracle, *, method: str | None 
     from scipy import stats
 
     pairs = scored_pairs(affinity, oracle, method)
-    found = {}
-    for target, known, *values in zip(pairs.targets, pairs.known, pairs.affinities, pairs.scores, strict=True):
-        affinities, scores = (row[known].astype(np.float64) for row in values)
+    by_target = {}
+    for target, known, *values in zip(pairs.targets, pairs.known, pairs.nearness, pairs.scores, strict=True):
+        nearness, scores = (row[known].astype(np.float64) for row in values)
         correlations = (math.nan,) * 3
-        if np.ptp(affinities) > 0 and np.ptp(scores) > 0:
+        if np.ptp(nearness) > 0 and np.ptp(scores) > 0:
             correlations = [
-                float(np.asarray(correlation(affinities, scores))[0])
+                float(np.asarray(correlation(nearness, scores))[0])
                 for correlation in (stats.spearmanr, stats.kendalltau, stats.weightedtau)
             ]
-        found[target] = RankCorrelation(*correlations, sources=len(scores))
-    return found
+        by_target[target] = RankCorrelation(*correlations, sources=len(scores))
+    return by_target
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ScoredPairs:
-    """What an affinity and an oracle both know: targets with two known sources or more.
+    """Holds the pairs that an affinity and an oracle both know, of targets with two known sources or more.
 
     Attributes:
         names: The networks, as columns.
-        targets: The rows.
-        rows: Where the targets stand in `names`.
-        known: Which networks are sources of a target.
-        affinities: Meaningful where known.
-        scores: The oracle's; minus infinity where not known.
+        targets: The targets, as rows.
+        rows: Indices of the targets in `names`.
+        known: Whether a network is a source of a target.
+        nearness: Values of the affinity, with the sign that makes larger ones nearer; meaningful where known.
+        scores: Scores of the oracle; minus infinity where not known.
     """
 
     names: tuple[str, ...]
     targets: tuple[str, ...]
     rows: Int[np.ndarray, " targets"]
     known: Bool[np.ndarray, "targets networks"]
-    affinities: Float[np.ndarray, "targets networks"]
+    nearness: Float[np.ndarray, "targets networks"]
     scores: Float[np.ndarray, "targets networks"]
 
     def relevant(self, count: int) -> Bool[np.ndarray, "targets networks"]:
-        """The best `count` sources of each target by score, and those tied with the last."""
+        """Marks the best `count` sources of each target by score, and those tied with the last."""
         sources = self.known.sum(1)
         ordered = np.sort(self.scores, axis=1)[:, ::-1]
         last = np.take_along_axis(ordered, np.minimum(count, sources)[:, None] - 1, axis=1)
         return self.known & (self.scores >= last)
 
-    def order(self, affinities: Float[np.ndarray, "*n targets networks"]) -> Int[np.ndarray, "*n targets networks"]:
-        """Each target's sources, nearest first, equal ones in the order of `names`; then what is not known."""
-        return np.argsort(np.where(self.known, -affinities, np.inf), axis=-1, kind="stable")
+    def order(self, nearness: Float[np.ndarray, "*n targets networks"]) -> Int[np.ndarray, "*n targets networks"]:
+        """Sorts each target's sources, nearest first, equal ones in the order of `names`, unknown ones last."""
+        return np.argsort(np.where(self.known, -nearness, np.inf), axis=-1, kind="stable")
 
     def hits(
-        self, affinities: Float[np.ndarray, "*n targets networks"], relevant: Bool[np.ndarray, "targets networks"]
+        self, nearness: Float[np.ndarray, "*n targets networks"], relevant: Bool[np.ndarray, "targets networks"]
     ) -> Int[np.ndarray, "*n targets K"]:
-        """Relevant sources among each target's K nearest, for K to the largest number of sources."""
-        order = self.order(affinities)
-        found = np.take_along_axis(np.broadcast_to(relevant, order.shape), order, axis=-1)
-        return np.cumsum(found, axis=-1)[..., : self.known.sum(1).max()]
+        """Counts relevant sources among each target's K nearest, for K up to the largest number of sources."""
+        order = self.order(nearness)
+        by_rank = np.take_along_axis(np.broadcast_to(relevant, order.shape), order, axis=-1)
+        return np.cumsum(by_rank, axis=-1)[..., : self.known.sum(1).max()]
 
 
 def scored_pairs(affinity: Affinity, oracle: Oracle, method: str | None) -> ScoredPairs:
-    """What both know.
+    """Collects the pairs that an affinity and an oracle both know.
 
     Raises:
-        JaxTransferError: Nothing, or an unknown method.
+        JaxTransferError: There are none, or the method is unknown.
     """
     names = affinity.names
     own_names = [oracle.own_name(name) for name in names]
@@ -212,7 +224,7 @@ def scored_pairs(affinity: Affinity, oracle: Oracle, method: str | None) -> Scor
         )
     scores = np.where(known, scores, -np.inf)
     targets = tuple(names[row] for row in rows)
-    return ScoredPairs(names, targets, rows, known[rows], affinity[method][rows], scores[rows])
+    return ScoredPairs(names, targets, rows, known[rows], affinity.nearness(method)[rows], scores[rows])
 
 
 def _some(names: Mapping[str, object] | tuple[str, ...]) -> str:

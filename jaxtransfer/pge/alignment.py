@@ -15,6 +15,8 @@ from jaxtyping import Array, Float, Key
 
 from jaxtransfer.arguments import check_estimation
 from jaxtransfer.comparison.affinity import Affinity, MethodResult
+from jaxtransfer.comparison.measure import ALIGNMENT
+from jaxtransfer.comparison.statistics import jackknife_stderr, stderr_of_mean
 from jaxtransfer.devices import replicate
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.pge.batches import Batches, as_sampler, draw
@@ -150,16 +152,16 @@ class AlignmentEstimation(Accumulation):
             )
         count = len(products)
         without = np.stack([_normalised((products.sum(0) - each) / (count - 1)) for each in products])
-        spread = np.square(without - without.mean(0)).sum(0) * (count - 1) / count
-        stderr = np.where(np.isfinite(spread), np.sqrt(spread), np.inf)
+        stderr = jackknife_stderr(without)
         np.fill_diagonal(stderr, 0)
         counts = np.full(stderr.shape, self.done)
-        result = MethodResult(_normalised(products.mean(0)).astype(np.float32), stderr.astype(np.float32), counts)
+        values = _normalised(products.mean(0)).astype(np.float32)
+        result = MethodResult(values, stderr.astype(np.float32), counts, measure=ALIGNMENT)
         return Affinity(names, "cosine", {"alignment": result})
 
 
 def _mean(of_groups: Float[np.ndarray, " groups"]) -> Estimate:
-    return Estimate(float(of_groups.mean()), float(of_groups.std(ddof=1) / np.sqrt(len(of_groups))))
+    return Estimate(float(of_groups.mean()), float(stderr_of_mean(of_groups)))
 
 
 def _normalised(products: Float[np.ndarray, "tasks tasks"]) -> Float[np.ndarray, "tasks tasks"]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -16,7 +15,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from jaxtransfer.arguments import check_estimation
 from jaxtransfer.devices import replicate
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.files import write_arrays
+from jaxtransfer.files import read_arrays, write_arrays
 from jaxtransfer.pge.batches import Batches, as_sampler, draw, shuffled
 from jaxtransfer.pge.losses import Loss, describe, with_heads
 from jaxtransfer.pge.restarts import Accumulation, Progress, Sums, add_restarts
@@ -178,13 +177,12 @@ class PrincipalGradient:
             JaxTransferError: The file is damaged, or was made with another backbone or symmetry.
         """
         try:
-            with Path(file).open("rb") as stream, np.load(stream) as stored:
-                arrays = dict(stored)
+            arrays = read_arrays(Path(file))
             recipe = Recipe(*(str(each) for each in arrays["recipe"]))
             common = (int(arrays["restarts"]), recipe, _orbits(init, symmetry), bool(arrays["label_blind"]))
             control = cls(arrays["control"], *common) if "control" in arrays else None
             found = cls(arrays["groups"], *common, control)
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise JaxTransferError(f"{file} holds no principal gradient: {error}") from error
         if found.groups.shape[1] != found.orbits.dimension or recipe.backbone != _shapes(init):
             raise JaxTransferError(f"{file} was made with another backbone or symmetry.")

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from jaxtransfer.comparison.statistics import jackknife_stderr
+
 Products = Float[np.ndarray, "groups groups"]
 _COLUMNS = 1 << 18
 
@@ -49,7 +51,4 @@ def jackknife(statistic: Callable[..., float], *products: Products) -> Estimate:
     count = len(products[0])
     kept = [np.delete(np.arange(count), i) for i in range(count)]
     without = np.array([statistic(*(each[np.ix_(some, some)] for each in products)) for some in kept])
-    if not np.isfinite(without).all():
-        return Estimate(float(statistic(*products)), np.inf)
-    spread = np.square(without - without.mean()).sum() * (count - 1) / count
-    return Estimate(float(statistic(*products)), float(np.sqrt(spread)))
+    return Estimate(float(statistic(*products)), float(jackknife_stderr(without)))

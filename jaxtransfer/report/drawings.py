@@ -17,29 +17,26 @@ _NETWORKS_PER_PAGE = 20
 
 def method_drawings(affinity: Affinity, view: MethodView, groups: Mapping[str, str] | None) -> Iterator[Drawing]:
     """Returns the heat map, the tree and the ranked sources of a method."""
+    measure = view.measure
     yield (
         f"heat_map_{view.name}",
         functools.partial(
             figures.heat_map,
-            view.sign * affinity[view.name][np.ix_(view.order, view.order)],
+            affinity[view.name][np.ix_(view.order, view.order)],
             [affinity.names[i] for i in view.order],
-            title=f"{view.quantity.capitalize()}{view.by}{', in the order of the tree' if view.tree else ''}",
-            quantity=view.quantity,
-            smaller_is_nearer=view.sign < 0,
+            title=f"{measure.name.capitalize()}{view.by}{', in the order of the tree' if view.tree else ''}",
+            quantity=measure.name,
+            smaller_is_nearer=measure.smaller_is_nearer,
             groups=groups,
         ),
     )
     if view.tree is not None:
         title = f"Task similarity tree{view.by}"
         yield f"tree_{view.name}", functools.partial(figures.tree, view.tree, title=title, groups=groups)
-    nearer = "smaller is nearer" if view.sign < 0 else "larger is nearer"
     best = "" if len(affinity.names) <= _NETWORKS_PER_PAGE + 1 else ", the ten best"
     for targets, suffix, page in pages(affinity.names):
-        rankings = {
-            target: [(name, view.sign * value, error) for name, value, error in affinity.rank(target, method=view.name)]
-            for target in targets
-        }
-        title = f"Sources{view.by}{best} ({view.quantity} ± standard error, {nearer}){page}"
+        rankings = {target: affinity.rank(target, method=view.name) for target in targets}
+        title = f"Sources{view.by}{best} ({measure.name} ± standard error, {measure.direction}){page}"
         yield f"sources_{view.name}{suffix}", functools.partial(figures.ranked_sources, rankings, title=title)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxtransfer.comparison.affinity import Affinity
+from jaxtransfer.comparison.measure import Measure
 from jaxtransfer.evaluation.confidence import certain_ranking
 from jaxtransfer.evaluation.tree import TaskTree, task_tree
 
@@ -17,22 +18,20 @@ class MethodView:
 
     Attributes:
         name: The method.
-        quantity: The name of its values.
-        sign: 1, or -1 where the values shown are distances, which `Affinity` holds negated.
+        measure: What its values are.
         tree: The tree of the networks whose affinities are all known; None where they are fewer than three.
         order: Indices of the networks in the order of the tree, followed by those that are not in it.
     """
 
     name: str
-    quantity: str
-    sign: int
+    measure: Measure
     tree: TaskTree | None
     order: list[int]
 
     @property
     def by(self) -> str:
-        """Returns " by METHOD" for titles; nothing where the quantity is named like the method."""
-        return "" if self.quantity == self.name else f" by {self.name}"
+        """Returns " by METHOD" for titles; nothing where the measure has the method's name."""
+        return "" if self.measure.name == self.name else f" by {self.name}"
 
 
 def method_view(affinity: Affinity, method: str) -> MethodView:
@@ -42,8 +41,7 @@ def method_view(affinity: Affinity, method: str) -> MethodView:
     ordered = () if tree is None else tree.ordered
     others = [name for name in affinity.names if name not in ordered]
     order = [affinity.names.index(name) for name in (*ordered, *others)]
-    quantity = method if method in ("gap", "alignment") else "affinity"
-    return MethodView(method, quantity, -1 if method == "gap" else 1, tree, order)
+    return MethodView(method, affinity.measure(method), tree, order)
 
 
 def method_data(affinity: Affinity, view: MethodView) -> dict[str, Any]:
@@ -57,15 +55,16 @@ def method_data(affinity: Affinity, view: MethodView) -> dict[str, Any]:
     unusable = [network for network, _ in affinity.unusable[view.name]]
     return {
         "name": view.name,
-        "quantity": view.quantity,
-        "sign": view.sign,
+        "quantity": view.measure.name,
+        "sampled": view.measure.sampled,
+        "sign": -1 if view.measure.smaller_is_nearer else 1,
         "tree": view.tree is not None,
         "order": view.order,
         "ranked": [
             [
                 [
                     index[source.name],
-                    _rounded(view.sign * source.affinity, 6),
+                    _rounded(source.affinity, 6),
                     _rounded(source.stderr, 4),
                     _rounded(source.above_next, 4),
                     source.more_images,

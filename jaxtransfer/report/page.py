@@ -27,7 +27,7 @@ from jaxtransfer.report.provenance import (
 )
 from jaxtransfer.report.scores import Scores
 from jaxtransfer.report.svg import inline_svg
-from jaxtransfer.runs.affinity import affinity_of, finished_record
+from jaxtransfer.runs.load import affinity_of, finished_record
 from jaxtransfer.runs.record import Record
 
 _MAX_LISTED = 200  # rows of a table of what was skipped; all of them are in run.json
@@ -153,7 +153,6 @@ def _data(
         "groups": None if groups is None else [groups[name] for name in affinity.names],
         "colours": {} if groups is None else figures.group_colours(groups.values()),
         "scale": figures.value_colours(_VALUE_COLOURS),
-        "counted": "restarts" if pge else "images",
         "methods": [method_data(affinity, view) for view in views],
         "gallery": gallery.data(),
         "control": control_rows(directory) if pge else [],

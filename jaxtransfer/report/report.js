@@ -114,7 +114,7 @@ function showTarget() {
     answer.push(make("p", {}, groupTag(best), data.groups ? " \u00b7 " : "", `${method.quantity} ${fixed(value, digits)}${error === null ? "" : ` \u00b1 ${fixed(error, digits)}`}${by}`));
     if (rows.length > 1 && above !== null) {
       const next = names[rows[1][0]];
-      const rest = above >= 0.95 ? "" : more === null ? " This order is uncertain." : ` This order is uncertain; about ${more.toLocaleString("en")} more ${data.counted} would raise the probability to 95 %.`;
+      const rest = above >= 0.95 ? "" : more === null ? " This order is uncertain." : ` This order is uncertain; about ${more.toLocaleString("en")} more ${method.sampled} would raise the probability to 95 %.`;
       answer.push(make("p", {className: "sure"}, `It ranks above the next source, ${next}, with probability ${share(above)}.${rest}`));
     }
   } else {
@@ -139,12 +139,12 @@ function showTarget() {
     {key: "error", label: "std. error", numeric: true, value: row => row[2], cell: row => fixed(row[2], digits + 1)},
     ...(hasConfidence ? [
       {key: "above", label: "above next", numeric: true, descending: true, value: row => row[3], cell: row => share(row[3])},
-      {key: "more", label: `more ${data.counted}`, numeric: true, value: row => row[4], cell: row => row[4] === null ? "" : row[4] === 0 ? "0" : row[4].toLocaleString("en")},
+      {key: "more", label: `more ${method.sampled}`, numeric: true, value: row => row[4], cell: row => row[4] === null ? "" : row[4] === 0 ? "0" : row[4].toLocaleString("en")},
     ] : []),
   ];
   ranking.show(columns, rows.map((row, i) => Object.assign([...row], {rank: i + 1})).filter(row => matches(row[0])));
   $("ranking-note").textContent = `${method.sign > 0 ? "Larger" : "Smaller"} is nearer; bars are plus and minus one standard error.`
-    + (hasConfidence ? ` "above next": probability that this source truly ranks above the next one. "more ${data.counted}": about how many more would raise it to 95 %.` : "");
+    + (hasConfidence ? ` "above next": probability that this source truly ranks above the next one. "more ${method.sampled}": about how many more would raise it to 95 %.` : "");
 }
 
 const everything = new Table($("everything"), "name");
@@ -163,7 +163,7 @@ function showOverview() {
     ...data.methods.map((other, m) => ({key: `best${m}`, label: many ? `best by ${other.name}` : "best source", kind: "pair", value: nameAt(other, 0), cell: cellAt(other, 0)})),
     {key: "second", label: many ? `second by ${method.name}` : "second", kind: "pair", value: nameAt(method, 1), cell: cellAt(method, 1)},
     {key: "chosen", label: "best source for", numeric: true, descending: true, value: i => chosen[i]},
-    {key: "counts", label: data.counted, numeric: true, value: i => method.counts[i]},
+    {key: "counts", label: method.sampled, numeric: true, value: i => method.counts[i]},
     ...(method.unusable.some(Boolean) ? [{key: "unusable", label: "unusable", numeric: true, descending: true, value: i => method.unusable[i]}] : []),
   ];
   const shown = [...names.keys()].filter(matches);

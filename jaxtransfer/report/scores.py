@@ -8,7 +8,7 @@ from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.evaluation.retrieval import Quantity
 from jaxtransfer.report.drawings import Drawing
-from jaxtransfer.runs.affinity import evaluate
+from jaxtransfer.runs.evaluation import evaluate
 
 _COLUMNS: tuple[tuple[Quantity, int], ...] = (("precision", 1), ("precision", 5), ("recall", 5), ("recall", 10))
 

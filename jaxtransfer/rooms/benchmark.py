@@ -1,6 +1,5 @@
 """What it takes to try a measure of transferability: trained networks, images to look at, and the transfer measured."""
 
-import csv
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.files import read_records
 from jaxtransfer.networks.network import Network
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.rooms.sampling import sample_scene
@@ -99,8 +99,7 @@ def _images(keys: PRNGKeyArray, size: int) -> UInt8[Array, "images size size 3"]
 
 def transfers() -> Transfers:
     """The transfers of Rooms' encoders as they were measured (`python -m benchmarks.rooms transfer`)."""
-    with (_PLACE / "transfers.csv").open(newline="") as stream:
-        rows = {(row["source"], row["target"]): row for row in csv.DictReader(stream)}
+    rows = {(row["source"], row["target"]): row for row in read_records(_PLACE / "transfers.csv")}
     sources = tuple(dict.fromkeys((*TASKS, *(source for source, _ in rows))))
 
     def table(column: str) -> Float[np.ndarray, "sources targets"]:

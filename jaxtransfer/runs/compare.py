@@ -1,4 +1,4 @@
-"""The same networks under several methods, probes or measures: where do they agree, and where not?"""
+"""Compares runs of the same networks with other methods, probe images or measures."""
 
 import itertools
 import math
@@ -15,16 +15,17 @@ from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.evaluation.tree import mantel_test
 from jaxtransfer.figures import heat_map
 from jaxtransfer.files import write_csv
-from jaxtransfer.runs.affinity import Evaluation, evaluate, load_run, write_evaluation
+from jaxtransfer.runs.evaluation import Evaluation, evaluate, write_evaluation
+from jaxtransfer.runs.load import load_run
 
 
 class Agreement(NamedTuple):
-    """How far two matrices agree.
+    """Holds the agreement of two matrices.
 
     Attributes:
-        rank_correlation: Spearman correlation of the rankings of a target's sources, its mean over targets.
+        rank_correlation: Spearman correlation of the rankings of a target's sources, mean over targets.
         matrix_correlation: Pearson correlation of all pairs.
-        p_value: How often relabelled networks correlate as much, see `mantel_test`; NaN with fewer than four networks.
+        p_value: Share of relabellings that correlate as much, see `mantel_test`; NaN with fewer than four networks.
     """
 
     rank_correlation: float
@@ -33,12 +34,12 @@ class Agreement(NamedTuple):
 
 
 class Disagreement(NamedTuple):
-    """A source that stands in very different places.
+    """Holds the ranks of a source for a target in several matrices.
 
     Attributes:
-        target: For this target.
+        target: The target.
         source: The source.
-        places: Where each matrix ranks it, 1 the nearest.
+        places: Rank of the source in each matrix, 1 the nearest.
     """
 
     target: str
@@ -47,18 +48,18 @@ class Disagreement(NamedTuple):
 
     @property
     def spread(self) -> int:
-        """How many places lie between."""
+        """Computes the difference of the highest and the lowest rank."""
         return max(self.places) - min(self.places)
 
 
 class Comparison(NamedTuple):
-    """Several matrices of the same networks.
+    """Holds the comparison of several matrices of the same networks.
 
     Attributes:
-        names: The networks that are in all of them and have all values.
-        labels: Of the matrices.
-        agreements: Of every two labels.
-        disagreements: Every target and source, those first whose places differ most.
+        names: The networks that are in all matrices with all values.
+        labels: Labels of the matrices.
+        agreements: The agreement of every two matrices, by their labels.
+        disagreements: The ranks of every source for every target, those first that differ most.
     """
 
     names: tuple[str, ...]
@@ -71,41 +72,50 @@ def compare(affinities: Mapping[str, Affinity]) -> Comparison:
     """Compares matrices with one another.
 
     Args:
-        affinities: By label; each with one method or more. A matrix is called `label/method`.
+        affinities: Affinities by label, each with one method or more. A matrix has the label `label/method`. Gaps and
+            other measures whose smaller values are nearer are compared by nearness.
 
     Raises:
         JaxTransferError: Fewer than two matrices, or fewer than three networks that are in all of them.
     """
-    if sum(len(each.methods) for each in affinities.values()) < 2:
+    if sum(len(affinity.methods) for affinity in affinities.values()) < 2:
         raise JaxTransferError("There is only one matrix; comparing needs two runs, or a run of two methods.")
     names = _common_names(affinities)
-    some = {label: each.only(names) for label, each in affinities.items()}
-    chosen = {f"{label}/{m}": each[m].astype(np.float64) for label, each in some.items() for m in each.methods}
-    places = np.stack([_places(matrix) for matrix in chosen.values()])
-    agreements = {
-        (one, other): _agreement(chosen[one], chosen[other]) for one, other in itertools.combinations(chosen, 2)
+    common = {label: affinity.only(names) for label, affinity in affinities.items()}
+    matrices = {
+        f"{label}/{method}": (affinity.nearness(method).astype(np.float64), affinity.measure(method).directed)
+        for label, affinity in common.items()
+        for method in affinity.methods
     }
+    places = np.stack([_places(matrix) for matrix, _ in matrices.values()])
+    agreements = {}
+    for pair in itertools.combinations(matrices, 2):
+        (one, one_directed), (other, other_directed) = (matrices[label] for label in pair)
+        agreements[pair] = _agreement(one, other, directed=one_directed or other_directed)
     disagreements = [
         Disagreement(names[t], names[s], tuple(map(int, places[:, t, s])))
         for t, s in itertools.permutations(range(len(names)), 2)
     ]
-    disagreements.sort(key=lambda each: -each.spread)
-    return Comparison(names, tuple(chosen), agreements, disagreements)
+    disagreements.sort(key=lambda disagreement: -disagreement.spread)
+    return Comparison(names, tuple(matrices), agreements, disagreements)
 
 
 def compare_runs(
     directories: list[Path], out: Path, *, oracle: Oracle | None = None, relevant: int = 5
 ) -> tuple[Comparison, dict[str, Evaluation]]:
-    """Compares finished runs and writes what comes out into a directory.
+    """Compares finished runs and writes the results into a directory.
 
     The directory receives `agreement.csv` and `agreement.png`, `disagreements.csv`, and with an oracle the files that
-    `evaluate_run` writes, of all matrices together and of the networks that are in all of them.
+    `evaluate_run` writes, for all matrices and the networks that they share.
 
     Args:
-        directories: The runs; of different names.
-        out: Where to write; made if it is not there.
-        oracle: What really happened.
-        relevant: How many of a target's sources are relevant.
+        directories: The run directories, each named once.
+        out: The directory to write to; created if it does not exist.
+        oracle: Measured transfer; None: no evaluation.
+        relevant: Number of sources of each target that count as relevant.
+
+    Returns:
+        The comparison, and the evaluation of each matrix by its label; without an oracle there is none.
 
     Raises:
         JaxTransferError: A directory without a finished run, two of one name, or what `compare` raises.
@@ -119,32 +129,36 @@ def compare_runs(
     affinities = dict(zip(labels, map(load_run, directories), strict=True))
     if len(affinities) < len(directories):
         raise JaxTransferError("A run is named twice; name each once.")
-    found = compare(affinities)
+    comparison = compare(affinities)
     evaluations = {}
     if oracle is not None:
-        for label, each in affinities.items():
-            some = each.only(found.names)
-            evaluations |= {f"{label}/{m}": evaluate(some, oracle, m, relevant) for m in some.methods}
+        for label, affinity in affinities.items():
+            common = affinity.only(comparison.names)
+            evaluations |= {
+                f"{label}/{method}": evaluate(common, oracle, method, relevant) for method in common.methods
+            }
     out.mkdir(parents=True, exist_ok=True)
-    rows = [[*pair, *agreement] for pair, agreement in found.agreements.items()]
+    rows = [[*pair, *agreement] for pair, agreement in comparison.agreements.items()]
     write_csv(out / "agreement.csv", [["one", "other", *Agreement._fields], *rows])
-    places = [[each.target, each.source, each.spread, *each.places] for each in found.disagreements]
-    write_csv(out / "disagreements.csv", [["target", "source", "spread", *found.labels], *places])
-    matrix = squareform([each.rank_correlation for each in found.agreements.values()]) + np.eye(len(found.labels))
-    title = f"Agreement of rankings, {len(found.names)} networks"
-    heat_map(matrix, found.labels, out / "agreement.png", title, quantity="mean Spearman correlation over targets")
+    places = [[entry.target, entry.source, entry.spread, *entry.places] for entry in comparison.disagreements]
+    write_csv(out / "disagreements.csv", [["target", "source", "spread", *comparison.labels], *places])
+    correlations = [agreement.rank_correlation for agreement in comparison.agreements.values()]
+    matrix = squareform(correlations) + np.eye(len(comparison.labels))
+    title = f"Agreement of rankings, {len(comparison.names)} networks"
+    quantity = "mean Spearman correlation over targets"
+    heat_map(matrix, comparison.labels, out / "agreement.png", title, quantity=quantity)
     if oracle is not None:
         write_evaluation(out, evaluations, oracle)
-    return found, evaluations
+    return comparison, evaluations
 
 
 def _common_names(affinities: Mapping[str, Affinity]) -> tuple[str, ...]:
-    """The networks that are in all affinities and have all values, in the order of the first."""
+    """Lists the networks that are in all affinities with all values, in the order of the first."""
     first, *others = affinities.values()
     names = [name for name in first.names if all(name in other.names for other in others)]
-    for each in affinities.values():
-        for method in each.methods:
-            names = list(each.only(names).complete(method).names)
+    for affinity in affinities.values():
+        for method in affinity.methods:
+            names = list(affinity.only(names).complete(method).names)
     if len(names) < 3:
         raise JaxTransferError(
             f"Comparing needs three networks or more that are in all runs; in common are: {', '.join(names) or 'none'}."
@@ -153,13 +167,16 @@ def _common_names(affinities: Mapping[str, Affinity]) -> tuple[str, ...]:
 
 
 def _places(matrix: Float[np.ndarray, "networks networks"]) -> Int[np.ndarray, "networks networks"]:
-    """Where each column ranks for each row, 1 the largest; 0 on the diagonal."""
+    """Ranks the columns of each row, 1 the largest; the diagonal is 0."""
     values = matrix.copy()
     np.fill_diagonal(values, np.inf)
     return np.argsort(np.argsort(-values, axis=1, kind="stable"), axis=1)
 
 
-def _agreement(one: Float[np.ndarray, "networks networks"], other: Float[np.ndarray, "networks networks"]) -> Agreement:
+def _agreement(
+    one: Float[np.ndarray, "networks networks"], other: Float[np.ndarray, "networks networks"], *, directed: bool
+) -> Agreement:
+    """Computes how far two matrices agree, of which larger values are nearer."""
     from scipy.stats import spearmanr
 
     off = ~np.eye(len(one), dtype=bool)
@@ -173,4 +190,4 @@ def _agreement(one: Float[np.ndarray, "networks networks"], other: Float[np.ndar
     if len(one) < 4 or not varies:
         pearson = float(np.corrcoef(one[off], other[off])[0, 1]) if varies else math.nan
         return Agreement(mean, pearson, math.nan)
-    return Agreement(mean, *mantel_test(one, other))
+    return Agreement(mean, *mantel_test(one, other, directed=directed))

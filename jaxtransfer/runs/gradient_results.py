@@ -1,6 +1,5 @@
-"""What principal gradients and alignments say of tasks: tables, rankings and sentences, and the files they go to."""
+"""Computes gaps and alignments of tasks with what they rest on, and writes and reads their tables."""
 
-import csv
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,29 +10,31 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxtransfer.comparison.affinity import Affinity, MethodResult
+from jaxtransfer.comparison.measure import ALIGNMENT, GAP, Measure
 from jaxtransfer.data.datasets import Task
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.figures import heat_map
-from jaxtransfer.files import read_table, write_csv
+from jaxtransfer.files import read_records, read_table, write_csv
 from jaxtransfer.pge.alignment import AlignmentEstimation
 from jaxtransfer.pge.estimator import PrincipalGradient
 from jaxtransfer.pge.gap import Form, gap
 
-Measure = Literal["gap", "alignment"]
+GradientMeasure = Literal["gap", "alignment"]
 Row = dict[str, Any]
+_MEASURES: dict[GradientMeasure, Measure] = {"gap": GAP, "alignment": ALIGNMENT}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GradientResults:
-    """What a run found out about its tasks.
+    """Holds the results of a run of principal gradients.
 
     Attributes:
-        measure: "gap", of which smaller is nearer, or "alignment", of which larger is.
-        tasks: In the order of the rows.
-        values: Gaps or alignments; NaN where a task's gradient cannot be told from none.
-        stderr: Their standard errors; NaN there too.
-        control: For each task what its value rests on, and whether it reads the labels; None: not known.
-        remarks: What is to be said of the tasks, in sentences.
+        measure: What the values are: gaps or alignments.
+        tasks: The tasks, in the order of the rows.
+        values: Gaps or alignments; NaN where the gradient of a task cannot be told from zero.
+        stderr: Standard errors of the values; NaN in the same places.
+        control: A row for each task: what its values rest on, and whether it reads the labels; None: not known.
+        remarks: Sentences on the tasks for the user.
     """
 
     measure: Measure
@@ -45,85 +46,90 @@ class GradientResults:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the tasks."""
+        """Lists the names of the tasks."""
         return tuple(task.name for task in self.tasks)
 
     def rank(self, target: str) -> list[tuple[str, float, float]]:
-        """The other tasks as sources for one: (name, value, standard error), nearest first, without what is missing."""
+        """Ranks the other tasks as sources for a target, nearest first, without those that have no value.
+
+        Returns:
+            (name, value, standard error) of each source.
+        """
         row = self.names.index(target)
-        found = [
+        sources = [
             (name, float(self.values[row, i]), float(self.stderr[row, i]))
             for i, name in enumerate(self.names)
             if i != row and not np.isnan(self.values[row, i])
         ]
-        return sorted(found, key=lambda each: each[1] if self.measure == "gap" else -each[1])
+        return sorted(sources, key=lambda source: source[1] if self.measure.smaller_is_nearer else -source[1])
 
 
 def gaps(
     tasks: Sequence[Task], gradients: Mapping[str, PrincipalGradient], form: Form, tolerance: float
 ) -> GradientResults:
-    """The gaps between all tasks.
+    """Computes the gaps between all tasks.
 
     Args:
         tasks: The tasks.
-        gradients: Of every task by name.
-        form: Which gap.
-        tolerance: Signal-to-noise that is wanted.
+        gradients: The principal gradient of each task by name, in the order of the tasks.
+        form: The form of the gap, see `jaxtransfer.gap`.
+        tolerance: The signal-to-noise ratio from which a gradient counts as resolved.
     """
     count = len(tasks)
     values, stderr = (np.full((count, count), np.nan) for _ in range(2))
     np.fill_diagonal(values, 0)
     np.fill_diagonal(stderr, 0)
-    found = list(gradients.values())
-    seen = [each.squared_norm.value > 2 * each.squared_norm.stderr for each in found]
+    estimates = list(gradients.values())
+    visible = [gradient.squared_norm.value > 2 * gradient.squared_norm.stderr for gradient in estimates]
     for i in range(count):
         for j in range(i):
-            if seen[i] and seen[j]:
-                estimate = gap(found[i], found[j], form)
+            if visible[i] and visible[j]:
+                estimate = gap(estimates[i], estimates[j], form)
                 if math.isfinite(estimate.stderr):
                     values[i, j] = values[j, i] = estimate.value
                     stderr[i, j] = stderr[j, i] = estimate.stderr
     rows, remarks = [], []
-    for (name, each), visible in zip(gradients.items(), seen, strict=True):
-        distance = each.label_signal
+    for (name, gradient), is_visible in zip(gradients.items(), visible, strict=True):
+        distance = gradient.label_signal
         rows.append(
             {
                 "task": name,
-                "restarts": each.restarts,
-                "squared_norm": each.squared_norm.value,
-                "squared_norm_stderr": each.squared_norm.stderr,
-                "signal_to_noise": each.signal_to_noise,
-                "split_half": each.split_half,
-                "restarts_needed": _needed(each.restarts, each.signal_to_noise, tolerance),
+                "restarts": gradient.restarts,
+                "squared_norm": gradient.squared_norm.value,
+                "squared_norm_stderr": gradient.squared_norm.stderr,
+                "signal_to_noise": gradient.signal_to_noise,
+                "split_half": gradient.split_half,
+                "restarts_needed": _restarts_needed(gradient.restarts, gradient.signal_to_noise, tolerance),
                 "squared_distance_to_control": None if distance is None else distance.value,
                 "squared_distance_stderr": None if distance is None else distance.stderr,
-                "reads_labels": False if each.label_blind else each.reads_labels,
-                "label_blind": each.label_blind,
+                "reads_labels": False if gradient.label_blind else gradient.reads_labels,
+                "label_blind": gradient.label_blind,
             }
         )
-        remarks += [(name, sentence) for sentence in each.remarks(tolerance)]
-        if not visible:
-            remarks.append((name, "Its gradient cannot be told from none at all, so its gaps are left empty."))
-    return GradientResults("gap", tuple(tasks), values, stderr, tuple(rows), _gathered(remarks, count))
+        remarks += [(name, sentence) for sentence in gradient.remarks(tolerance)]
+        if not is_visible:
+            remarks.append((name, "Its gradient cannot be told from zero, so its gaps are left empty."))
+    return GradientResults(GAP, tuple(tasks), values, stderr, tuple(rows), _by_sentence(remarks, count))
 
 
 def alignments(tasks: Sequence[Task], estimation: AlignmentEstimation, tolerance: float) -> GradientResults:
-    """The alignments of all tasks.
+    """Computes the alignments of all tasks.
 
     Args:
         tasks: The tasks.
-        estimation: Of the tasks, in their order; where there is a control, followed by their shuffled copies.
-        tolerance: Signal-to-noise that is wanted.
+        estimation: The finished estimation of the tasks, in their order; where there is a control, followed by their
+            shuffled copies.
+        tolerance: The signal-to-noise ratio from which a task counts as resolved.
     """
     count = len(tasks)
-    control = len(estimation.names) > count
+    has_control = len(estimation.names) > count
     own = estimation.own()
-    seen = [name for name in estimation.names if own[name].value > 2 * own[name].stderr]
+    visible = [name for name in estimation.names if own[name].value > 2 * own[name].stderr]
     values, stderr = (np.full((len(own), len(own)), np.nan, np.float32) for _ in range(2))
-    if seen:
-        affinity = estimation.result(seen)
-        where = np.ix_(*[[estimation.names.index(name) for name in seen]] * 2)
-        values[where], stderr[where] = affinity["alignment"], affinity.stderr("alignment")
+    if visible:
+        affinity = estimation.result(visible)
+        square = np.ix_(*[[estimation.names.index(name) for name in visible]] * 2)
+        values[square], stderr[square] = affinity["alignment"], affinity.stderr("alignment")
     unknown = ~(np.isfinite(values) & np.isfinite(stderr))
     values[unknown] = stderr[unknown] = np.nan
     np.fill_diagonal(values, 1)
@@ -133,9 +139,9 @@ def alignments(tasks: Sequence[Task], estimation: AlignmentEstimation, tolerance
         name, (value, error) = task.name, own[task.name]
         blind = name in estimation.label_blind
         signal_to_noise = (value / error) ** 2 if value > 0 < error else math.inf if value > 0 else 0.0
-        needed = _needed(estimation.done, signal_to_noise, tolerance)
-        same, same_error = (values[i, count + i], stderr[i, count + i]) if control else (math.nan, math.nan)
-        distance = estimation.squared_distance(name, shuffled_copy(name)) if control else None
+        needed = _restarts_needed(estimation.done, signal_to_noise, tolerance)
+        with_control = (values[i, count + i], stderr[i, count + i]) if has_control else (math.nan, math.nan)
+        distance = estimation.squared_distance(name, shuffled_copy(name)) if has_control else None
         reads = False if blind else None if distance is None else distance.value > 2 * distance.stderr
         rows.append(
             {
@@ -145,8 +151,8 @@ def alignments(tasks: Sequence[Task], estimation: AlignmentEstimation, tolerance
                 "restarts_needed": needed,
                 "squared_distance_to_control": None if distance is None else distance.value,
                 "squared_distance_stderr": None if distance is None else distance.stderr,
-                "alignment_with_control": same,
-                "alignment_with_control_stderr": same_error,
+                "alignment_with_control": with_control[0],
+                "alignment_with_control_stderr": with_control[1],
                 "reads_labels": reads,
                 "label_blind": blind,
             }
@@ -154,79 +160,79 @@ def alignments(tasks: Sequence[Task], estimation: AlignmentEstimation, tolerance
         if signal_to_noise < tolerance:
             more = f"about {needed - estimation.done} more restarts" if needed else "many more restarts"
             remarks.append((name, f"Not resolved: a signal-to-noise of {tolerance:g} needs {more}."))
-        if name not in seen:
+        if name not in visible:
             remarks.append(
-                (name, "Its batches have no gradient in common that could be told; its cells are left empty.")
+                (name, "Its batches have no common gradient that can be told from zero; its cells are left empty.")
             )
         if blind:
             remarks.append(
                 (name, "The head is drawn without looking at the task, so this does not depend on the labels.")
             )
         elif distance is not None:
-            said = f"With permuted labels it moves by {distance.value:.3g} ± {distance.stderr:.2g} (squared)"
+            moved = f"With permuted labels it moves by {distance.value:.3g} ± {distance.stderr:.2g} (squared)"
             verdict = "reads the labels" if reads else "cannot be told from one that ignores the labels"
-            remarks.append((name, f"{said}: it {verdict}."))
+            remarks.append((name, f"{moved}: it {verdict}."))
     square = slice(count), slice(count)
     return GradientResults(
-        "alignment", tuple(tasks), values[square], stderr[square], tuple(rows), _gathered(remarks, count)
+        ALIGNMENT, tuple(tasks), values[square], stderr[square], tuple(rows), _by_sentence(remarks, count)
     )
 
 
 def shuffled_copy(name: str) -> str:
-    """What a task with permuted labels is called beside it; no task's own name has a slash."""
+    """Returns the name of a task's copy with permuted labels; no name of a task has a slash."""
     return f"{name}/shuffled"
 
 
-def _needed(restarts: int, signal_to_noise: float, tolerance: float) -> int | None:
-    """Estimated restarts to a signal-to-noise; None where no signal is seen yet."""
+def _restarts_needed(restarts: int, signal_to_noise: float, tolerance: float) -> int | None:
+    """Estimates the restarts for a signal-to-noise ratio of `tolerance`; None while there is no signal."""
     return math.ceil(restarts * tolerance / signal_to_noise) if signal_to_noise > 0 else None
 
 
-def _gathered(remarks: Iterable[tuple[str, str]], count: int) -> tuple[str, ...]:
-    """One line for every sentence, with the names it is said of."""
+def _by_sentence(remarks: Iterable[tuple[str, str]], count: int) -> tuple[str, ...]:
+    """Joins the names of the tasks that share a sentence."""
     names: dict[str, list[str]] = {}
     for name, sentence in remarks:
         names.setdefault(sentence, []).append(name)
     return tuple(
-        f"{'All tasks' if len(of) == count > 1 else ', '.join(of)}: {sentence}" for sentence, of in names.items()
+        f"{'All tasks' if len(tasks) == count > 1 else ', '.join(tasks)}: {sentence}"
+        for sentence, tasks in names.items()
     )
 
 
-def write_results(out: Path, found: GradientResults, what: str) -> None:
+def write_results(out: Path, results: GradientResults, title: str) -> None:
     """Writes the tables and the heat map into a directory, each whole or not at all.
 
     Args:
         out: The directory.
-        found: The findings.
-        what: Stands above the heat map.
+        results: What the run computed.
+        title: Stands in parentheses in the title of the heat map.
     """
-    names = found.names
-    for kind, table in (("", found.values), ("_stderr", found.stderr)):
+    names, measure = results.names, results.measure
+    for ending, table in (("", results.values), ("_stderr", results.stderr)):
         rows = [[name, *row] for name, row in zip(names, table, strict=True)]
-        write_csv(out / f"{found.measure}{kind}.csv", [["", *names], *rows])
-    ranking = [[target, rank, *source] for target in names for rank, source in enumerate(found.rank(target), 1)]
-    write_csv(out / "ranking.csv", [["target", "rank", "source", found.measure, "stderr"], *ranking])
-    write_csv(out / "control.csv", [list(found.control[0]), *(list(row.values()) for row in found.control)])
-    nearer = "smaller is nearer" if found.measure == "gap" else "larger is nearer"
+        write_csv(out / f"{measure.name}{ending}.csv", [["", *names], *rows])
+    ranking = [[target, rank, *source] for target in names for rank, source in enumerate(results.rank(target), 1)]
+    write_csv(out / "ranking.csv", [["target", "rank", "source", measure.name, "stderr"], *ranking])
+    write_csv(out / "control.csv", [list(results.control[0]), *(list(row.values()) for row in results.control)])
     heat_map(
-        found.values,
+        results.values,
         names,
-        out / f"{found.measure}.png",
-        f"{found.measure.capitalize()} of principal gradients ({what})",
-        quantity=f"{found.measure}, {nearer}",
-        smaller_is_nearer=found.measure == "gap",
+        out / f"{measure.name}.png",
+        f"{measure.name.capitalize()} of principal gradients ({title})",
+        quantity=f"{measure.name}, {measure.direction}",
+        smaller_is_nearer=measure.smaller_is_nearer,
     )
 
 
-def read_results(directory: Path, measure: Measure) -> Affinity:
-    """Reads the tables that `write_results` wrote as affinities of which larger is nearer.
+def read_results(directory: Path, measure: GradientMeasure) -> Affinity:
+    """Reads the tables that `write_results` wrote.
 
     Args:
         directory: The run directory.
-        measure: "gap" or "alignment": the name of the one method.
+        measure: "gap" or "alignment", which is the name of the only method too.
 
     Returns:
-        Alignments, or gaps with their sign turned; NaN where there is none. The counts are restarts.
+        Gaps or alignments, with their measure; NaN where there is none. The counts are restarts.
 
     Raises:
         JaxTransferError: A table is missing or damaged.
@@ -239,11 +245,10 @@ def read_results(directory: Path, measure: Measure) -> Affinity:
             raise ValueError("its tables are of different tasks")
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise JaxTransferError(f"{directory} does not hold a finished run: {type(error).__name__}: {error}") from error
-    nearness = 0 - values if measure == "gap" else values  # 0 - 0 is 0, where -0 would be printed
-    return Affinity(names, "cosine", {measure: MethodResult(nearness, stderr, np.minimum.outer(restarts, restarts))})
+    result = MethodResult(values, stderr, np.minimum.outer(restarts, restarts), measure=_MEASURES[measure])
+    return Affinity(names, "cosine", {measure: result})
 
 
 def read_control(directory: Path) -> list[dict[str, str]]:
-    """The rows of `control.csv`, as text."""
-    with (directory / "control.csv").open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
+    """Reads the rows of `control.csv` as text."""
+    return read_records(directory / "control.csv")

@@ -6,7 +6,6 @@ import json
 import math
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +19,7 @@ from jaxtyping import PyTree
 from jaxtransfer.data.datasets import Kind, Task, read_tasks
 from jaxtransfer.devices import allgather, default_mesh, is_first, is_writer, own_rows, synchronised
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.files import write_arrays
+from jaxtransfer.files import read_arrays, write_arrays
 from jaxtransfer.pge.alignment import AlignmentEstimation
 from jaxtransfer.pge.backbones import Backbone, backbone
 from jaxtransfer.pge.batches import Episodes, Minibatches, Sampler, Shuffled
@@ -29,7 +28,14 @@ from jaxtransfer.pge.gap import FORMS, Form
 from jaxtransfer.pge.losses import Loss, Prototypical, RandomHead, SquaredError
 from jaxtransfer.pge.restarts import Accumulation, Progress, check_counts
 from jaxtransfer.runs import record
-from jaxtransfer.runs.gradient_results import GradientResults, Measure, alignments, gaps, shuffled_copy, write_results
+from jaxtransfer.runs.gradient_results import (
+    GradientMeasure,
+    GradientResults,
+    alignments,
+    gaps,
+    shuffled_copy,
+    write_results,
+)
 
 LossName = Literal["prototypical", "random-head", "squared-error"]
 ProgressFn = Callable[[int, int, str], None]
@@ -83,7 +89,7 @@ def run_pge(
     out: str | Path,
     *,
     command: Sequence[str],
-    measure: Measure = "gap",
+    measure: GradientMeasure = "gap",
     network: str = "conv4",
     size: int = 32,
     loss: LossName | None = None,
@@ -440,8 +446,7 @@ def _write(estimation: Accumulation, file: Path, note: str, mesh: Mesh) -> None:
 def _stored(file: Path, note: str, names: Sequence[str] | None = None) -> dict[str, np.ndarray] | None:
     """Arrays of a file, or those named, if it was made of the same; a damaged file holds nothing."""
     try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            found = {name: stored[name] for name in names or stored}
-        return found if str(found["note"]) == note else None
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        arrays = read_arrays(file, names)
+        return arrays if str(arrays["note"]) == note else None
+    except (OSError, ValueError, KeyError):
         return None

@@ -16,7 +16,7 @@ import jaxtransfer
 from jaxtransfer import Network, Preprocess, Zoo, converters
 from jaxtransfer.aten import AtenProgram, Node, Value, Weight
 from jaxtransfer.cli.app import app
-from jaxtransfer.runs.affinity import load_run
+from jaxtransfer.runs.load import load_run
 from support.helpers import complaint, free_port
 
 

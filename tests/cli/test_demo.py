@@ -7,7 +7,8 @@ from typer.testing import CliRunner
 
 from jaxtransfer import Affinity, Oracle, Zoo, demo, rooms
 from jaxtransfer.cli.app import app
-from jaxtransfer.runs.affinity import evaluate, load_run
+from jaxtransfer.runs.evaluation import evaluate
+from jaxtransfer.runs.load import load_run
 
 TASKS = (*demo._SHOWN, "autoencoding", "colorization")
 

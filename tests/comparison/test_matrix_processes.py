@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from jaxtransfer import Network, Zoo
-from jaxtransfer.runs.affinity import load_run
+from jaxtransfer.runs.load import load_run
 from support.tiny_networks import fill, network, softmax, start
 
 NETWORKS, PHOTOS = 9, 6

@@ -327,7 +327,7 @@ def test_pickles_are_not_opened(tmp_path):
     np.savez(tmp_path / "b.npz", x=objects, y=Y)
     (tmp_path / "c.npz").write_bytes(pickle.dumps(mischief))
     for name in "abc":
-        with pytest.raises(JaxTransferError, match=rf"{name}\.npz holds Python objects, which are not unpickled"):
+        with pytest.raises(JaxTransferError, match=rf"{name}\.npz: it holds Python objects, which are not unpickled"):
             _only(tmp_path / f"{name}.npz")
     assert not (tmp_path / "ran").exists()
 
@@ -347,7 +347,7 @@ def test_damaged_npz(tmp_path):
     for name, content, message in [
         ("short", whole[:200], "is damaged"),
         ("half", whole[: len(whole) // 2], "is damaged"),
-        ("text", b"hello", "is damaged|holds Python objects"),
+        ("text", b"hello", "it is damaged|it holds Python objects"),
         ("empty", b"", "is damaged"),
         ("flipped", whole[:400] + bytes(100) + whole[500:], "is damaged"),
         ("single", single.getvalue(), "is a single array"),

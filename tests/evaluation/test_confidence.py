@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 import jaxtransfer as jt
-from jaxtransfer.comparison.affinity import MethodResult, pair_columns
+from jaxtransfer.comparison.affinity import MethodResult
+from jaxtransfer.comparison.measure import pair_columns
 from support.helpers import affinity_of
 
 

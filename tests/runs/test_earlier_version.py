@@ -16,7 +16,8 @@ import jaxtransfer as jt
 from jaxtransfer import rooms, taskonomy
 from jaxtransfer.aten import AtenProgram
 from jaxtransfer.rooms import networks as rooms_networks
-from jaxtransfer.runs.affinity import load_run, run_affinity
+from jaxtransfer.runs.affinity import run_affinity
+from jaxtransfer.runs.load import load_run
 from jaxtransfer.runs.principal_gradients import run_pge
 
 EARLIER = Path(__file__).parents[1] / "support" / "version_0_1_0"
