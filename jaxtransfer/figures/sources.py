@@ -1,10 +1,12 @@
 """Panels of ranked sources."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -57,34 +59,50 @@ def ranked_sources(
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
     axes.text(0.15, 0.15, title, va="top", fontsize=12)
-    bars, dots, grid = [], [], []
+    marks = _Marks()
     for panel, (target, sources) in enumerate(shown.items()):
         panel_row, panel_column = divmod(panel, columns)
         left, top = 0.15 + panel_column * panel_width, _HEAD_HEIGHT + panel_row * panel_height
         axes.text(left, top + 0.12, target, va="center", fontsize=9.5, weight="bold")
-        first, last = left + label_width, top + 0.35 + _ROW_HEIGHT * rows
-        if not sources:
+        if sources:
+            _draw_panel(axes, marks, sources, left + label_width, top + 0.35, rows)
+        else:
             axes.text(left, top + 0.4, "no source is known", va="center", fontsize=8)
-            continue
-        values = np.array([value for _, value, _ in sources])
-        errors = np.array([error if math.isfinite(error) else 0 for _, _, error in sources])
-        low, high = float((values - errors).min()), float((values + errors).max())
-        margin = 0.05 * (high - low) or 0.05 * abs(low) or 0.05
-        low, high = low - margin, high + margin
-        scale = _PLOT_WIDTH / (high - low)
-        for row, ((name, _, _), value, error) in enumerate(zip(sources, values, errors, strict=True)):
-            y = top + 0.35 + _ROW_HEIGHT * (row + 0.5)
-            axes.text(first - 0.08, y, name, ha="right", va="center_baseline", fontsize=8)
-            x = first + (value - low) * scale
-            bars.append([(x - error * scale, y), (x + error * scale, y)])
-            dots.append((x, y))
-        for tick in MaxNLocator(2).tick_values(low, high):
-            if low <= tick <= high:
-                x = first + (tick - low) * scale
-                grid.append([(x, top + 0.35), (x, last)])
-                axes.text(x, last + 0.05, f"{tick:.6g}", ha="center", va="top", fontsize=7)
-    axes.add_collection(LineCollection(grid, colors="black", alpha=0.12, linewidths=0.8))
-    axes.add_collection(LineCollection(bars, colors=style.SERIES_COLOURS[0], linewidths=1.3))
-    if dots:
-        axes.plot(*np.transpose(dots), "o", color=style.SERIES_COLOURS[0], markersize=3.5)
+    axes.add_collection(LineCollection(marks.grid, colors="black", alpha=0.12, linewidths=0.8))
+    axes.add_collection(LineCollection(marks.bars, colors=style.SERIES_COLOURS[0], linewidths=1.3))
+    if marks.dots:
+        axes.plot(*np.transpose(marks.dots), "o", color=style.SERIES_COLOURS[0], markersize=3.5)
     style.save(figure, path, svg=svg, cropped=False)
+
+
+@dataclasses.dataclass
+class _Marks:
+    """Lines and dots of all panels, which are added to the axes in one step."""
+
+    bars: list[list[tuple[float, float]]] = dataclasses.field(default_factory=list)
+    dots: list[tuple[float, float]] = dataclasses.field(default_factory=list)
+    grid: list[list[tuple[float, float]]] = dataclasses.field(default_factory=list)
+
+
+def _draw_panel(
+    axes: Axes, marks: _Marks, sources: Sequence[tuple[str, float, float]], left: float, top: float, rows: int
+) -> None:
+    """Draws the names and ticks of a panel with its plot at `left` and `top`, and adds its lines and dots to `marks`."""
+    bottom = top + _ROW_HEIGHT * rows
+    values = np.array([value for _, value, _ in sources])
+    errors = np.array([error if math.isfinite(error) else 0 for _, _, error in sources])
+    low, high = float((values - errors).min()), float((values + errors).max())
+    margin = 0.05 * (high - low) or 0.05 * abs(low) or 0.05
+    low, high = low - margin, high + margin
+    scale = _PLOT_WIDTH / (high - low)
+    for row, ((name, _, _), value, error) in enumerate(zip(sources, values, errors, strict=True)):
+        y = top + _ROW_HEIGHT * (row + 0.5)
+        axes.text(left - 0.08, y, name, ha="right", va="center_baseline", fontsize=8)
+        x = left + (value - low) * scale
+        marks.bars.append([(x - error * scale, y), (x + error * scale, y)])
+        marks.dots.append((x, y))
+    for tick in MaxNLocator(2).tick_values(low, high):
+        if low <= tick <= high:
+            x = left + (tick - low) * scale
+            marks.grid.append([(x, top), (x, bottom)])
+            axes.text(x, bottom + 0.05, f"{tick:.6g}", ha="center", va="top", fontsize=7)
