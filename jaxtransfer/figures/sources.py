@@ -87,7 +87,7 @@ class _Marks:
 def _draw_panel(
     axes: Axes, marks: _Marks, sources: Sequence[tuple[str, float, float]], left: float, top: float, rows: int
 ) -> None:
-    """Draws the names and ticks of a panel with its plot at `left` and `top`, and adds its lines and dots to `marks`."""
+    """Draws the names and ticks of a panel with its plot at `left`, `top`, and adds its lines and dots to `marks`."""
     bottom = top + _ROW_HEIGHT * rows
     values = np.array([value for _, value, _ in sources])
     errors = np.array([error if math.isfinite(error) else 0 for _, _, error in sources])
