@@ -8,6 +8,7 @@ from .attribution.maps import attribute as attribute
 from .attribution.maps import find_faults as find_faults
 from .comparison.affinity import Affinity as Affinity
 from .comparison.matrix import affinity_matrix as affinity_matrix
+from .comparison.measure import Measure as Measure
 from .comparison.representations import RELATIVES as RELATIVES
 from .data.probe import Probe as Probe
 from .data.probe import load_probe as load_probe

@@ -13,6 +13,7 @@ from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.data.probe import Probe
 from jaxtransfer.evaluation.groups import rooms_groups
 from jaxtransfer.evaluation.oracle import Oracle
+from jaxtransfer.evaluation.summary import Evaluation
 from jaxtransfer.evaluation.tree import task_tree
 from jaxtransfer.figures import scaled_map
 from jaxtransfer.figures.overview import overview
@@ -21,7 +22,7 @@ from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.points.store import Points
 from jaxtransfer.report import write_report
 from jaxtransfer.runs.affinity import run_affinity
-from jaxtransfer.runs.evaluation import Evaluation, evaluate_run
+from jaxtransfer.runs.evaluation import evaluate_run
 
 METHOD = "epsilon_lrp"
 """The method whose rankings are shown; none did better in Song et al. (NeurIPS 2019)."""

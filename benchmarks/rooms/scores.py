@@ -7,9 +7,9 @@ from jaxtyping import Float
 from scipy.stats import rankdata, spearmanr
 
 from jaxtransfer.comparison.affinity import Affinity
-from jaxtransfer.evaluation.confidence import retrieval_bands
+from jaxtransfer.comparison.statistics import jackknife_stderr
 from jaxtransfer.evaluation.oracle import Oracle
-from jaxtransfer.evaluation.retrieval import retrieval_curve
+from jaxtransfer.evaluation.summary import evaluate
 
 RELEVANT = 5
 Matrix = Float[np.ndarray, "targets sources"]
@@ -47,25 +47,17 @@ def score(affinity: Affinity, oracle: Oracle, method: str) -> Score:
     """Scores one method on the tasks that the oracle knows."""
     names = tuple(name for name in affinity.names if name in oracle.scores)
     affinity = affinity.only(names)
-    curve = retrieval_curve(affinity, oracle, relevant=RELEVANT, method=method)
-    band = retrieval_bands(affinity, oracle, relevant=RELEVANT, method=method).networks
+    evaluation = evaluate(affinity, oracle, method, RELEVANT)
+    p5, band = evaluation.shares("precision", RELEVANT)
     assert band is not None
-    values, wanted = np.asarray(affinity[method], np.float64), truth(oracle, names)
+    values, wanted = np.asarray(affinity.nearness(method), np.float64), truth(oracle, names)
     of_all = agreement(values, wanted).mean()
     without = []
     for left_out in range(len(names)):
         kept = np.delete(np.arange(len(names)), left_out)
         without.append(agreement(values[np.ix_(kept, kept)], wanted[np.ix_(kept, kept)]).mean())
-    spread = np.square(np.array(without) - np.mean(without)).sum()
-    return Score(
-        curve.precision[0],
-        curve.precision[RELEVANT - 1],
-        band.low[RELEVANT - 1] / curve.seen[RELEVANT - 1],
-        band.high[RELEVANT - 1] / curve.seen[RELEVANT - 1],
-        curve.recall[9],
-        of_all,
-        float(np.sqrt(spread * (len(names) - 1) / len(names))),
-    )
+    p1, r10 = evaluation.shares("precision", 1)[0], evaluation.shares("recall", 10)[0]
+    return Score(p1, p5, *band, r10, of_all, float(jackknife_stderr(np.array(without))))
 
 
 def ranks(wanted: Matrix) -> Matrix:

@@ -1,6 +1,5 @@
 """What the commands print about their results: tables and the sentences below them."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +15,8 @@ if TYPE_CHECKING:
     from jaxtransfer.demo import DemoResult
     from jaxtransfer.evaluation.oracle import Oracle
     from jaxtransfer.evaluation.retrieval import Quantity
+    from jaxtransfer.evaluation.summary import Evaluation
     from jaxtransfer.runs.compare import Comparison
-    from jaxtransfer.runs.evaluation import Evaluation
     from jaxtransfer.runs.gradient_results import GradientResults
 
 _SHOWN_DISAGREEMENTS = 8
@@ -73,22 +72,18 @@ def print_rankings(affinity: "Affinity", target: str, methods: Sequence[str], to
 
 def print_evaluation(evaluations: "Mapping[str, Evaluation]", oracle: "Oracle", run: Path) -> None:
     """Prints precision, recall and mean rank correlations beside those of a random order, and what was scored."""
+    from jaxtransfer.evaluation.summary import score_table
+
     curves = [evaluation.curve for evaluation in evaluations.values()]
-    wanted: list[tuple[Quantity, int]] = [("precision", 1), ("precision", 5), ("recall", 10)]
-    columns: list[tuple[Quantity, int]] = [(quantity, k) for quantity, k in wanted if k <= len(curves[0].hits)]
+    columns: list[tuple[Quantity, int]] = [("precision", 1), ("precision", 5), ("recall", 10)]
+    scores = score_table(evaluations, columns, ["spearman", "kendall"], band="\n{:.2f}-{:.2f}")
     table = Table(title=f"Against {oracle.name}", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("", overflow="fold", min_width=min(max(map(len, evaluations)), 20))
-    for column in (*(f"{quantity[0].upper()}@{k}" for quantity, k in columns), "Spearman", "Kendall"):
+    for column in (*scores.header, "Spearman", "Kendall"):
         table.add_column(column, justify="right")
-    for method, evaluation in evaluations.items():
-        shares = []
-        for quantity, k in columns:
-            share, band = evaluation.shares(quantity, k)
-            shares.append(f"{share:.3f}" if band is None else f"{share:.3f}\n{band[0]:.2f}-{band[1]:.2f}")
-        means = [evaluation.mean_correlation(name) for name in ("spearman", "kendall")]
-        table.add_row(method, *shares, *("unknown" if math.isnan(mean) else f"{mean:.3f}" for mean in means))
-    chance = [f"{getattr(curves[0], f'random_{quantity}')[k - 1]:.3f}" for quantity, k in columns]
-    table.add_row("random", *chance, *["0.000"] * 2)
+    for method, cells in scores.rows.items():
+        table.add_row(method, *cells)
+    table.add_row("random", *scores.chance)
     print_table(table)
     print(
         "P@K: share of the K nearest sources that are relevant. R@K: share of the relevant sources that are among the "

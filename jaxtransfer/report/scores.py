@@ -1,14 +1,13 @@
 """How a run's rankings agree with measured transfer."""
 
 import functools
-import math
 
 from jaxtransfer import figures
 from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.evaluation.retrieval import Quantity
+from jaxtransfer.evaluation.summary import evaluate, score_table
 from jaxtransfer.report.drawings import Drawing
-from jaxtransfer.runs.evaluation import evaluate
 
 _COLUMNS: tuple[tuple[Quantity, int], ...] = (("precision", 1), ("precision", 5), ("recall", 5), ("recall", 10))
 
@@ -38,15 +37,6 @@ class Scores:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Returns the header and the rows of a table with the curves' values at a few K."""
-        columns: list[tuple[Quantity, int]] = [(quantity, k) for quantity, k in _COLUMNS if k <= len(self._curve.hits)]
-        rows = []
-        for method, evaluation in self._evaluations.items():
-            shares = []
-            for quantity, k in columns:
-                share, band = evaluation.shares(quantity, k)
-                shares.append(f"{share:.3f}" if band is None else f"{share:.3f} ({band[0]:.2f} to {band[1]:.2f})")
-            mean = evaluation.mean_correlation("spearman")
-            rows.append([method, *shares, "unknown" if math.isnan(mean) else f"{mean:.3f}"])
-        chance = [f"{getattr(self._curve, f'random_{quantity}')[k - 1]:.3f}" for quantity, k in columns]
-        header = ["method", *(f"{quantity[0].upper()}@{k}" for quantity, k in columns), "mean Spearman"]
-        return header, [*rows, ["random order", *chance, "0.000"]]
+        scores = score_table(self._evaluations, _COLUMNS, ["spearman"])
+        rows = [[method, *cells] for method, cells in scores.rows.items()]
+        return ["method", *scores.header, "mean Spearman"], [*rows, ["random order", *scores.chance]]

@@ -12,10 +12,11 @@ from jaxtyping import Float, Int
 from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.evaluation.oracle import Oracle
+from jaxtransfer.evaluation.summary import Evaluation, evaluate
 from jaxtransfer.evaluation.tree import mantel_test
 from jaxtransfer.figures import heat_map
 from jaxtransfer.files import write_csv
-from jaxtransfer.runs.evaluation import Evaluation, evaluate, write_evaluation
+from jaxtransfer.runs.evaluation import write_evaluation
 from jaxtransfer.runs.load import load_run
 
 

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from jaxtransfer import Affinity, Oracle, Zoo, demo, rooms
 from jaxtransfer.cli.app import app
-from jaxtransfer.runs.evaluation import evaluate
+from jaxtransfer.evaluation.summary import evaluate
 from jaxtransfer.runs.load import load_run
 
 TASKS = (*demo._SHOWN, "autoencoding", "colorization")
