@@ -161,8 +161,8 @@ def sentences(result: DemoResult) -> list[str]:
             "better than" if band[0] > chance else "worse than" if band[1] < chance else "not clearly different from"
         )
         lines.append(
-            f"By {method}, {share:.0%} of the five nearest sources are among the five that transfer best, {verdict} "
-            f"the {chance:.0%} of a random order (95 % band: {band[0]:.0%} to {band[1]:.0%})."
+            f"By {method}, {share:.0%} of the five nearest sources are among the five that transfer best (95 % band: "
+            f"{band[0]:.0%} to {band[1]:.0%}), {verdict} the {chance:.0%} of a random order."
         )
     return lines
 
