@@ -1,1 +1,1 @@
-"""Evaluation: how well affinities predict measured transfer, how certain rankings are, and the trees they give."""
+"""Tells how well affinities predict measured transfer and how certain rankings are, and builds trees of tasks."""

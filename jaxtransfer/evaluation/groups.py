@@ -1,4 +1,4 @@
-"""Groups of networks: who belongs together, for the colours of a report."""
+"""Assigns networks to groups, which a report shows by colour."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from jaxtransfer.taskonomy.tasks import TASKS
 
 
 def taskonomy_groups() -> dict[str, str]:
-    """The group of every task in Song et al. (NeurIPS 2019), by both of its names."""
+    """Returns the group of every task in Song et al. (NeurIPS 2019), under both of its names."""
     return {name: task.group for key, task in TASKS.items() for name in (key, task.release) if task.group is not None}
 
 
 def rooms_groups() -> dict[str, str]:
-    """The group of every task of Rooms: 2D, 3D, geometric or semantic."""
+    """Returns the group of every task of Rooms: 2D, 3D, geometric or semantic."""
     return {name: task.group for name, task in rooms.TASKS.items()}
 
 
@@ -22,7 +22,7 @@ def load_groups(file: str | Path) -> dict[str, str]:
     """Reads a CSV file of rows `name,group` under that header.
 
     Raises:
-        JaxTransferError: The file cannot be read or is none of that kind, or a name is in two groups.
+        JaxTransferError: The file cannot be read or has other columns, or a name is in two groups.
     """
     file = Path(file)
     lines = read_csv(file, "a file of groups")

@@ -1,4 +1,4 @@
-"""Oracles: how well sources really transferred to targets, as somebody measured it."""
+"""Holds and reads measured transfer from sources to targets."""
 
 import dataclasses
 import math
@@ -14,12 +14,18 @@ from jaxtransfer.taskonomy.tasks import TASKS
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Oracle:
-    """Measured transfer.
+    """Holds measured transfer from sources to targets.
 
     Attributes:
-        name: What it is called in tables and messages.
-        scores: For every target the score of every source; larger is better. Only their order counts in hits.
-        aliases: Other names of sources and targets.
+        name: Its name in tables and messages.
+        scores: For every target the score of every source; larger is better. Retrieval uses only their order.
+        aliases: The name in `scores` of sources and targets that have another name as well.
+
+    >>> oracle = jt.Oracle("mine", {"depth": {"edges": 0.3, "normals": 0.8}}, {"surface_normals": "normals"})
+    >>> oracle.own_name("surface_normals")
+    'normals'
+    >>> len(jt.Oracle.taskonomy().scores)
+    18
     """
 
     name: str
@@ -28,10 +34,10 @@ class Oracle:
 
     @classmethod
     def taskonomy(cls) -> Self:
-        """Taskonomy's first-order transfers with 16k images, as ranks: 18 targets, 19 sources each.
+        """Returns Taskonomy's first-order transfers with 16k images, as ranks: 18 targets, 19 sources each.
 
-        Zamir et al., CVPR 2018, from the affinities published with its code; the oracle of Song et al., NeurIPS 2019.
-        Tasks may have the names of either.
+        They are from the affinities published with the code of Zamir et al., CVPR 2018, and are the oracle of Song et
+        al., NeurIPS 2019. Tasks may have the names of either paper.
         """
         scores = {}
         for line in _TASKONOMY.replace("\n    ", " ").splitlines():
@@ -41,19 +47,19 @@ class Oracle:
 
     @classmethod
     def rooms(cls) -> Self:
-        """The transfers of Rooms' encoders, as ordinal affinities: 22 targets, 21 sources each.
+        """Returns the transfers of Rooms' encoders as ordinal affinities: 22 targets, 21 sources each.
 
-        Losses and their errors are in `jaxtransfer.rooms.transfers`. Further seeds (`normal-seed1`) are no tasks and
-        not known.
+        Losses and their errors are in `jaxtransfer.rooms.transfers`. Encoders of further seeds (`normal-seed1`) are not
+        tasks and have no scores.
         """
-        found = rooms.transfers()
+        transfers = rooms.transfers()
         scores = {
             target: {
                 source: float(score)
-                for source, score in zip(found.sources, column, strict=True)
+                for source, score in zip(transfers.sources, column, strict=True)
                 if not math.isnan(score)
             }
-            for target, column in zip(found.targets, found.affinity.T, strict=True)
+            for target, column in zip(transfers.targets, transfers.affinity.T, strict=True)
         }
         return cls("rooms", scores)
 
@@ -61,12 +67,11 @@ class Oracle:
     def load(cls, file: str | Path) -> Self:
         """Reads a CSV file: rows `source,target,score` under that header, or a matrix.
 
-        A matrix has targets in its first row and sources in its first column. Empty cells are not known; a task's
-        score for itself is not looked at. Larger scores are better. Taskonomy's tasks may have the names of either
-        release.
+        A matrix has targets in its first row and sources in its first column. Empty cells are unknown scores; a task's
+        score for itself is ignored. Larger scores are better. Taskonomy's tasks may have the names of either release.
 
         Raises:
-            JaxTransferError: The file cannot be read, or a cell is not a number, or a pair stands there twice.
+            JaxTransferError: The file cannot be read, a cell is not a number, or a pair occurs twice.
         """
         file = Path(file)
         lines = [[cell.strip() for cell in row] for row in read_csv(file, "an oracle") if any(row)]
@@ -86,7 +91,7 @@ class Oracle:
         return cls(file.name, scores, {other: own for own, other in pairs if own in known and other not in known})
 
     def own_name(self, name: str) -> str:
-        """What the oracle calls a task."""
+        """Returns the name of a task in `scores`."""
         return self.aliases.get(name, name)
 
 

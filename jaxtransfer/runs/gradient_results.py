@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from jaxtransfer.comparison.affinity import Affinity, MethodResult
 from jaxtransfer.comparison.measure import ALIGNMENT, GAP, Measure
-from jaxtransfer.data.datasets import Task
+from jaxtransfer.data.datasets import LabelledTask
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.figures import heat_map
 from jaxtransfer.files import read_records, read_table, write_csv
@@ -38,7 +38,7 @@ class GradientResults:
     """
 
     measure: Measure
-    tasks: tuple[Task, ...]
+    tasks: tuple[LabelledTask, ...]
     values: Float[np.ndarray, "tasks tasks"]
     stderr: Float[np.ndarray, "tasks tasks"]
     control: tuple[Row, ...]
@@ -65,7 +65,7 @@ class GradientResults:
 
 
 def gaps(
-    tasks: Sequence[Task], gradients: Mapping[str, PrincipalGradient], form: Form, tolerance: float
+    tasks: Sequence[LabelledTask], gradients: Mapping[str, PrincipalGradient], form: Form, tolerance: float
 ) -> GradientResults:
     """Computes the gaps between all tasks.
 
@@ -112,7 +112,7 @@ def gaps(
     return GradientResults(GAP, tuple(tasks), values, stderr, tuple(rows), _by_sentence(remarks, count))
 
 
-def alignments(tasks: Sequence[Task], estimation: AlignmentEstimation, tolerance: float) -> GradientResults:
+def alignments(tasks: Sequence[LabelledTask], estimation: AlignmentEstimation, tolerance: float) -> GradientResults:
     """Computes the alignments of all tasks.
 
     Args:

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from jaxtransfer.data.datasets import Kind, Task, read_tasks
+from jaxtransfer.data.datasets import LabelledTask, TargetType, read_tasks
 from jaxtransfer.devices import allgather, default_mesh, is_first, is_writer, own_rows, synchronised
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.files import read_arrays, write_arrays
@@ -42,12 +42,12 @@ ProgressFn = Callable[[int, int, str], None]
 
 _KIND = "pge"
 _MEASURES = ("gap", "alignment")
-_LOSSES: dict[LossName, tuple[Kind, ...]] = {
+_LOSSES: dict[LossName, tuple[TargetType, ...]] = {
     "prototypical": ("classes",),
     "random-head": ("classes",),
     "squared-error": ("numbers", "dense"),
 }
-_USUAL: dict[Kind, LossName] = {"classes": "prototypical", "numbers": "squared-error", "dense": "squared-error"}
+_USUAL: dict[TargetType, LossName] = {"classes": "prototypical", "numbers": "squared-error", "dense": "squared-error"}
 _HEADS = 16
 _GROUPS = {"gap": 16, "alignment": 32}
 
@@ -59,7 +59,7 @@ _SECONDS, _SHARE = 10.0, 0.1
 class _Ready:
     """A task with its loss and its batches."""
 
-    task: Task
+    task: LabelledTask
     loss: Loss
     batches: Sampler
 
@@ -182,7 +182,7 @@ def run_pge(
         if measure == "alignment" and len(tasks) < 2:
             raise JaxTransferError(f"An alignment needs two tasks or more; {paths[0]} holds only one.")
         losses: list[LossName] = [_loss_for(task, loss) for task in tasks]
-        kinds = dict.fromkeys(task.kind for task in tasks)
+        kinds = dict.fromkeys(task.target_type for task in tasks)
         if measure == "gap" and len(kinds) > 1:
             raise JaxTransferError(
                 f"Gaps compare tasks of one kind, not {' and '.join(kinds)}; name one kind, or use the measure "
@@ -264,19 +264,20 @@ def _check_options(
         raise JaxTransferError(f"The seed must be 0 or more and smaller than 2**32, not {seed}.")
 
 
-def _loss_for(task: Task, asked: LossName | None) -> LossName:
+def _loss_for(task: LabelledTask, asked: LossName | None) -> LossName:
     if asked is None:
-        return _USUAL[task.kind]
-    if task.kind not in _LOSSES[asked]:
+        return _USUAL[task.target_type]
+    if task.target_type not in _LOSSES[asked]:
         raise JaxTransferError(
-            f"The loss {asked} needs {' or '.join(_LOSSES[asked])}, but the targets of {task.source} are {task.kind}; "
-            f"use {' or '.join(name for name, kinds in _LOSSES.items() if task.kind in kinds)}."
+            f"The loss {asked} needs {' or '.join(_LOSSES[asked])}, but the targets of {task.path} are "
+            f"{task.target_type}; "
+            f"use {' or '.join(name for name, kinds in _LOSSES.items() if task.target_type in kinds)}."
         )
     return asked
 
 
 def _ready(
-    task: Task, loss: LossName, body: Backbone, episode: tuple[int, int, int], batch_size: int, heads: int
+    task: LabelledTask, loss: LossName, body: Backbone, episode: tuple[int, int, int], batch_size: int, heads: int
 ) -> _Ready:
     ways, shots, queries = episode
     if loss == "prototypical":
@@ -284,29 +285,29 @@ def _ready(
         return _Ready(task, Prototypical(body.features, ways, shots), batches)
     if len(task.images) < batch_size:
         raise JaxTransferError(
-            f"{task.source} has {len(task.images)} images that can be used, fewer than a batch of {batch_size}; ask "
+            f"{task.path} has {len(task.images)} images that can be used, fewer than a batch of {batch_size}; ask "
             "for smaller batches."
         )
     batches = Minibatches.of(task.images, task.labels, size=batch_size)
     if loss == "random-head":
         return _Ready(task, RandomHead(body.features, len(np.unique(task.labels)), heads), batches)
-    features = body.maps if task.kind == "dense" else body.features
+    features = body.maps if task.target_type == "dense" else body.features
     return _Ready(task, SquaredError(features, task.labels.shape[-1], heads), batches)
 
 
-def _described(task: Task) -> dict[str, Any]:
+def _described(task: LabelledTask) -> dict[str, Any]:
     return {
-        "source": str(Path(task.source).absolute()),
-        "kind": task.kind,
+        "source": str(Path(task.path).absolute()),
+        "kind": task.target_type,
         "images": len(task.images),
-        "classes": len(np.unique(task.labels)) if task.kind == "classes" else None,
+        "classes": len(np.unique(task.labels)) if task.target_type == "classes" else None,
         "sha256": task.sha256,
         "skipped": [list(pair) for pair in task.skipped],
         "left_out": [list(pair) for pair in task.left_out],
     }
 
 
-def _note(settings: Mapping[str, Any], tasks: Sequence[Task]) -> str:
+def _note(settings: Mapping[str, Any], tasks: Sequence[LabelledTask]) -> str:
     """What a stored result is the result of."""
     return json.dumps({"settings": settings, "data": [[task.name, task.sha256] for task in tasks]}, sort_keys=True)
 
@@ -382,7 +383,7 @@ def _gradient(work: _Work, ready: _Ready, label: str, row: Mesh) -> PrincipalGra
             work.body.init, ready.loss, ready.batches, work.key, symmetry=work.symmetry, control=work.control,
             groups=_GROUPS["gap"], mesh=row, check=False,
         )  # fmt: skip
-        _go_on(work, estimation, partial, note, label, ready.task.source, row)
+        _go_on(work, estimation, partial, note, label, ready.task.path, row)
         found = estimation.result()
     with synchronised(row):
         if is_writer(row):

@@ -1,4 +1,4 @@
-"""The record of a run, `run.json`: what was asked, of what, when, with which software on which device."""
+"""Reads and writes the record of a run, `run.json`: settings, inputs, times, software and device."""
 
 import contextlib
 import datetime
@@ -35,35 +35,36 @@ def open_run(
     command: Sequence[str],
     **start: Any,
 ) -> Iterator[dict[str, Any]]:
-    """Records a run that begins or goes on, and that it has ended; meanwhile no other can run there.
+    """Records the start or resumption of a run and its end, and locks the directory in between.
 
-    Of several processes the first locks and writes for all, and an error in one, before or in the block, ends all.
+    With several processes the first one locks and writes for all; an error in one of them, before or in the block, ends
+    all.
 
     Args:
         out: The run directory.
         kind: Name of the command that makes such runs.
-        about: What the run is of; goes into the record.
-        differences: Says what makes the record there and the new one ones of different runs.
-        command: What the user typed.
-        **start: What else is to be noted of this start.
+        about: Settings and inputs of the run, for the record.
+        differences: Lists what makes an earlier record and the new one belong to different runs.
+        command: The command line of the user.
+        **start: Further entries for this start in the record.
 
     Yields:
-        What is to be said of the results: goes into the record when the block ends without an error.
+        A dict for entries on the results; they go into the record when the block ends without an error.
 
     Raises:
-        JaxTransferError: `out` is not a run directory, or one of another kind or configuration, or in use; processes
-            were given different things to do; or another process failed.
+        JaxTransferError: `out` is not a run directory, belongs to another command or configuration, or is in use;
+            processes were given different data or settings; or another process failed.
         OSError: Something cannot be written.
     """
-    asked = np.frombuffer(hashlib.sha256(json.dumps([about, start]).encode()).digest(), np.uint8)
-    if (devices.allgather(asked) != asked[None]).any():
+    digest = np.frombuffer(hashlib.sha256(json.dumps([about, start]).encode()).digest(), np.uint8)
+    if (devices.allgather(digest) != digest[None]).any():
         raise JaxTransferError("The processes were given different data or settings; give all of them the same.")
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         record: Record = {"format": _FORMAT, "kind": kind, **about, "starts": [], "finished": None}
         with devices.synchronised():
             if devices.is_first():
-                _earlier(out, kind, about, differences)  # before anything is made in somebody else's directory
-                held.enter_context(_locked(out))
+                _earlier(out, kind, about, differences)  # before a file is created in somebody else's directory
+                stack.enter_context(_locked(out))
                 if (earlier := _earlier(out, kind, about, differences)) is not None:
                     record["starts"] += earlier["starts"]
                 record["starts"].append(_start(command) | start)
@@ -76,7 +77,7 @@ def open_run(
 
 
 def _locked(out: Path) -> contextlib.AbstractContextManager[Any]:
-    """A lock on a run directory, which is made where it is missing."""
+    """Locks a run directory, which is created if it does not exist."""
     out.mkdir(parents=True, exist_ok=True)
     try:
         return filelock.FileLock(out / _LOCK, timeout=0).acquire()
@@ -87,7 +88,7 @@ def _locked(out: Path) -> contextlib.AbstractContextManager[Any]:
 
 
 def _start(command: Sequence[str]) -> Record:
-    """What is to be known of a start."""
+    """Describes a start: time, command, versions and devices."""
     device = jax.devices()[0]
     return {
         "time": _now(),
@@ -109,49 +110,49 @@ def _start(command: Sequence[str]) -> Record:
 def _earlier(
     out: Path, kind: str, about: Mapping[str, Any], differences: Callable[[Record, Record], list[str]]
 ) -> Record | None:
-    """The record that is there, if it is one that can be gone on with."""
+    """Reads the record of an earlier start, if there is one, and checks that this run resumes it."""
     if out.exists() and not out.is_dir():
         raise JaxTransferError(f"{out} is not a directory, so it cannot hold a run; choose another.")
-    found = read(out, kind)
+    earlier = read(out, kind)
     own = (partial_path(out / _RECORD), out / _LOCK)
-    if found is None and out.exists() and any(entry not in own for entry in out.iterdir()):
+    if earlier is None and out.exists() and any(entry not in own for entry in out.iterdir()):
         raise JaxTransferError(f"{out} is not empty and not a run directory; choose a new one.")
-    # As it will be read again.
-    if found is not None and (others := differences(found, json.loads(json.dumps(about)))):
+    # JSON turns tuples into lists, so that both sides compare as they are read.
+    if earlier is not None and (changes := differences(earlier, json.loads(json.dumps(about)))):
         raise JaxTransferError(
-            f"{out} holds a run of another configuration ({'; '.join(others)}); choose a new directory."
+            f"{out} holds a run of another configuration ({'; '.join(changes)}); choose a new directory."
         )
-    return found
+    return earlier
 
 
 def read(directory: Path, kind: str | None = None) -> Record | None:
-    """The record in a run directory; None where there is none.
+    """Reads the record in a run directory; None where there is none.
 
-    A run of an earlier version, whose method "cka" was biased, reads as a run of "cka_biased".
+    The method "cka" of earlier versions, which was biased, is read as "cka_biased".
 
     Args:
-        directory: Of the run.
-        kind: Name of the command that makes such runs; None: any.
+        directory: The run directory.
+        kind: Name of the command that must have made the run; None: any.
 
     Raises:
-        JaxTransferError: It is damaged, or of a run of another kind.
+        JaxTransferError: The record is damaged, or of another command or format.
     """
     file = directory / _RECORD
     if not file.is_file():
         return None
     try:
         record = json.loads(file.read_text())
-        known = record["format"] == _FORMAT
-        found = record.setdefault("kind", "affinity")
+        supported = record["format"] == _FORMAT
+        command = record.setdefault("kind", "affinity")
         settings = record.get("settings", {})
         if "cka" in settings.get("methods", ()) and "cka" not in settings:
             _rename_biased_cka(record)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise JaxTransferError(f"{file} is damaged; choose another run directory.") from error
-    if not known:
+    if not supported:
         raise JaxTransferError(f"{file} has format {record['format']}, this version of jaxtransfer reads {_FORMAT}.")
-    if kind not in (None, found):
-        raise JaxTransferError(f"{directory} holds a run of `jaxtransfer {found}`, not of `jaxtransfer {kind}`.")
+    if kind not in (None, command):
+        raise JaxTransferError(f"{directory} holds a run of `jaxtransfer {command}`, not of `jaxtransfer {kind}`.")
     return record
 
 
@@ -164,7 +165,7 @@ def _rename_biased_cka(record: Record) -> None:
 
 
 def diff_settings(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """The settings in which two records differ, in words."""
+    """Lists the settings in which two records differ, in words."""
     return [
         f"{name}: {there['settings'].get(name)} there, {value} here"
         for name, value in here["settings"].items()
