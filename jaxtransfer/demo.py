@@ -1,4 +1,4 @@
-"""Rooms from end to end: which of 22 trained networks look alike, and does that say which transfers to which?"""
+"""Rooms from end to end: which of 22 trained networks are alike, and does that predict transfer between them?"""
 
 import dataclasses
 import shutil
@@ -15,34 +15,35 @@ from jaxtransfer.evaluation.groups import rooms_groups
 from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.evaluation.summary import Evaluation
 from jaxtransfer.evaluation.tree import task_tree
-from jaxtransfer.figures.drawings import overview, scaled_map
+from jaxtransfer.figures import scaled_map
+from jaxtransfer.figures.overview import overview
 from jaxtransfer.files import atomic_directory
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.points.store import Points
-from jaxtransfer.report.page import write_report
+from jaxtransfer.report import write_report
 from jaxtransfer.runs.affinity import run_affinity
 from jaxtransfer.runs.evaluation import evaluate_run
 
 METHOD = "epsilon_lrp"
-"""Whose rankings are told; none did better in Song et al. (NeurIPS 2019)."""
-_COUNT, _SIZE = 64, 64  # images, and pixels a side
+"""The method whose rankings are shown; none did better in Song et al. (NeurIPS 2019)."""
+_COUNT, _SIZE = 64, 64  # number of images; their height and width in pixels
 _SHOWN = ("edge_texture", "normal", "vanishing_point", "class_scene")  # one of each group
 _PHOTOS = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
-    """The source that a ranking puts first, and what measured transfer says of it.
+class SourceChoice:
+    """The source that a ranking puts first, and how well it really transfers.
 
     Attributes:
-        target: A task.
-        source: The network nearest to the target's.
-        affinity: Of the two, within [-1, 1].
-        stderr: Of that, over images.
-        place: Of the source in measured transfer to the target; 1 is the best.
-        best: The source with place 1.
-        gain: How far its loss lies from the mean over sources, 0, to the best one's, 1; below 0 where it is worse
-            than the mean.
+        target: The target task.
+        source: The task of the network that is nearest to the target's.
+        affinity: Affinity of the two networks, within [-1, 1].
+        stderr: Standard error of the affinity over images.
+        place: Rank of the source by measured transfer to the target; 1 is the best.
+        best: The source of rank 1.
+        gain: Measured loss of the source on a scale from 0, the mean over all sources, to 1, the best source; below 0
+            where the source is worse than the mean.
     """
 
     target: str
@@ -55,35 +56,35 @@ class Choice:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Found:
-    """What the demonstration found.
+class DemoResult:
+    """The results of the demo.
 
     Attributes:
-        images: How many the networks looked at.
-        choices: For every task, by `METHOD`.
-        evaluations: Of every method, against measured transfer.
+        images: Number of probe images.
+        choices: The nearest source of every task by `METHOD`.
+        evaluations: For each method, its agreement with measured transfer.
     """
 
     images: int
-    choices: tuple[Choice, ...]
+    choices: tuple[SourceChoice, ...]
     evaluations: dict[str, Evaluation]
 
 
-def run_demo(out: str | Path, *, command: Sequence[str], progress: Callable[[int, int, str], None]) -> Found:
-    """Compares the encoders of Rooms, or goes on with what is there of that.
+def run_demo(out: str | Path, *, command: Sequence[str], progress: Callable[[int, int, str], None]) -> DemoResult:
+    """Compares the encoders of Rooms and judges the result by measured transfer; resumes an unfinished demo.
 
     Args:
-        out: Receives `zoo/` (the encoder of every task) and `images/`, both of which may be used and added to; the run
-            directory `run/` with its evaluation and its report; and the figure `overview.png`.
-        command: What the user typed, for the run directory.
-        progress: Called with work done, work to do and what is at hand.
+        out: The directory that receives `zoo/` (the encoder of every task) and `images/`, to both of which users may
+            add; the run directory `run/` with its evaluation and its report; and the figure `overview.png`.
+        command: The command line, for the record of the run.
+        progress: Called with the work done, all work and the name of the current step.
 
     Returns:
-        What is to be said.
+        The results.
 
     Raises:
-        JaxTransferError: `out` holds a run of something else.
-        OSError: Something cannot be written.
+        JaxTransferError: `out` holds a run with other settings or images.
+        OSError: A file cannot be written.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -115,11 +116,11 @@ def run_demo(out: str | Path, *, command: Sequence[str], progress: Callable[[int
     )
     affinity = affinity.only([*rooms.TASKS])
     _draw(out, affinity, probe, evaluations)
-    return Found(len(probe.images), _choices(affinity, oracle), evaluations)
+    return DemoResult(len(probe.images), _choices(affinity, oracle), evaluations)
 
 
-def _choices(affinity: Affinity, oracle: Oracle) -> tuple[Choice, ...]:
-    """The nearest source of every task."""
+def _choices(affinity: Affinity, oracle: Oracle) -> tuple[SourceChoice, ...]:
+    """Returns the nearest source of every task."""
     measured = rooms.transfers()
     losses = {
         target: dict(zip(measured.sources, column.tolist(), strict=True))
@@ -130,43 +131,46 @@ def _choices(affinity: Affinity, oracle: Oracle) -> tuple[Choice, ...]:
         source, value, error = affinity.rank(target, method=METHOD)[0]
         scores = oracle.scores[target]
         ranked = sorted(scores, key=scores.__getitem__, reverse=True)
-        known = [losses[target][each] for each in ranked]
+        known = [losses[target][other] for other in ranked]
         mean = float(np.mean(known))
         gain = (mean - losses[target][source]) / (mean - min(known))
-        choices.append(Choice(target, source, value, error, ranked.index(source) + 1, ranked[0], gain))
+        choices.append(SourceChoice(target, source, value, error, ranked.index(source) + 1, ranked[0], gain))
     return tuple(choices)
 
 
-def sentences(found: Found) -> list[str]:
-    """What was found, in words."""
-    count = len(found.choices)
-    gains = np.array([each.gain for each in found.choices])
+def sentences(result: DemoResult) -> list[str]:
+    """Returns the conclusions of the demo, one sentence each."""
+    count = len(result.choices)
+    gains = np.array([choice.gain for choice in result.choices])
     gain, error = gains.mean(), gains.std(ddof=1) / np.sqrt(count)
     groups = rooms_groups()
-    own = sum(groups[each.target] == groups[each.source] for each in found.choices)
+    own = sum(groups[choice.target] == groups[choice.source] for choice in result.choices)
     sizes = [list(groups.values()).count(group) for group in groups.values()]
-    said = [
-        f"{count} networks, each trained on one task of Rooms, looked at {found.images} rooms that were new to them.",
-        f"By {METHOD}, the nearest source {'gains' if gain >= 0 else 'loses'} {abs(gain):.0%} ± {error:.0%} of what "
-        "the best one gains over the mean of all (in measured loss; ± is the standard error over targets).",
-        f"It is of the target's own group (2D, 3D, geometric, semantic) for {own} of {count} targets; "
-        f"chance would make it {(sum(sizes) - count) / (count - 1):.1f}.",
+    lines = [
+        f"{count} networks, each trained on one task of Rooms, were compared on {result.images} new images of rooms.",
+        f"By {METHOD}, starting from the nearest source {'gains' if gain >= 0 else 'loses'} {abs(gain):.0%} ± "
+        f"{error:.0%} of what the best source gains over an average one (in measured loss; ± is the standard error "
+        "over targets).",
+        f"The nearest source belongs to the target's own group (2D, 3D, geometric, semantic) for {own} of {count} "
+        f"targets; a random source would for {(sum(sizes) - count) / (count - 1):.1f}.",
     ]
-    for method, each in found.evaluations.items():
-        (share, band), chance = each.shares("precision", 5), each.curve.random_precision[4]
+    for method, evaluation in result.evaluations.items():
+        (share, band), chance = evaluation.shares("precision", 5), evaluation.curve.random_precision[4]
         assert band is not None
-        verdict = "better than" if band[0] > chance else "worse than" if band[1] < chance else "not to be told from"
-        said.append(
-            f"By {method}, {share:.0%} of the five nearest sources are among the five that transfer best, {verdict} "
-            f"a random order's {chance:.0%} (95 % band: {band[0]:.0%} to {band[1]:.0%})."
+        verdict = (
+            "better than" if band[0] > chance else "worse than" if band[1] < chance else "not clearly different from"
         )
-    return said
+        lines.append(
+            f"By {method}, {share:.0%} of the five nearest sources are among the five that transfer best (95 % band: "
+            f"{band[0]:.0%} to {band[1]:.0%}), {verdict} the {chance:.0%} of a random order."
+        )
+    return lines
 
 
 def _draw(out: Path, affinity: Affinity, probe: Probe, evaluations: dict[str, Evaluation]) -> None:
-    """The figure of it all."""
+    """Draws the overview of all steps."""
     points = Points(out / "run" / "points")
-    maps = {name: np.stack([scaled_map(each) for each in points.open(name, METHOD)[:_PHOTOS]]) for name in _SHOWN}
+    maps = {name: np.stack([scaled_map(values) for values in points.open(name, METHOD)[:_PHOTOS]]) for name in _SHOWN}
     ordered = affinity.only(task_tree(affinity, method=METHOD).ordered)
     overview(
         maps,
@@ -174,8 +178,8 @@ def _draw(out: Path, affinity: Affinity, probe: Probe, evaluations: dict[str, Ev
         ordered[METHOD],
         ordered.names,
         rooms_groups(),
-        {method: each.curve for method, each in evaluations.items()},
-        {method: each.bands for method, each in evaluations.items()},
+        {method: evaluation.curve for method, evaluation in evaluations.items()},
+        {method: evaluation.bands for method, evaluation in evaluations.items()},
         out / "overview.png",
         method=METHOD,
     )

@@ -1,91 +1,55 @@
 """The command line: `jaxtransfer`, or `python -m jaxtransfer`."""
 
-import contextlib
 import errno
-import importlib
-import logging
-import os
 import sys
-import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+from rich.progress import DownloadColumn
 from typer.core import TyperGroup
 
 from jaxtransfer._version import __version__
+from jaxtransfer.cli.arguments import (
+    connect_devices,
+    import_modules,
+    load_groups,
+    load_oracle,
+    parse_rgb,
+    resolve_task_name,
+)
+from jaxtransfer.cli.console import logging_to_console, print_error, progress_bar, require_extra
+from jaxtransfer.cli.tables import (
+    print_affinity,
+    print_comparison,
+    print_demo,
+    print_evaluation,
+    print_gradient_results,
+    print_rankings,
+)
 from jaxtransfer.comparison.options import AffinityOptions
 from jaxtransfer.errors import JaxTransferError, in_words
-
-if TYPE_CHECKING:
-    from jax.sharding import Mesh
-
-    from jaxtransfer.comparison.affinity import Affinity
-    from jaxtransfer.data.probe import Probe
-    from jaxtransfer.evaluation.oracle import Oracle
-    from jaxtransfer.evaluation.retrieval import Quantity
-    from jaxtransfer.evaluation.summary import Evaluation
-    from jaxtransfer.runs.compare import Comparison
-    from jaxtransfer.runs.gradient_results import GradientResults
 
 # Packages that do the work are imported by the commands that need them: `--help` must not wait for JAX.
 
 
 class _Commands(TyperGroup):
-    """All commands; what a user can cause ends in one sentence instead of a traceback."""
+    """All commands; an error that a user can cause ends in one sentence instead of a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with _logged(), warnings.catch_warnings():
-                warnings.showwarning = lambda message, *_: _complain(f"Warning: {message}")
+            with logging_to_console(), warnings.catch_warnings():
+                warnings.showwarning = lambda message, *_: print_error(f"Warning: {message}")
                 return super().invoke(ctx)
         except KeyboardInterrupt:
-            _complain("Interrupted; start the same command again and it goes on where it stopped.")
+            print_error("Interrupted. Start the same command again to resume where it stopped.")
             raise typer.Exit(130) from None
         except (JaxTransferError, OSError) as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise
-            _complain(f"Error: {in_words(error)}")
+            print_error(f"Error: {in_words(error)}")
         raise typer.Exit(2)
-
-
-@contextlib.contextmanager
-def _logged() -> Iterator[None]:
-    """Shows what the library logs, once, whatever other packages made of logging."""
-    log, handler = logging.getLogger("jaxtransfer"), _Said(logging.INFO)
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(logging.NOTSET)
-        log.propagate = True
-
-
-class _Said(logging.Handler):
-    """What the library has to say, beside the progress."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        from jaxtransfer.devices import is_first
-
-        if is_first():
-            _complain(record.getMessage())
 
 
 app = typer.Typer(
@@ -93,10 +57,11 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Which of the networks I already have should my new task start from?",
+    help="Which of the networks I already have should my new task start from?\n\nCompares trained networks, or "
+    "labelled tasks, and ranks them as sources for transfer.",
 )
-_download = typer.Typer(no_args_is_help=True, help="Fetch published networks.")
-_convert = typer.Typer(no_args_is_help=True, help="Bring networks into a zoo.")
+_download = typer.Typer(no_args_is_help=True, help="Download published networks.")
+_convert = typer.Typer(no_args_is_help=True, help="Convert networks and add them to a zoo.")
 app.add_typer(_download, name="download")
 app.add_typer(_convert, name="convert")
 
@@ -121,69 +86,62 @@ def _options(
     pass
 
 
-_Zoo = Annotated[Path, typer.Argument(metavar="ZOO", help="Directory of the zoo.")]
-_Weights = Annotated[Path, typer.Argument(metavar="WEIGHTS_DIR", help="Directory of the .pth files.")]
+_Zoo = Annotated[Path, typer.Argument(metavar="ZOO", help="Directory of the zoo (a collection of networks).")]
+_Weights = Annotated[Path, typer.Argument(metavar="WEIGHTS_DIR", help="Directory for the .pth files.")]
+_Run = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a finished run.")]
+_Relevant = Annotated[
+    int, typer.Option(min=1, help="Number of each target's best measured sources that count as relevant.")
+]
+_ORACLE_HELP = (
+    "Measured transfer: taskonomy, rooms, or a CSV file (rows source,target,score, or a table of sources x targets)."
+)
 _Mesh = Annotated[
     str | None,
-    typer.Option(metavar="model=A,data=B", help="How devices share the work.", show_default="all of them as data"),
+    typer.Option(
+        metavar="model=A,data=B",
+        help="Device mesh: A devices share the networks (pge: datasets), B devices the images (pge: restarts).",
+        show_default="all devices as data",
+    ),
 ]
 _Distributed = Annotated[
     str | None,
     typer.Option(
         metavar="auto|HOST:PORT,PROCESS/PROCESSES",
-        help="Be one of several processes, which all get the same command.",
-        show_default="be alone",
+        help="Run as one of several processes, which must all be given the same command.",
+        show_default="a single process",
     ),
 ]
 
 
-def _connected(mesh: str | None, distributed: str | None) -> "Mesh":
-    """The devices that two options speak of, once the processes have come together."""
-    from jaxtransfer.devices import connect, device_mesh, parse_mesh
-
-    if distributed is not None:
-        connect(distributed)
-    return device_mesh() if mesh is None else parse_mesh(mesh)
-
-
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Directory for the networks, the images and the results.")] = Path(
-        "jaxtransfer-demo"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Directory for networks, images and results; an unfinished demo is resumed.")
+    ] = Path("jaxtransfer-demo"),
 ) -> None:
-    """The whole job on what comes with the package: 22 trained networks, and how well they really transfer."""
-    from jaxtransfer.demo import METHOD, run_demo, sentences
+    """Compare the 22 trained networks that come with the package, and check the result against measured transfer."""
+    from jaxtransfer.demo import run_demo
 
-    with _progress() as advance:
-        found = run_demo(out, command=sys.argv, progress=advance)
-    table = Table(
-        title=f"The nearest source by {METHOD}, its place in measured transfer,\nand the best source there",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    for column in ("target", "nearest", "affinity", "place", "best"):
-        table.add_column(column, justify="right" if column in ("affinity", "place") else "left", overflow="fold")
-    for each in found.choices:
-        affinity = f"{each.affinity:.3f} ± {each.stderr:.3f}"
-        table.add_row(each.target, each.source, affinity, str(each.place), each.best)
-    _print(table)
-    for sentence in sentences(found):
-        print(sentence)
-    print(f"Open {out / 'run' / 'report.html'} in a browser; {out / 'overview.png'} is the picture of it all.")
+    with progress_bar() as advance:
+        result = run_demo(out, command=sys.argv, progress=advance)
+    print_demo(result)
+    print(f"Open {out / 'run' / 'report.html'} in a browser; {out / 'overview.png'} shows all of it in one picture.")
 
 
 @_download.command("taskonomy")
 def download_taskonomy(
     weights_dir: _Weights,
-    task: Annotated[list[str] | None, typer.Option(help="Only this task; may be repeated.")] = None,
-    base_url: Annotated[str | None, typer.Option(help="Where the files are published.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="A task to download; may be repeated.", show_default="all")
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="URL of the folder with the files.", show_default="that of the release")
+    ] = None,
 ) -> None:
     """Download the encoders of the visualpriors release."""
     from jaxtransfer.converters.download import BASE_URL, download
 
-    with _progress("Downloading", DownloadColumn()) as advance:
+    with progress_bar("Downloading", DownloadColumn()) as advance:
         files = download(weights_dir, task, base_url=base_url or BASE_URL, on_progress=advance)
     print(f"{len(files)} files are in {weights_dir}.")
 
@@ -191,30 +149,40 @@ def download_taskonomy(
 @_convert.command("taskonomy")
 def convert_taskonomy(weights_dir: _Weights, zoo: _Zoo) -> None:
     """Convert the .pth files of the visualpriors release."""
-    with _needs("torch", "torch"):
+    with require_extra("torch", "torch"):
         from jaxtransfer.converters import taskonomy
         from jaxtransfer.networks.zoo import Zoo
 
-        with _progress("Converting") as advance:
+        with progress_bar("Converting") as advance:
             added = taskonomy.convert(weights_dir, Zoo(zoo), advance)
-    print(f"Added to the zoo {zoo}: {', '.join(added) or 'nothing, it had all of them'}.")
+    print(f"Added to the zoo {zoo}: {', '.join(added) or 'nothing, since it already has all of them'}.")
 
 
 @_convert.command("torch")
 def convert_torch(
-    file: Annotated[Path, typer.Argument(metavar="FILE.pt2", help="A program saved by torch.export.save (.pt2).")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.pt2", help="The file that torch.export.save wrote.")],
     zoo: _Zoo,
     name: Annotated[str, typer.Option(help="Name of the network in the zoo.")],
     mean: Annotated[
-        str | None, typer.Option(metavar="R,G,B", help="Subtracted from values in [0, 1].", show_default="ImageNet's")
+        str | None,
+        typer.Option(
+            metavar="R,G,B",
+            help="Mean of each colour, subtracted from images with values in [0, 1].",
+            show_default="ImageNet's",
+        ),
     ] = None,
     std: Annotated[
-        str | None, typer.Option(metavar="R,G,B", help="Divides afterwards.", show_default="ImageNet's")
+        str | None,
+        typer.Option(
+            metavar="R,G,B",
+            help="Standard deviation of each colour, by which images are then divided.",
+            show_default="ImageNet's",
+        ),
     ] = None,
 ) -> None:
-    """Convert any torch.export program."""
-    scaling = {"mean": _three("--mean", mean), "std": _three("--std", std)}
-    with _needs("torch", "torch"):
+    """Convert a program that torch.export has saved."""
+    scaling = {"mean": parse_rgb("--mean", mean), "std": parse_rgb("--std", std)}
+    with require_extra("torch", "torch"):
         from jaxtransfer.converters import torch_export
         from jaxtransfer.networks.zoo import Zoo
 
@@ -223,98 +191,86 @@ def convert_torch(
     print(f"The zoo {zoo} now has {name}.")
 
 
-def _import(modules: Sequence[str]) -> None:
-    """Imports modules by name, from the current directory too."""
-    for name in modules:
-        if not all(part.isidentifier() for part in name.split(".")) or name.endswith(".py"):
-            raise JaxTransferError(
-                f"--import takes the name of a module, like my_nets for the file my_nets.py, not {name!r}."
-            )
-        if (here := os.getcwd()) not in sys.path:
-            sys.path.insert(0, here)
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise JaxTransferError(f"The module {name} cannot be imported: it needs {error.name}.") from error
-            raise JaxTransferError(f"There is no module {name}, installed or in the directory {here}.") from error
-        except (Exception, SystemExit) as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            where = "" if "importlib" in place.filename else f" in {place.filename}, line {place.lineno}"
-            raise JaxTransferError(
-                f"The module {name} cannot be imported{where}: {type(error).__name__}: {' '.join(str(error).split())}."
-            ) from error
-
-
 @app.command()
 def affinity(
     zoo: _Zoo,
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder of probe images.")],
-    out: Annotated[Path, typer.Option(help="Run directory: new, or one to go on with.")],
+    out: Annotated[Path, typer.Option(help="Run directory: a new one, or that of a run to resume.")],
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="saliency, input_x_gradient, epsilon_lrp, or of representations rsa, depara, cka, cka_biased, svcca; "
-            "may be repeated.",
-            show_default="the first three",
+            help="Attribution maps: saliency, input_x_gradient, epsilon_lrp. Representations: rsa, depara, cka, "
+            "cka_biased, svcca. May be repeated.",
+            show_default="the three of attribution maps",
         ),
     ] = None,
     target: Annotated[
         Literal["sum", "random-signs"],
         typer.Option(
-            help="What maps are of: the sum of a network's units, or their sum with random signs, for networks that "
-            "end in a softmax or a norm."
+            help="The scalar that maps explain: the sum of a network's outputs, or their sum with random signs, which "
+            "networks that end in a softmax or a norm need."
         ),
     ] = AffinityOptions.target,  # pyright: ignore[reportArgumentType]
     similarity: Annotated[
         Literal["cosine", "correlation"],
-        typer.Option(help="Of maps; correlation removes each map's mean over pixels first."),
+        typer.Option(help="How two maps are compared; correlation is the cosine after each map's mean is subtracted."),
     ] = AffinityOptions.similarity,
     edge_weight: Annotated[
-        float, typer.Option(min=0, help="Weight of edges; that of nodes is 1. For depara.")
+        float, typer.Option(min=0, help="For depara: the weight of edges; that of nodes is 1.")
     ] = AffinityOptions.edge_weight,
     size: Annotated[int, typer.Option(min=1, help="Height and width of the probe images in pixels.")] = 256,
-    limit: Annotated[int | None, typer.Option(help="Use the first so many images.", show_default="all")] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="Use only the first N images.", show_default="all")
+    ] = None,
     sketch: Annotated[
         int | None,
-        typer.Option(min=1, help="Keep so many numbers of each map, a random projection.", show_default="whole maps"),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Keep a random projection of each map to N numbers instead of the map.",
+            show_default="whole maps",
+        ),
     ] = AffinityOptions.sketch,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images at a time on each device.", show_default="as many as fit")
+        int | None, typer.Option(min=1, help="Images in a batch on each device.", show_default="what fits in memory")
     ] = None,
     precision: Annotated[
         Literal["float32", "tf32", "bfloat16"],
-        typer.Option(help="Of the networks' matrix products; bfloat16 is for those of the backward passes alone."),
+        typer.Option(help="Precision of matrix products in the networks; bfloat16 applies to backward passes only."),
     ] = AffinityOptions.precision,
     points: Annotated[
         str | None,
         typer.Option(
-            metavar="DIRECTORY|URL", help="Where points are kept: a directory, gs:// or s3://.", show_default="OUT"
+            metavar="DIRECTORY|URL",
+            help="Where maps and representations are stored: a directory, gs:// or s3://.",
+            show_default="OUT",
         ),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail where an image cannot be used.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail if an image cannot be used, instead of skipping it.")
+    ] = False,
     import_: Annotated[
         list[str] | None,
         typer.Option(
             "--import",
             metavar="MODULE",
-            help="A module with functions of the zoo, installed or in the current directory; may be repeated. "
-            "Nothing else is imported for a zoo.",
-            show_default="jaxtransfer alone",
+            help="A module that defines functions of the zoo's networks, installed or in the current directory; may be "
+            "repeated. No other module is imported for a zoo.",
+            show_default="jaxtransfer only",
         ),
     ] = None,
     mesh: _Mesh = None,
     distributed: _Distributed = None,
 ) -> None:
-    """Compare all networks of a zoo by what they look at in the probe images."""
+    """Compare all networks of a zoo by their attribution maps, or their representations, of the same probe images."""
     from jaxtransfer.attribution.maps import METHODS
     from jaxtransfer.devices import is_first
     from jaxtransfer.networks.zoo import Zoo
     from jaxtransfer.runs.affinity import run_affinity
 
-    devices = _connected(mesh, distributed)
-    _import(import_ or ())
-    with _progress("Working on", shown=is_first()) as advance:
+    devices = connect_devices(mesh, distributed)
+    import_modules(import_ or ())
+    with progress_bar("Working on", shown=is_first()) as advance:
         found, probe = run_affinity(
             Zoo(zoo, modules=import_ or ()),
             images,
@@ -335,103 +291,91 @@ def affinity(
             progress=advance,
         )
     if is_first():
-        _print_affinity(found, probe, out)
+        print_affinity(found, probe, out)
 
 
 @app.command()
 def rank(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="The network to find sources for.")],
-    method: Annotated[str | None, typer.Option(help="One of the run's methods.", show_default="all")] = None,
-    top: Annotated[int | None, typer.Option(min=1, help="Print the best so many.", show_default="all")] = None,
+    run: _Run,
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="The network or task whose sources are ranked.")],
+    method: Annotated[str | None, typer.Option(help="A method of the run.", show_default="all")] = None,
+    top: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Print only the N best.", show_default="all")
+    ] = None,
 ) -> None:
-    """Rank the networks of a run as sources for one of them."""
-    from jaxtransfer.evaluation.confidence import certain_ranking
+    """Rank the networks or tasks of a run as sources for one of them."""
     from jaxtransfer.runs.load import load_run
 
-    found = load_run(run)
-    target = _known(target, found.names)
-    for each in found.methods if method is None else (method,):
-        measure = found.measure(each)
-        digits = (".4g", ".2g") if measure.smaller_is_nearer else (".4f", ".4f")  # distances have no upper bound
-        nearer = f" ({measure.direction})" if measure.smaller_is_nearer else ""
-        table = Table(title=f"Sources for {target} by {each}{nearer}", title_justify="left")
-        table.add_column("source", overflow="fold")
-        table.add_column(measure.name, justify="right")
-        table.add_column("standard error", justify="right")
-        table.add_column("above the next", justify="right")
-        table.add_column(f"more {measure.sampled}", justify="right")
-        ranked = certain_ranking(found, target, method=each)[:top]
-        for source, value, error, above, more in ranked:
-            sure = ["" if above is None else f"{above:.0%}", "" if more is None else str(more)]
-            table.add_row(source, f"{value:{digits[0]}}", f"{error:{digits[1]}}", *sure)
-        _print(table)
-    _print_faults(found.faults)
-    print("Above the next: how probable that order is; about so many more, like those there are, would make it 95 %.")
+    affinity = load_run(run)
+    target = resolve_task_name(target, affinity.names)
+    print_rankings(affinity, target, affinity.methods if method is None else (method,), top)
 
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    run: _Run,
     oracle: Annotated[
-        str, typer.Option(help="taskonomy, rooms, or a CSV file: rows source,target,score, or sources x targets.")
+        str,
+        typer.Option(help=_ORACLE_HELP),
     ] = "taskonomy",
     method: Annotated[
-        list[str] | None, typer.Option(help="One of the run's methods; may be repeated.", show_default="all")
+        list[str] | None, typer.Option(help="A method of the run; may be repeated.", show_default="all")
     ] = None,
-    relevant: Annotated[int, typer.Option(min=1, help="How many of a target's sources are relevant.")] = 5,
+    relevant: _Relevant = 5,
 ) -> None:
     """Compare a run's rankings with measured transfer."""
     from jaxtransfer.runs.evaluation import evaluate_run
 
-    measured = _oracle(oracle)
-    found = evaluate_run(run, measured, relevant=relevant, methods=method)
-    _print_evaluation(found, measured, run)
+    measured = load_oracle(oracle)
+    evaluations = evaluate_run(run, measured, relevant=relevant, methods=method)
+    print_evaluation(evaluations, measured, run)
 
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories of finished runs.")],
     out: Annotated[Path, typer.Option(help="Directory for the tables and figures.")],
     oracle: Annotated[
         str | None,
-        typer.Option(help="taskonomy, rooms, or a CSV file: rows source,target,score, or sources x targets."),
+        typer.Option(help=_ORACLE_HELP),
     ] = None,
-    relevant: Annotated[int, typer.Option(min=1, help="How many of a target's sources are relevant.")] = 5,
+    relevant: _Relevant = 5,
 ) -> None:
-    """Set runs side by side: other methods, other probe images, other measures."""
+    """Compare the rankings of several runs, which may differ in method, probe images or measure."""
     from jaxtransfer.runs.compare import compare_runs
 
-    measured = None if oracle is None else _oracle(oracle)
-    found, evaluations = compare_runs(runs, out, oracle=measured, relevant=relevant)
-    _print_comparison(found)
+    measured = None if oracle is None else load_oracle(oracle)
+    comparison, evaluations = compare_runs(runs, out, oracle=measured, relevant=relevant)
+    print_comparison(comparison)
     if measured is not None:
-        _print_evaluation(evaluations, measured, out)
+        print_evaluation(evaluations, measured, out)
     print(f"Agreements, disagreements and figures are in {out}.")
 
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    run: _Run,
     oracle: Annotated[
         str | None,
-        typer.Option(help="taskonomy, rooms or a CSV file, as for evaluate; adds curves.", show_default="no curves"),
+        typer.Option(help="Measured transfer, as for evaluate; adds curves.", show_default="no curves"),
     ] = None,
     groups: Annotated[
-        str | None, typer.Option(help="taskonomy, rooms, or a CSV file: rows name,group.", show_default="no groups")
+        str | None,
+        typer.Option(
+            help="Groups of networks: taskonomy, rooms, or a CSV file with the columns name,group.",
+            show_default="no groups",
+        ),
     ] = None,
-    relevant: Annotated[int, typer.Option(min=1, help="How many of a target's sources are relevant.")] = 5,
+    relevant: _Relevant = 5,
 ) -> None:
-    """Write one page that shows a run, and its figures as files."""
-    from jaxtransfer.evaluation.groups import load_groups, rooms_groups, taskonomy_groups
-    from jaxtransfer.report.page import write_report
+    """Write a page that shows a run, and its figures as files."""
+    from jaxtransfer.report import write_report
 
-    built_in = {"taskonomy": taskonomy_groups, "rooms": rooms_groups}
-    with _progress("Drawing") as advance:
+    with progress_bar("Drawing") as advance:
         page = write_report(
             run,
-            oracle=None if oracle is None else _oracle(oracle),
-            groups=None if groups is None else built_in[groups]() if groups in built_in else load_groups(groups),
+            oracle=None if oracle is None else load_oracle(oracle),
+            groups=None if groups is None else load_groups(groups),
             relevant=relevant,
             progress=advance,
         )
@@ -444,58 +388,75 @@ def pge(
         list[Path],
         typer.Argument(
             metavar="TASKS...",
-            help="A folder with a folder for each dataset and class folders of images in it, .npz files with x and y, "
-            "or a .toml file that names datasets.",
+            help="A folder of datasets, each a folder that holds a folder of images for each class; .npz files "
+            "with arrays x and y; or a .toml file that names datasets.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Run directory: new, or one to go on with.")],
+    out: Annotated[Path, typer.Option(help="Run directory: a new one, or that of a run to resume.")],
     measure: Annotated[
         Literal["gap", "alignment"],
-        typer.Option(help="Between expected gradients, or of gradients at the same fresh weights."),
+        typer.Option(
+            help="gap: distance between the tasks' expected gradients; alignment: similarity of their "
+            "gradients at the same random weights.",
+        ),
     ] = "gap",
     backbone: Annotated[
-        Literal["conv4", "resnet12", "resnet18", "resnet50"], typer.Option(help="The network that is drawn afresh.")
+        Literal["conv4", "resnet12", "resnet18", "resnet50"],
+        typer.Option(help="The network, whose weights are drawn at random."),
     ] = "conv4",
-    size: Annotated[int, typer.Option(min=1, help="Height and width of the images.")] = 32,
+    size: Annotated[int, typer.Option(min=1, help="Height and width of the images in pixels.")] = 32,
     loss: Annotated[
         Literal["prototypical", "random-head", "squared-error"] | None,
-        typer.Option(help="What the gradient is of.", show_default="prototypical for classes, else squared-error"),
+        typer.Option(
+            help="The loss whose gradient is taken.", show_default="prototypical for classes, else squared-error"
+        ),
     ] = None,
     form: Annotated[
-        Literal["pge", "normalized", "cosine"], typer.Option(help="Which gap; all see one gradient.")
+        Literal["pge", "normalized", "cosine"],
+        typer.Option(help="The formula of the gap; all of them use the same gradients."),
     ] = "pge",
     restarts: Annotated[
-        str, typer.Option(metavar="N|auto", help="How often weights are drawn; auto: until resolved.")
+        str,
+        typer.Option(
+            metavar="N|auto", help="Number of random draws of the weights; auto: until --tolerance is reached."
+        ),
     ] = "auto",
-    tolerance: Annotated[float, typer.Option(help="Signal-to-noise at which auto stops.")] = 10,
-    cap: Annotated[int, typer.Option(help="Restarts at which auto gives up.")] = 100_000,
-    ways: Annotated[int, typer.Option(help="Classes in an episode.")] = 5,
-    shots: Annotated[int, typer.Option(help="Images a class that make its prototype.")] = 5,
-    queries: Annotated[int, typer.Option(help="Images a class that are to be told.")] = 16,
-    batch_size: Annotated[int, typer.Option(help="Images in a batch, where the loss has a random head.")] = 64,
+    tolerance: Annotated[float, typer.Option(help="Signal-to-noise ratio at which auto stops.")] = 10,
+    cap: Annotated[int, typer.Option(help="Number of restarts at which auto gives up.")] = 100_000,
+    ways: Annotated[int, typer.Option(help="Classes per episode.")] = 5,
+    shots: Annotated[int, typer.Option(help="Support images per class, whose mean is the class's prototype.")] = 5,
+    queries: Annotated[int, typer.Option(help="Query images per class.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="For losses with a random head: images per batch.")] = 64,
     heads: Annotated[
-        int | None, typer.Option(help="Pairs of mirrored heads, where the loss has a random head.", show_default="16")
+        int | None,
+        typer.Option(
+            help="For losses with a random head: number of pairs of heads with opposite signs.", show_default="16"
+        ),
     ] = None,
-    symmetry: Annotated[bool, typer.Option(help="Average gradients over exchangeable units.")] = True,
+    symmetry: Annotated[
+        bool, typer.Option(help="Average gradients over permutations of exchangeable units, which lowers their noise.")
+    ] = True,
     control: Annotated[
-        bool, typer.Option(help="Do the same with permuted labels, to see whether they are read.")
+        bool, typer.Option(help="Repeat with permuted labels, to test whether gradients depend on the labels.")
     ] = True,
     limit: Annotated[
-        int | None, typer.Option(help="Use at most so many images of each dataset.", show_default="all")
+        int | None, typer.Option(metavar="N", help="Use at most N images of each dataset.", show_default="all")
     ] = None,
-    seed: Annotated[int, typer.Option(help="For all that is drawn.")] = 0,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail where an image cannot be used.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of all random draws.")] = 0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail if an image cannot be used, instead of skipping it.")
+    ] = False,
     mesh: _Mesh = None,
     distributed: _Distributed = None,
 ) -> None:
-    """Compare tasks by how they pull freshly drawn weights (principal gradients)."""
+    """Compare tasks by the gradients of their losses at random weights (principal gradients)."""
     if restarts != "auto" and not restarts.isdecimal():
         raise JaxTransferError(f"--restarts takes a number or auto, not {restarts!r}.")
     from jaxtransfer.devices import is_first
     from jaxtransfer.runs.principal_gradients import run_pge
 
-    devices = _connected(mesh, distributed)
-    with _progress("Restarts of", shown=is_first()) as advance:
+    devices = connect_devices(mesh, distributed)
+    with progress_bar("Restarts of", shown=is_first()) as advance:
         found = run_pge(
             tasks,
             out,
@@ -522,179 +483,4 @@ def pge(
             progress=advance,
         )
     if is_first():
-        _print_gradient_results(found, out)
-
-
-def _oracle(name: str) -> "Oracle":
-    from jaxtransfer.evaluation.oracle import Oracle
-
-    built_in = {"taskonomy": Oracle.taskonomy, "rooms": Oracle.rooms}
-    return built_in[name]() if name in built_in else Oracle.load(name)
-
-
-def _known(target: str, names: Sequence[str]) -> str:
-    """`target`, or its other name where it is a task of Taskonomy."""
-    from jaxtransfer.taskonomy.tasks import task_name
-
-    with contextlib.suppress(JaxTransferError):
-        if task_name(target) in names:
-            return task_name(target)
-    return target
-
-
-def _print_affinity(found: "Affinity", probe: "Probe", out: Path) -> None:
-    """The best source of every target, what was left out, and where the files are."""
-    table = Table("target", title="Best source (affinity ± standard error)", title_justify="left")
-    for method in found.methods:
-        table.add_column(method, overflow="fold")
-    for target in found.names:
-        best = [found.rank(target, method=method)[0] for method in found.methods]
-        table.add_row(target, *(f"{name}\n{value:.3f} ± {error:.3f}" for name, value, error in best))
-    _print(table)
-    _print_faults(found.faults)
-    print(f"{len(probe.names)} images were used and {len(probe.skipped)} files skipped.")
-    for name, reason in probe.skipped[:5]:
-        print(f"  skipped {name}: {reason}")
-    if len(probe.skipped) > 5:
-        print(f"  and {len(probe.skipped) - 5} more, all in {out / 'run.json'}")
-    for method in found.methods:
-        if found.unusable[method]:
-            print(
-                f"{len(found.unusable[method])} maps of {method} were zero or not finite and are left out "
-                f"(listed in {out / 'run.json'})."
-            )
-    print(f"Matrices, heat maps and points are in {out}; `jaxtransfer rank {out} TARGET` prints a ranking.")
-
-
-def _print_evaluation(found: "Mapping[str, Evaluation]", oracle: "Oracle", run: Path) -> None:
-    """Prints precision and recall beside those of a random order, mean rank correlations, and what was scored."""
-    from jaxtransfer.evaluation.summary import score_table
-
-    curves = [each.curve for each in found.values()]
-    columns: list[tuple[Quantity, int]] = [("precision", 1), ("precision", 5), ("recall", 10)]
-    scores = score_table(found, columns, ["spearman", "kendall"], band="\n{:.2f}-{:.2f}")
-    table = Table(title=f"Against {oracle.name}", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("", overflow="fold", min_width=min(max(map(len, found)), 20))
-    for column in (*scores.header, "Spearman", "Kendall"):
-        table.add_column(column, justify="right")
-    for method, cells in scores.rows.items():
-        table.add_row(method, *cells)
-    table.add_row("random", *scores.chance)
-    _print(table)
-    if any(each.bands.networks is not None for each in found.values()):
-        print("Below each share: where it would lie for other networks and images like these, at 95 %.")
-    if curves[0].random_hits[0] == curves[0].seen[0]:
-        print("Every source counts as relevant, so any order is perfect: ask for fewer with --relevant.")
-    missing = [target for target in oracle.scores if target not in map(oracle.own_name, curves[0].targets)]
-    print(f"{len(curves[0].targets)} of the oracle's {len(oracle.scores)} targets were scored.")
-    if missing:
-        print(f"  not in this run, or with fewer than two of its sources: {', '.join(missing)}")
-    print(f"Curves, and the correlations of every target, are in {run} (evaluation.csv, .png and _by_target.csv).")
-
-
-def _print_comparison(found: "Comparison") -> None:
-    """How far rankings agree, and where they do not."""
-    table = Table(title=f"Agreement over {len(found.names)} networks", title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("one", "other"):
-        table.add_column(column, overflow="fold")
-    for column in ("rankings", "matrices", "p"):
-        table.add_column(column, justify="right")
-    for pair, each in sorted(found.agreements.items(), key=lambda item: -item[1].rank_correlation):
-        table.add_row(*pair, *(f"{value:z.3f}" for value in each[:2]), f"{each.p_value:.4f}")
-    _print(table)
-    table = Table(title="Where they disagree most", title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("target", "source", "nearest", "farthest"):
-        table.add_column(column, overflow="fold")
-    for each in found.disagreements[:8]:
-        places = [
-            f"{place} by {found.labels[each.places.index(place)]}" for place in (min(each.places), max(each.places))
-        ]
-        table.add_row(each.target, each.source, *places)
-    _print(table)
-
-
-def _print_gradient_results(found: "GradientResults", out: Path) -> None:
-    """The best sources of every target, what they rest on, what was left out, and where the files are."""
-    print(f"Best sources ({found.measure.name} ± standard error, {found.measure.direction})")
-    table = Table("target", box=box.SIMPLE_HEAD)
-    places = ("first", "second", "third")[: len(found.names) - 1]
-    for column in places:
-        table.add_column(column, overflow="fold")
-    for column in ("restarts", "signal-to-noise"):
-        table.add_column(column, justify="right")
-    for target, row in zip(found.names, found.control, strict=True):
-        best = [f"{name}\n{value:.3g} ± {error:.2g}" for name, value, error in found.rank(target)]
-        shown = [*best, *[""] * len(places)][: len(places)]
-        table.add_row(target, *shown, str(row["restarts"]), f"{row['signal_to_noise']:.3g}")
-    _print(table)
-    for sentence in found.remarks:
-        print(sentence)
-    for task in found.tasks:
-        for name, reason in task.skipped[:3]:
-            print(f"{task.name}: skipped {name}: {reason}")
-        if len(task.skipped) > 3:
-            print(f"{task.name}: and {len(task.skipped) - 3} more, all in {out / 'run.json'}")
-        if task.left_out:
-            small = ", ".join(f"{name} ({count})" for name, count in task.left_out[:5])
-            more = ", ..." if len(task.left_out) > 5 else ""
-            print(f"{task.name}: classes with too few images were left out, {len(task.left_out)}: {small}{more}")
-    print(f"Matrices, ranking, control and heat map are in {out}.")
-
-
-def _print_faults(faults: "Mapping[str, Sequence[str]]") -> None:
-    """One marked line for each fault, with the networks that have it."""
-    from jaxtransfer.attribution.diagnostics import in_sentences
-
-    for sentence in in_sentences(faults):
-        print(f"!! {sentence}")
-
-
-def _print(table: Table) -> None:
-    # Where nobody sets a width, in a file or a pipe, nothing is to be cut off.
-    console = Console()
-    console.print(table, width=None if console.is_terminal else 10_000)
-
-
-@contextlib.contextmanager
-def _progress(action: str = "", amount: ProgressColumn | None = None, *, shown: bool = True) -> Iterator[Any]:
-    """A progress bar on stderr, as a function of work done, work to do and the name of what is at hand."""
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        amount or MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not shown,
-    )
-    with bar:
-        row = bar.add_task(action, total=None)
-        yield lambda done, total, name: bar.update(row, completed=done, total=total, description=f"{action} {name}")
-
-
-@contextlib.contextmanager
-def _needs(extra: str, *packages: str) -> Iterator[None]:
-    """Says which extra to install where one of its packages is missing."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if not (error.name or "").startswith(packages):
-            raise
-        raise JaxTransferError(
-            f'The package {error.name} is missing; install it with: pip install "jaxtransfer[{extra}]"'
-        ) from error
-
-
-def _three(option: str, text: str | None) -> tuple[float, ...] | None:
-    """The numbers of red, green and blue in `text`."""
-    if text is None:
-        return None
-    with contextlib.suppress(ValueError):
-        numbers = tuple(float(part) for part in text.split(","))
-        if len(numbers) == 3:
-            return numbers
-    raise JaxTransferError(f"{option} takes three numbers, like 0.485,0.456,0.406, not {text!r}.")
-
-
-def _complain(sentence: str) -> None:
-    print(sentence, file=sys.stderr)
+        print_gradient_results(found, out)

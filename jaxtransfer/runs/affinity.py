@@ -7,7 +7,6 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from jaxtransfer.arguments import checked_methods
 from jaxtransfer.attribution.maps import METHODS
 from jaxtransfer.attribution.precision import Precision
 from jaxtransfer.comparison.affinity import Affinity
@@ -17,7 +16,7 @@ from jaxtransfer.comparison.representations import RELATIVES
 from jaxtransfer.data.probe import Probe, load_probe
 from jaxtransfer.devices import is_first, synchronised
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.figures.drawings import heat_map
+from jaxtransfer.figures import heat_map
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.points.compute import Target
 from jaxtransfer.points.directions import Similarity

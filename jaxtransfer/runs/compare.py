@@ -14,7 +14,7 @@ from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.evaluation.summary import Evaluation, evaluate
 from jaxtransfer.evaluation.tree import mantel_test
-from jaxtransfer.figures.drawings import heat_map
+from jaxtransfer.figures import heat_map
 from jaxtransfer.files import write_csv
 from jaxtransfer.runs.evaluation import write_evaluation
 from jaxtransfer.runs.load import load_run

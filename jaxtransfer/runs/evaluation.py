@@ -8,7 +8,7 @@ from jaxtransfer.arguments import checked_methods
 from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.evaluation.retrieval import RankCorrelation
 from jaxtransfer.evaluation.summary import Evaluation, evaluate
-from jaxtransfer.figures.drawings import retrieval_curves
+from jaxtransfer.figures import retrieval_curves
 from jaxtransfer.files import write_csv
 from jaxtransfer.runs.load import load_run
 

@@ -13,7 +13,7 @@ from jaxtransfer.comparison.affinity import Affinity, MethodResult
 from jaxtransfer.comparison.measure import ALIGNMENT, GAP, Measure
 from jaxtransfer.data.datasets import LabelledTask
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.figures.drawings import heat_map
+from jaxtransfer.figures import heat_map
 from jaxtransfer.files import read_records, read_table, write_csv
 from jaxtransfer.pge.alignment import AlignmentEstimation
 from jaxtransfer.pge.estimator import PrincipalGradient

@@ -233,7 +233,7 @@ def test_functions_of_ones_own(here, module_of_my_own):
         ("fails", "x = 1\nx / 0", r"fails cannot be imported in .*fails.py, line 2: ZeroDivisionError: division by"),
         ("misspelt", "def f(:", r"misspelt cannot be imported: SyntaxError: .*misspelt.py, line 1"),
         ("leaves", "import sys\nsys.exit('usage: leaves.py')", "leaves cannot be imported.*SystemExit: usage"),
-        ("fails.py", "", "takes the name of a module, like my_nets for the file my_nets.py, not 'fails.py'"),
+        ("fails.py", "", "takes the name of a module, such as my_nets for the file my_nets.py, not 'fails.py'"),
         ("./fails", "", "takes the name of a module"),
         ("", None, "takes the name of a module"),
     ],
@@ -284,10 +284,10 @@ def test_two_processes_are_one_command(tmp_path):
         )
         for i in range(2)
     ]
-    (said, about), (nothing, _) = (process.communicate(timeout=120) for process in started)
-    assert [process.returncode for process in started] == [0, 0], about
-    assert "saliency" in said
-    assert re.search(r"Batches of \d+ images on each device for a, which take .*B of .*GB", about)
+    (printed, logged), (nothing, _) = (process.communicate(timeout=120) for process in started)
+    assert [process.returncode for process in started] == [0, 0], logged
+    assert "saliency" in printed
+    assert re.search(r"Batches of \d+ images on each device for a, which take .*B of .*GB", logged)
     assert "saliency" not in nothing
     assert _run(*command, tmp_path / "one").exit_code == 0
     one, two = load_run(tmp_path / "one"), load_run(tmp_path / "two")
@@ -296,8 +296,8 @@ def test_two_processes_are_one_command(tmp_path):
 
 def test_help_does_not_wait_for_the_heavy_packages():
     code = "import sys, jaxtransfer.cli; print({'jax', 'torch', 'matplotlib'} & set(sys.modules))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "set()"
+    heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert heavy.stdout.strip() == "set()"
 
 
 def test_missing_package(tmp_path, monkeypatch):
@@ -305,6 +305,6 @@ def test_missing_package(tmp_path, monkeypatch):
     # As if no test before had imported it.
     monkeypatch.delitem(sys.modules, "jaxtransfer.converters.torch_export", raising=False)
     monkeypatch.delattr(converters, "torch_export", raising=False)
-    said = _refused("convert", "torch", tmp_path / "net.pt2", tmp_path / "zoo", "--name", "net")
-    assert 'pip install "jaxtransfer[torch]"' in said
+    sentence = _refused("convert", "torch", tmp_path / "net.pt2", tmp_path / "zoo", "--name", "net")
+    assert 'pip install "jaxtransfer[torch]"' in sentence
     assert not list(tmp_path.iterdir())

@@ -45,7 +45,7 @@ def test_demo_goes_on_where_it_stopped(tmp_path, monkeypatch):
         source, value, error = affinity.rank(target, method=demo.METHOD)[0]
         (row,) = [line for line in result.stdout.splitlines() if line.split()[:1] == [target]]
         assert row.split()[:5] == [target, source, f"{value:.3f}", "±", f"{error:.3f}"]
-    assert "6 networks, each trained on one task of Rooms, looked at 6 rooms" in result.stdout
+    assert "6 networks, each trained on one task of Rooms, were compared on 6 new images of rooms" in result.stdout
     assert reported == [(run, ["groups", "oracle", "progress"])]
     assert (run / "evaluation.csv").is_file()
     with Image.open(tmp_path / "demo" / "overview.png") as figure:
@@ -67,13 +67,13 @@ def test_sentences_follow_the_numbers(sign, verdict):
     matrix = sign * np.nan_to_num(measured.affinity[:22].T)
     affinity = Affinity.of(tuple(rooms.TASKS), {demo.METHOD: matrix})
     choices = demo._choices(affinity, oracle)
-    assert {each.place for each in choices} == {1 if sign > 0 else 21}
-    assert all(each.source == each.best for each in choices) == (sign > 0)
+    assert {choice.place for choice in choices} == {1 if sign > 0 else 21}
+    assert all(choice.source == choice.best for choice in choices) == (sign > 0)
     evaluations = {demo.METHOD: evaluate(affinity, oracle, demo.METHOD, 5)}
-    said = " ".join(demo.sentences(demo.Found(96, choices, evaluations)))
-    assert f"the nearest source {'gains' if sign > 0 else 'loses'}" in said
-    assert f"{100 if sign > 0 else 0}% of the five nearest sources are among the five" in said
-    assert f"{verdict} a random order's 24%" in said
+    printed = " ".join(demo.sentences(demo.DemoResult(96, choices, evaluations)))
+    assert f"the nearest source {'gains' if sign > 0 else 'loses'}" in printed
+    assert f"{100 if sign > 0 else 0}% of the five nearest sources are among the five" in printed
+    assert f"{verdict} the 24% of a random order" in printed
 
 
 def test_gains_are_shares_of_what_the_best_source_gains():
@@ -82,6 +82,6 @@ def test_gains_are_shares_of_what_the_best_source_gains():
     gains = []
     for shift in range(1, 22):  # every source of every target comes first once
         first = np.roll(np.eye(22), shift, axis=1)
-        gains += [each.gain for each in demo._choices(Affinity.of(names, {demo.METHOD: first}), oracle)]
+        gains += [choice.gain for choice in demo._choices(Affinity.of(names, {demo.METHOD: first}), oracle)]
     np.testing.assert_allclose(np.reshape(gains, (21, 22)).mean(0), 0, atol=1e-9)
     np.testing.assert_allclose(np.reshape(gains, (21, 22)).max(0), 1)

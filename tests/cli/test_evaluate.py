@@ -45,7 +45,7 @@ def test_agreement_and_its_reverse(run):
     for row in rows:
         assert float(row["hits_low_over_networks"]) <= int(row["hits"]) <= float(row["hits_high_over_networks"]) + 1e-9
         assert row["hits_low_over_images"] == ""  # nothing is known image by image
-    assert "at 95 %" in result.stdout
+    assert "its 95 % band over other networks and images" in result.stdout
     by_target = table(run / "evaluation_by_target.csv")
     assert {(row["method"], float(row["spearman"])) for row in by_target} == {("a", 1.0), ("b", -1.0)}
     assert [row["target"] for row in by_target] == [*NAMES, *NAMES]
@@ -63,7 +63,7 @@ def test_the_built_in_oracle_and_one_method(run):
     result = invoke(run, "--method", "a")
     assert result.exit_code == 0, result.output
     assert "7 of the oracle's 18 targets were scored" in result.stdout  # colorization is a source only
-    assert "not in this run, or with fewer than two of its sources: " in result.stdout
+    assert "not scored, because they or all but one of their sources are not in this run: " in result.stdout
     assert {row["method"] for row in table(run / "evaluation.csv")} == {"a"}
 
 

@@ -70,7 +70,7 @@ def test_gap(tiny, tasks, tmp_path):
         "pets: With permuted labels it moves by",
         "pets: skipped notes.txt: it lies in no class folder",
         "pets: skipped cat/broken.png: it is not an image",
-        "pets: classes with too few images were left out, 1: yak (2)",
+        "pets: 1 class was left out for having too few images: yak (2)",
         "Matrices, ranking, control and heat map are in",
     ):
         assert expected in printed
@@ -131,7 +131,7 @@ def test_interrupt(tiny, tasks, tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "gaps", interrupt)
     result = _run(tasks, "--out", tmp_path / "run", *SMALL)
     assert result.exit_code == 130
-    assert "goes on where it stopped" in result.stderr
+    assert "resume where it stopped" in result.stderr
     assert len(list((tmp_path / "run" / "gradients").iterdir())) == 3
 
 
@@ -171,7 +171,7 @@ def test_photos_by_their_class(tiny, tmp_path, shared_data):
     assert result.exit_code == 0, result.output
     assert "vehicles" in result.stdout
     datasets = json.loads((tmp_path / "run" / "run.json").read_text())["datasets"]
-    assert {name: (each["images"], each["classes"]) for name, each in datasets.items()} == {
+    assert {name: (dataset["images"], dataset["classes"]) for name, dataset in datasets.items()} == {
         "things": (35, 7),
         "vehicles": (35, 5),
     }

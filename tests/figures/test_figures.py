@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxtransfer.figures.drawings import heat_map
+from jaxtransfer.figures import heat_map
 
 
 def _affinity(count: int) -> np.ndarray:
@@ -80,3 +80,12 @@ def test_distances_are_brighter_the_smaller_and_gaps_stay_grey(tmp_path):
     assert far.size > 1000
     assert near.max() < far.max()
     assert near.min() < far.min()
+
+
+def test_the_style_of_the_program_changes_nothing(tmp_path):
+    heat_map(_affinity(3), "abc", tmp_path / "plain.png", "title", svg=True)
+    with mpl.rc_context({"font.size": 30, "axes.facecolor": "red", "axes.titlecolor": "blue", "xtick.bottom": False}):
+        heat_map(_affinity(3), "abc", tmp_path / "styled.png", "title", svg=True)
+        assert mpl.rcParams["font.size"] == 30
+    for kind in (".png", ".svg"):
+        assert (tmp_path / f"plain{kind}").read_bytes() == (tmp_path / f"styled{kind}").read_bytes()

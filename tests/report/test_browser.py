@@ -15,7 +15,7 @@ from PIL import Image
 
 from jaxtransfer.evaluation.groups import taskonomy_groups
 from jaxtransfer.evaluation.oracle import Oracle
-from jaxtransfer.report.page import write_report
+from jaxtransfer.report import write_report
 from jaxtransfer.taskonomy.tasks import TASKS
 from support.report_runs import AWKWARD, attribution_run, gap_run
 

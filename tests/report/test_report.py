@@ -14,13 +14,13 @@ from matplotlib.text import Text
 from PIL import Image
 from typer.testing import CliRunner
 
-from jaxtransfer import FAULTS, JaxTransferError, Oracle
+from jaxtransfer import FAULTS, JaxTransferError, Oracle, figures
 from jaxtransfer.cli.app import app
 from jaxtransfer.evaluation.groups import load_groups, taskonomy_groups
 from jaxtransfer.evaluation.tree import task_tree
-from jaxtransfer.figures import drawings as figures
-from jaxtransfer.report import page as report
-from jaxtransfer.report.page import write_report
+from jaxtransfer.figures import style
+from jaxtransfer.report import write_report
+from jaxtransfer.report.svg import inline_svg
 from jaxtransfer.taskonomy.tasks import TASKS
 from support.helpers import affinity_of, complaint
 from support.report_runs import AWKWARD, METHODS, attribution_run, gap_run
@@ -147,7 +147,7 @@ def test_few_networks_and_no_maps(tmp_path):
     assert _pairs(run / "figures") == {f"{kind}_{method}" for kind in ("heat_map", "sources") for method in METHODS}
     text = " ".join(page.words)
     assert "A tree needs three networks or more" in text
-    assert "maps of this run are not kept with it any more" in text
+    assert "maps of this run are no longer stored with it" in text
     assert page.data["gallery"] is None
 
 
@@ -155,7 +155,7 @@ def test_photos_that_are_gone(tmp_path):
     run = attribution_run(tmp_path / "run", ["one", "two", "three"])
     (tmp_path / "photos" / "b.png").unlink()
     page = Page(write_report(run))
-    assert "photos are not where the run found them" in " ".join(page.words)
+    assert "photos are no longer in the folder that the run read" in " ".join(page.words)
     assert page.data["gallery"]["photos"] is None
     assert len(page.data["gallery"]["strips"]["saliency"]) == 3
 
@@ -239,7 +239,7 @@ def test_groups(tmp_path):
 def drawn(monkeypatch) -> list[Figure]:
     """The figures that are drawn, kept instead of written."""
     kept: list[Figure] = []
-    monkeypatch.setattr(figures, "_save", lambda figure, *_, **__: kept.append(figure))
+    monkeypatch.setattr(style, "save", lambda figure, *_, **__: kept.append(figure))
     return kept
 
 
@@ -282,9 +282,9 @@ def test_texts_of_figures(tmp_path, drawn, count):
     points = rng.normal(size=(count, 8))
     affinity = affinity_of(points @ points.T, names)
     groups = {name: "abcde"[i % 5] for i, name in enumerate(names)}
-    found = task_tree(affinity)
+    clustering = task_tree(affinity)
     figures.heat_map(affinity["method"], names, tmp_path / "heat.png", "title", groups=groups)
-    figures.tree(found, tmp_path / "tree.png", "title", groups=groups)
+    figures.tree(clustering, tmp_path / "tree.png", "title", groups=groups)
     rankings = {name: affinity.rank(name) for name in names[:20]}
     figures.ranked_sources(rankings, tmp_path / "sources.png", "title")
     maps = {name: np.zeros((3, 32, 32)) for name in names[:20]}
@@ -310,9 +310,9 @@ def test_scaled_maps():
 
 
 def test_svg_in_the_page_follows_its_colours(tmp_path):
-    found = task_tree(affinity_of(np.eye(4), ["url(#a)", "#000000", "c", "d"]))
-    figures.tree(found, tmp_path / "tree.png", "title", svg=True)
-    element = report._inline_svg(tmp_path / "tree.svg")
+    clustering = task_tree(affinity_of(np.eye(4), ["url(#a)", "#000000", "c", "d"]))
+    figures.tree(clustering, tmp_path / "tree.png", "title", svg=True)
+    element = inline_svg(tmp_path / "tree.svg")
     assert "currentColor" in element
     assert not re.search(r"fill: #ffffff|<style|<metadata", element)
     assert {"url(#a)", "#000000"} <= {text.strip() for text in re.findall(r">([^<]+)<", element)}

@@ -13,7 +13,7 @@ import jaxtransfer
 from jaxtransfer import JaxTransferError, Network, Preprocess, Zoo
 from jaxtransfer.cli.app import app
 from jaxtransfer.networks.network import weights_hash
-from jaxtransfer.report.page import write_report
+from jaxtransfer.report import write_report
 from jaxtransfer.runs.affinity import run_affinity
 from jaxtransfer.runs.load import load_run
 from jaxtransfer.runs.record import read

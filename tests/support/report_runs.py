@@ -91,5 +91,7 @@ def gap_run(directory: Path, names: Sequence[str], *, unknown: int | None = None
 
 
 def _finish(directory: Path, kind: str, about: dict[str, Any], results: dict[str, Any]) -> None:
-    with record.open_run(directory, kind, about, lambda *_: [], ["jaxtransfer", kind, "<somewhere>"]) as found:
-        found |= results
+    with record.open_run(
+        directory, kind, about, lambda *_: [], ["jaxtransfer", kind, "<somewhere>"]
+    ) as results_on_record:
+        results_on_record |= results

@@ -1,0 +1,101 @@
+"""Output on the terminal: errors and log messages, tables, progress bars."""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from jaxtransfer.errors import JaxTransferError
+
+
+def print_error(sentence: str) -> None:
+    """Prints a sentence on stderr."""
+    print(sentence, file=sys.stderr)
+
+
+class ConsoleHandler(logging.Handler):
+    """Prints log messages on stderr, in the first of several processes only."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints a message."""
+        from jaxtransfer.devices import is_first
+
+        if is_first():
+            print_error(record.getMessage())
+
+
+@contextlib.contextmanager
+def logging_to_console() -> Iterator[None]:
+    """Prints the library's log messages once, however other packages have set up logging."""
+    log, handler = logging.getLogger("jaxtransfer"), ConsoleHandler(logging.INFO)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(logging.NOTSET)
+        log.propagate = True
+
+
+def print_table(table: Table) -> None:
+    """Prints a table; in a file or a pipe, which have no width, nothing is cut off."""
+    console = Console()
+    console.print(table, width=None if console.is_terminal else 10_000)
+
+
+@contextlib.contextmanager
+def progress_bar(
+    action: str = "", amount: ProgressColumn | None = None, *, shown: bool = True
+) -> Iterator[Callable[[int, int, str], None]]:
+    """Shows a progress bar on stderr.
+
+    Args:
+        action: The words before the name of the current item.
+        amount: The column with the amount of work done; None: a count.
+        shown: Whether there is a bar at all.
+
+    Yields:
+        A function of the work done, all work and the name of the current item; it moves the bar.
+    """
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        amount or MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not shown,
+    )
+    with bar:
+        row = bar.add_task(action, total=None)
+        yield lambda done, total, name: bar.update(row, completed=done, total=total, description=f"{action} {name}")
+
+
+@contextlib.contextmanager
+def require_extra(extra: str, *packages: str) -> Iterator[None]:
+    """Raises an error that names the extra to install where one of its packages cannot be imported.
+
+    Raises:
+        JaxTransferError: One of `packages` is missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith(packages):
+            raise
+        raise JaxTransferError(
+            f'The package {error.name} is missing; install it with: pip install "jaxtransfer[{extra}]"'
+        ) from error

@@ -1,0 +1,183 @@
+"""What the commands print about their results: tables and the sentences below them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+
+from jaxtransfer.cli.console import print_table
+
+if TYPE_CHECKING:
+    from jaxtransfer.comparison.affinity import Affinity
+    from jaxtransfer.data.probe import Probe
+    from jaxtransfer.demo import DemoResult
+    from jaxtransfer.evaluation.oracle import Oracle
+    from jaxtransfer.evaluation.retrieval import Quantity
+    from jaxtransfer.evaluation.summary import Evaluation
+    from jaxtransfer.runs.compare import Comparison
+    from jaxtransfer.runs.gradient_results import GradientResults
+
+_SHOWN_DISAGREEMENTS = 8
+
+
+def print_affinity(affinity: "Affinity", probe: "Probe", out: Path) -> None:
+    """Prints the best source of every target, what was left out, and where the files are."""
+    table = Table("target", title="Best source (affinity ± standard error)", title_justify="left")
+    for method in affinity.methods:
+        table.add_column(method, overflow="fold")
+    for target in affinity.names:
+        best = [affinity.rank(target, method=method)[0] for method in affinity.methods]
+        table.add_row(target, *(f"{name}\n{value:.3f} ± {error:.3f}" for name, value, error in best))
+    print_table(table)
+    _print_faults(affinity.faults)
+    print(f"{len(probe.names)} images were used and {len(probe.skipped)} files skipped.")
+    for name, reason in probe.skipped[:5]:
+        print(f"  skipped {name}: {reason}")
+    if len(probe.skipped) > 5:
+        print(f"  and {len(probe.skipped) - 5} more, all listed in {out / 'run.json'}")
+    for method in affinity.methods:
+        if affinity.unusable[method]:
+            print(
+                f"{len(affinity.unusable[method])} maps of {method} were zero or not finite and are left out "
+                f"(listed in {out / 'run.json'})."
+            )
+    print(f"Matrices, heat maps and points are in {out}; `jaxtransfer rank {out} TARGET` prints a ranking.")
+
+
+def print_rankings(affinity: "Affinity", target: str, methods: Sequence[str], top: int | None) -> None:
+    """Prints the sources of a target in the order of each method, with how sure the order is."""
+    from jaxtransfer.evaluation.confidence import certain_ranking
+
+    for method in methods:
+        measure = affinity.measure(method)
+        digits = (".4g", ".2g") if measure.smaller_is_nearer else (".4f", ".4f")  # distances have no upper bound
+        nearer = f" ({measure.direction})" if measure.smaller_is_nearer else ""
+        table = Table(title=f"Sources for {target} by {method}{nearer}", title_justify="left")
+        table.add_column("source", overflow="fold")
+        for column in (measure.name, "standard error", "above next", f"more {measure.sampled}"):
+            table.add_column(column, justify="right")
+        for source, value, error, above, more in certain_ranking(affinity, target, method=method)[:top]:
+            confidence = ["" if above is None else f"{above:.0%}", "" if more is None else str(more)]
+            table.add_row(source, f"{value:{digits[0]}}", f"{error:{digits[1]}}", *confidence)
+        print_table(table)
+    _print_faults(affinity.faults)
+    sampled = " or ".join(dict.fromkeys(f'"more {affinity.measure(method).sampled}"' for method in methods))
+    print(
+        f'"above next": probability that this source truly ranks above the next one. {sampled}: about how many more '
+        "would raise it to 95 %."
+    )
+
+
+def print_evaluation(evaluations: "Mapping[str, Evaluation]", oracle: "Oracle", run: Path) -> None:
+    """Prints precision, recall and mean rank correlations beside those of a random order, and what was scored."""
+    from jaxtransfer.evaluation.summary import score_table
+
+    curves = [evaluation.curve for evaluation in evaluations.values()]
+    columns: list[tuple[Quantity, int]] = [("precision", 1), ("precision", 5), ("recall", 10)]
+    scores = score_table(evaluations, columns, ["spearman", "kendall"], band="\n{:.2f}-{:.2f}")
+    table = Table(title=f"Against {oracle.name}", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("", overflow="fold", min_width=min(max(map(len, evaluations)), 20))
+    for column in (*scores.header, "Spearman", "Kendall"):
+        table.add_column(column, justify="right")
+    for method, cells in scores.rows.items():
+        table.add_row(method, *cells)
+    table.add_row("random", *scores.chance)
+    print_table(table)
+    print(
+        "P@K: share of the K nearest sources that are relevant. R@K: share of the relevant sources that are among the "
+        "K nearest. Spearman, Kendall: rank correlations, averaged over targets."
+    )
+    if any(evaluation.bands.networks is not None for evaluation in evaluations.values()):
+        print("Below each share: its 95 % band over other networks and images like these.")
+    if curves[0].random_hits[0] == curves[0].seen[0]:
+        print("Every source counts as relevant, so any order is perfect; use a smaller --relevant.")
+    missing = [target for target in oracle.scores if target not in map(oracle.own_name, curves[0].targets)]
+    print(f"{len(curves[0].targets)} of the oracle's {len(oracle.scores)} targets were scored.")
+    if missing:
+        print(f"  not scored, because they or all but one of their sources are not in this run: {', '.join(missing)}")
+    print(f"Curves and the correlations of every target are in {run} (evaluation.csv, .png and _by_target.csv).")
+
+
+def print_comparison(comparison: "Comparison") -> None:
+    """Prints how far the rankings of several runs agree, and where they disagree."""
+    table = Table(title=f"Agreement over {len(comparison.names)} networks", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("first", "second"):
+        table.add_column(column, overflow="fold")
+    for column in ("rankings", "matrices", "p"):
+        table.add_column(column, justify="right")
+    by_agreement = sorted(comparison.agreements.items(), key=lambda item: -item[1].rank_correlation)
+    for (first, second), agreement in by_agreement:
+        correlations = (agreement.rank_correlation, agreement.matrix_correlation)
+        table.add_row(first, second, *(f"{value:z.3f}" for value in correlations), f"{agreement.p_value:.4f}")
+    print_table(table)
+    print(
+        '"rankings": mean Spearman correlation of the rankings of sources. "matrices": Pearson correlation of all '
+        'pairs. "p": share of relabelled matrices that correlate as much (Mantel test).'
+    )
+    table = Table(title="Largest disagreements about a source's rank", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("target", "source", "best rank", "worst rank"):
+        table.add_column(column, overflow="fold")
+    for disagreement in comparison.disagreements[:_SHOWN_DISAGREEMENTS]:
+        ranks = disagreement.places
+        extremes = [f"{rank} by {comparison.labels[ranks.index(rank)]}" for rank in (min(ranks), max(ranks))]
+        table.add_row(disagreement.target, disagreement.source, *extremes)
+    print_table(table)
+
+
+def print_gradient_results(results: "GradientResults", out: Path) -> None:
+    """Prints the best sources of every target, the signal-to-noise, what was left out, and where the files are."""
+    print(f"Best sources ({results.measure.name} ± standard error, {results.measure.direction})")
+    table = Table("target", box=box.SIMPLE_HEAD)
+    places = ("first", "second", "third")[: len(results.names) - 1]
+    for column in places:
+        table.add_column(column, overflow="fold")
+    for column in ("restarts", "signal-to-noise"):
+        table.add_column(column, justify="right")
+    for target, row in zip(results.names, results.control, strict=True):
+        best = [f"{name}\n{value:.3g} ± {error:.2g}" for name, value, error in results.rank(target)]
+        shown = [*best, *[""] * len(places)][: len(places)]
+        table.add_row(target, *shown, str(row["restarts"]), f"{row['signal_to_noise']:.3g}")
+    print_table(table)
+    for sentence in results.remarks:
+        print(sentence)
+    for task in results.tasks:
+        for name, reason in task.skipped[:3]:
+            print(f"{task.name}: skipped {name}: {reason}")
+        if len(task.skipped) > 3:
+            print(f"{task.name}: and {len(task.skipped) - 3} more, all listed in {out / 'run.json'}")
+        if task.left_out:
+            small = ", ".join(f"{name} ({count})" for name, count in task.left_out[:5])
+            more = ", ..." if len(task.left_out) > 5 else ""
+            classes = "1 class was" if len(task.left_out) == 1 else f"{len(task.left_out)} classes were"
+            print(f"{task.name}: {classes} left out for having too few images: {small}{more}")
+    print(f"Matrices, ranking, control and heat map are in {out}.")
+
+
+def print_demo(result: "DemoResult") -> None:
+    """Prints the nearest source of every task and how it ranks in measured transfer, with the conclusions."""
+    from jaxtransfer.demo import METHOD, sentences
+
+    table = Table(
+        title=f"Nearest source of each target by {METHOD},\nits rank in measured transfer, and the best source there",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for column in ("target", "nearest", "affinity", "rank", "best"):
+        table.add_column(column, justify="right" if column in ("affinity", "rank") else "left", overflow="fold")
+    for choice in result.choices:
+        affinity = f"{choice.affinity:.3f} ± {choice.stderr:.3f}"
+        table.add_row(choice.target, choice.source, affinity, str(choice.place), choice.best)
+    print_table(table)
+    for sentence in sentences(result):
+        print(sentence)
+
+
+def _print_faults(faults: "Mapping[str, Sequence[str]]") -> None:
+    """Prints a marked line for each fault, with the networks that have it."""
+    from jaxtransfer.attribution.diagnostics import in_sentences
+
+    for sentence in in_sentences(faults):
+        print(f"!! {sentence}")

@@ -1,0 +1,42 @@
+"""How a run's rankings agree with measured transfer."""
+
+import functools
+
+from jaxtransfer import figures
+from jaxtransfer.comparison.affinity import Affinity
+from jaxtransfer.evaluation.oracle import Oracle
+from jaxtransfer.evaluation.retrieval import Quantity
+from jaxtransfer.evaluation.summary import evaluate, score_table
+from jaxtransfer.report.drawings import Drawing
+
+_COLUMNS: tuple[tuple[Quantity, int], ...] = (("precision", 1), ("precision", 5), ("recall", 5), ("recall", 10))
+
+
+class Scores:
+    """The agreement of every method of a run with an oracle.
+
+    Attributes:
+        name: The name of the oracle.
+        relevant: The number of sources of each target that count as relevant.
+        targets: The targets that were scored.
+    """
+
+    def __init__(self, affinity: Affinity, oracle: Oracle, relevant: int) -> None:
+        self._evaluations = {method: evaluate(affinity, oracle, method, relevant) for method in affinity.methods}
+        self._curve = next(iter(self._evaluations.values())).curve
+        self.name = oracle.name
+        self.relevant = relevant
+        self.targets = self._curve.targets
+
+    def drawing(self) -> Drawing:
+        """Returns the figure of the curves."""
+        title = f"Against {self.name}, {len(self.targets)} targets"
+        curves = {method: evaluation.curve for method, evaluation in self._evaluations.items()}
+        bands = {method: evaluation.bands for method, evaluation in self._evaluations.items()}
+        return "curves", functools.partial(figures.retrieval_curves, curves, title=title, bands=bands)
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Returns the header and the rows of a table with the curves' values at a few K."""
+        scores = score_table(self._evaluations, _COLUMNS, ["spearman"])
+        rows = [[method, *cells] for method, cells in scores.rows.items()]
+        return ["method", *scores.header, "mean Spearman"], [*rows, ["random order", *scores.chance]]
