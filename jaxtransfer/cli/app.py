@@ -30,6 +30,7 @@ from typer.core import TyperGroup
 
 from jaxtransfer._version import __version__
 from jaxtransfer.errors import JaxTransferError, in_words
+from jaxtransfer.pge.options import BackboneName, LossName, Measure, PGEOptions
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -443,64 +444,79 @@ def pge(
         list[Path],
         typer.Argument(
             metavar="TASKS...",
-            help="A folder with a folder for each dataset and class folders of images in it, .npz files with x and y, "
-            "or a .toml file that names datasets.",
+            help="A folder that holds a folder for each dataset, with a folder of images for each class; .npz files "
+            "with x (images) and y (labels); or a .toml file that names datasets.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Run directory: new, or one to go on with.")],
+    out: Annotated[Path, typer.Option(help="Run directory: new, or one to resume.")],
     measure: Annotated[
-        Literal["gap", "alignment"],
-        typer.Option(help="Between expected gradients, or of gradients at the same fresh weights."),
-    ] = "gap",
+        Measure,
+        typer.Option(
+            help="What is compared: gap, the distance of expected gradients, or alignment, their cosine at the same "
+            "fresh weights."
+        ),
+    ] = PGEOptions.measure,
     backbone: Annotated[
-        Literal["conv4", "resnet12", "resnet18", "resnet50"], typer.Option(help="The network that is drawn afresh.")
-    ] = "conv4",
-    size: Annotated[int, typer.Option(min=1, help="Height and width of the images.")] = 32,
+        BackboneName, typer.Option(help="Network whose freshly initialised weights the gradients are taken at.")
+    ] = PGEOptions.backbone,
+    size: Annotated[
+        int, typer.Option(min=1, help="Height and width in pixels to which images are resized.")
+    ] = PGEOptions.size,
     loss: Annotated[
-        Literal["prototypical", "random-head", "squared-error"] | None,
-        typer.Option(help="What the gradient is of.", show_default="prototypical for classes, else squared-error"),
-    ] = None,
+        LossName | None,
+        typer.Option(
+            help="Loss whose gradient is taken; random-head is for classes too, and its expected gradient does not "
+            "depend on the labels.",
+            show_default="prototypical for classes, else squared-error",
+        ),
+    ] = PGEOptions.loss,
     form: Annotated[
-        Literal["pge", "normalized", "cosine"], typer.Option(help="Which gap; all see one gradient.")
-    ] = "pge",
+        Literal["pge", "normalized", "cosine"],
+        typer.Option(help="Form of the gap; all forms are computed from the same gradients."),
+    ] = PGEOptions.form,
     restarts: Annotated[
-        str, typer.Option(metavar="N|auto", help="How often weights are drawn; auto: until resolved.")
-    ] = "auto",
-    tolerance: Annotated[float, typer.Option(help="Signal-to-noise at which auto stops.")] = 10,
-    cap: Annotated[int, typer.Option(help="Restarts at which auto gives up.")] = 100_000,
-    ways: Annotated[int, typer.Option(help="Classes in an episode.")] = 5,
-    shots: Annotated[int, typer.Option(help="Images a class that make its prototype.")] = 5,
-    queries: Annotated[int, typer.Option(help="Images a class that are to be told.")] = 16,
-    batch_size: Annotated[int, typer.Option(help="Images in a batch, where the loss has a random head.")] = 64,
+        str,
+        typer.Option(
+            metavar="N|auto", help="Number of times that weights are drawn; auto: until the tolerance is reached."
+        ),
+    ] = str(PGEOptions.restarts),
+    tolerance: Annotated[float, typer.Option(help="Signal-to-noise at which auto stops.")] = PGEOptions.tolerance,
+    cap: Annotated[int, typer.Option(help="Number of restarts at which auto gives up.")] = PGEOptions.cap,
+    ways: Annotated[int, typer.Option(help="Classes in an episode.")] = PGEOptions.ways,
+    shots: Annotated[
+        int, typer.Option(help="Support images per class, whose mean features are the class's prototype.")
+    ] = PGEOptions.shots,
+    queries: Annotated[int, typer.Option(help="Query images per class.")] = PGEOptions.queries,
+    batch_size: Annotated[
+        int, typer.Option(help="Images in a batch, for losses with a random head.")
+    ] = PGEOptions.batch_size,
     heads: Annotated[
-        int | None, typer.Option(help="Pairs of mirrored heads, where the loss has a random head.", show_default="16")
-    ] = None,
-    symmetry: Annotated[bool, typer.Option(help="Average gradients over exchangeable units.")] = True,
+        int | None, typer.Option(help="Pairs of mirrored heads, for losses with a random head.", show_default="16")
+    ] = PGEOptions.heads,
+    symmetry: Annotated[bool, typer.Option(help="Average gradients over exchangeable units.")] = PGEOptions.symmetry,
     control: Annotated[
-        bool, typer.Option(help="Do the same with permuted labels, to see whether they are read.")
-    ] = True,
+        bool,
+        typer.Option(help="Repeat with permuted labels, to test whether the gradients depend on the labels."),
+    ] = PGEOptions.control,
     limit: Annotated[
-        int | None, typer.Option(help="Use at most so many images of each dataset.", show_default="all")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="For all that is drawn.")] = 0,
+        int | None, typer.Option(help="Largest number of images to use of each dataset.", show_default="all")
+    ] = PGEOptions.limit,
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = PGEOptions.seed,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where an image cannot be used.")] = False,
     mesh: _Mesh = None,
     distributed: _Distributed = None,
 ) -> None:
-    """Compare tasks by how they pull freshly drawn weights (principal gradients)."""
+    """Compare tasks by their gradients at freshly initialised weights (principal gradients)."""
     if restarts != "auto" and not restarts.isdecimal():
         raise JaxTransferError(f"--restarts takes a number or auto, not {restarts!r}.")
-    from jaxtransfer.devices import is_first
+    from jaxtransfer.devices import is_first, synchronised
     from jaxtransfer.runs.principal_gradients import run_pge
 
     devices = _connected(mesh, distributed)
-    with _progress("Restarts of", shown=is_first()) as advance:
-        found = run_pge(
-            tasks,
-            out,
-            command=sys.argv,
+    with synchronised():
+        options = PGEOptions(
             measure=measure,
-            network=backbone,
+            backbone=backbone,
             size=size,
             loss=loss,
             form=form,
@@ -516,12 +532,11 @@ def pge(
             control=control,
             limit=limit,
             seed=seed,
-            strict=strict,
-            mesh=devices,
-            progress=advance,
         )
+    with _progress("Restarts of", shown=is_first()) as advance:
+        results = run_pge(tasks, out, options, command=sys.argv, strict=strict, mesh=devices, progress=advance)
     if is_first():
-        _print_gradient_results(found, out)
+        _print_gradient_results(results, out)
 
 
 def _oracle(name: str) -> "Oracle":
