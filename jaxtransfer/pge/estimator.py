@@ -147,14 +147,15 @@ class PrincipalGradient:
             remarks.append(f"Not resolved: a signal-to-noise of {signal_to_noise:g} needs {more}.")
         if self.label_blind:
             remarks.append(
-                "The head is drawn at random for every restart, so the expected gradient does not depend on the labels; "
-                "it describes only the images and how they are sampled."
+                "The head is drawn at random for every restart, so the expected gradient does not depend on the "
+                "labels; it describes only the images and how they are sampled."
             )
         elif (distance := self.label_signal) is not None:
-            verdict = "depends" if self.reads_labels else "shows no dependence"
+            ignores = "cannot be distinguished from a gradient that ignores the labels"
+            verdict = "depends on the labels" if self.reads_labels else ignores
             remarks.append(
                 f"Permuting the labels moves the gradient by {distance.value:.3g} ± {distance.stderr:.2g} (squared "
-                f"distance): it {verdict} on the labels."
+                f"distance): it {verdict}."
             )
         return remarks
 
@@ -402,12 +403,10 @@ def same_recipe(a: PrincipalGradient, b: PrincipalGradient) -> None:
         values = "; ".join(
             f"{name}: {_short(getattr(a.recipe, name))} and {_short(getattr(b.recipe, name))}" for name in differing
         )
-        raise JaxTransferError(
-            f"These principal gradients cannot be compared, since they differ in {values}; compute both in the same way."
-        )
+        raise JaxTransferError(f"Principal gradients must be computed alike to be compared; these differ in {values}.")
     if len(a.groups) != len(b.groups):
         raise JaxTransferError(
-            f"These principal gradients have {len(a.groups)} and {len(b.groups)} groups of restarts; use the same number."
+            f"Principal gradients with {len(a.groups)} and {len(b.groups)} groups cannot be compared; use one number."
         )
 
 
