@@ -144,7 +144,7 @@ class SquaredError(_LinearHead):
         targets = _targets_for(features, batch[1])
         if targets.shape[-1] != self.outputs:
             raise JaxTransferError(
-                f"Heads of {self.outputs} outputs do not fit targets {targets.shape}; set outputs to {targets.shape[-1]}."
+                f"Heads of {self.outputs} outputs do not fit targets {targets.shape}; set outputs to their last axis."
             )
         return jnp.square(self.predictions(features, key) - targets[None]).mean()
 
