@@ -145,10 +145,10 @@ class AlignmentEstimation(Accumulation):
         products = np.diagonal(self.means(), axis1=1, axis2=2)
         return {name: _mean(of_groups) for name, of_groups in zip(self.names, products.T, strict=True)}
 
-    def squared_distance(self, one: str, other: str) -> Estimate:
+    def squared_distance(self, first: str, second: str) -> Estimate:
         """Returns K(S, S) + K(T, T) - 2 K(S, T), the unbiased squared distance of gradients at the same weights."""
         products = self.means()
-        i, j = self.names.index(one), self.names.index(other)
+        i, j = self.names.index(first), self.names.index(second)
         return _mean(products[:, i, i] + products[:, j, j] - products[:, i, j] - products[:, j, i])
 
     def signal_to_noise(self) -> float:
@@ -167,7 +167,7 @@ class AlignmentEstimation(Accumulation):
                 "correlate; ask for more restarts."
             )
         count = len(products)
-        without = np.stack([_normalised((products.sum(0) - each) / (count - 1)) for each in products])
+        without = np.stack([_normalised((products.sum(0) - group) / (count - 1)) for group in products])
         spread = np.square(without - without.mean(0)).sum(0) * (count - 1) / count
         stderr = np.where(np.isfinite(spread), np.sqrt(spread), np.inf)
         np.fill_diagonal(stderr, 0)
