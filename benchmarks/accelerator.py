@@ -1,9 +1,9 @@
-"""Many Taskonomy encoders over many images on one device: seconds for maps and matrix, and what of the device they use.
+"""Measures many Taskonomy encoders over many images on one device: seconds for maps and matrix, and use of the device.
 
-Fit for a machine that is held for minutes: every step writes all that is known so far, one JSON file per mode.
-Needs JAX, and PyTorch for the peer; weights are random, which costs the same. Run with
-`python -m benchmarks.accelerator --out DIRECTORY` from the root of the checkout; `--modes` splits it over
-several calls.
+Meant for a machine that is available for minutes only: after every step, all results so far are written to a JSON file
+per mode. Needs JAX, and PyTorch for the comparison with it. Weights are random, which takes the same time as trained
+ones. Run `python -m benchmarks.accelerator --out DIRECTORY` from the root of the checkout; `--modes` splits the work
+over several calls.
 """
 
 import argparse
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 
 
 class Mode(NamedTuple):
-    """How precisely a pass is computed; maps and their comparison are float32.
+    """The precision of the passes; maps and their comparison are always float32.
 
     Attributes:
-        dtype: Of weights and images.
-        precision: What `jaxtransfer.attribute` is asked for.
-        products: Type and precision of the matrix products it is held against.
-        peer: Whether PyTorch can do the same.
+        dtype: Type of weights and images.
+        precision: The `precision` argument of `jaxtransfer.attribute`.
+        products: Type and precision of the matrix products whose rate the passes are compared with.
+        peer: Whether PyTorch has the same mode.
     """
 
     dtype: Any
@@ -61,9 +61,9 @@ Maps = dict[str, Float[Array, "images pixels"]]
 
 
 def maps(apply: ApplyFn, precision: Precision, params: PyTree, images: Float[Array, "images height width 3"]) -> Maps:
-    """All three maps as the matrix needs them: float32, averaged over colour channels, flattened."""
-    found = jt.attribute(apply, params, images, precision=precision)
-    return {method: each.mean(-1).reshape(len(images), -1) for method, each in found.items()}
+    """Computes all three maps as the matrix needs them: float32, averaged over colour channels, flattened."""
+    attributions = jt.attribute(apply, params, images, precision=precision)
+    return {method: values.mean(-1).reshape(len(images), -1) for method, values in attributions.items()}
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
@@ -73,34 +73,39 @@ def _as_input(images: UInt8[Array, "images height width 3"], dtype: Any) -> Floa
 
 @jax.jit
 def _cosines(of_networks: Sequence[Maps]) -> dict[str, Float[Array, "images networks networks"]]:
-    return {method: similarities(jnp.stack([each[method] for each in of_networks]))[0] for method in of_networks[0]}
+    return {method: similarities(jnp.stack([maps[method] for maps in of_networks]))[0] for method in of_networks[0]}
 
 
 def affinities(
-    attributed: Callable[[PyTree, Array], Maps],
+    attribute: Callable[[PyTree, Array], Maps],
     params: Sequence[PyTree],
     images: UInt8[np.ndarray, "images height width 3"],
     batch_size: int,
     dtype: Any,
 ) -> dict[str, Float[np.ndarray, "networks networks"]]:
-    """The whole job, `batch_size` images of all networks at a time: their maps never leave the device.
+    """Computes the matrix of every method, batch by batch; the maps never leave the device.
 
-    Images start in the host's memory, weights on the device.
+    Args:
+        attribute: Compiled function from weights and `batch_size` images to maps.
+        params: Weights of every network, on the device.
+        images: Images in the host's memory.
+        batch_size: Images per batch.
+        dtype: Type of the networks' input.
     """
-    found = []
-    for batch, _ in _batches(images, batch_size):
+    counts, cosines = [], []
+    for batch, count in _batches(images, batch_size):
         inputs = _as_input(jnp.asarray(batch), dtype)
-        found.append(_cosines([attributed(each, inputs) for each in params]))
-    counts = [count for _, count in _batches(images, batch_size)]
+        counts.append(count)
+        cosines.append(_cosines([attribute(weights, inputs) for weights in params]))
     result = {}
-    for method in found[0]:
-        cosines = np.concatenate([np.asarray(each[method])[:n] for each, n in zip(found, counts, strict=True)])
-        result[method] = cosines.mean(0, dtype=np.float64)
+    for method in cosines[0]:
+        by_image = [np.asarray(batch[method])[:count] for batch, count in zip(cosines, counts, strict=True)]
+        result[method] = np.concatenate(by_image).mean(0, dtype=np.float64)
     return result
 
 
 def _batches(images: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Batches of one size, the last one filled up with its last image, and how many of it count."""
+    """Yields batches of equal size and how many of their images count; the last image fills up the last batch."""
     for start in range(0, len(images), size):
         batch = images[start : start + size]
         yield np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)]), len(batch)
@@ -109,7 +114,7 @@ def _batches(images: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
 def torch_contenders(
     module: "torch.nn.Module", images: Float[Array, "images height width 3"], mode: Mode
 ) -> dict[str, Callable[[], "torch_peer.Maps"]]:
-    """PyTorch on the same device, channels last, in the same precision: eager, and on a GPU compiled."""
+    """Returns PyTorch's contenders: eager, and on a GPU compiled; same device and precision, channels last."""
     import torch
 
     from benchmarks import torch_peer
@@ -125,10 +130,10 @@ def torch_contenders(
 
     def contender(all_maps: Callable[[torch.Tensor], torch_peer.Maps]) -> Callable[[], torch_peer.Maps]:
         def run() -> torch_peer.Maps:
-            found = {method: each.mean(1).flatten(1) for method, each in all_maps(x).items()}
+            result = {method: values.mean(1).flatten(1) for method, values in all_maps(x).items()}
             if device == "cuda":
                 torch.cuda.synchronize()
-            return found
+            return result
 
         return run
 
@@ -139,14 +144,180 @@ def torch_contenders(
 
 
 def operations(apply: ApplyFn, params: PyTree, shape: tuple[int, ...]) -> float:
-    """Floating-point operations of one image's forward pass, by XLA's count for a CPU: a GPU's compiler gives none.
+    """Counts the floating-point operations of the forward pass of an image, by XLA's analysis for a CPU.
 
-    Two for every multiplication and addition, none for what padding adds.
+    GPU compilers give no count. A multiplication and an addition are two operations; products with padding are not
+    counted.
     """
     with jax.default_device(jax.devices("cpu")[0]):
         weights = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
         lowered = jax.jit(apply).lower(weights, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
         return lowered.cost_analysis()["flops"]  # pyright: ignore[reportOptionalSubscript]
+
+
+class Measurement:
+    """The steps of the benchmark in a given mode; each step writes all results so far."""
+
+    def __init__(
+        self,
+        name: str,
+        apply: ApplyFn,
+        params: Sequence[PyTree],
+        images: UInt8[np.ndarray, "images height width 3"],
+        options: argparse.Namespace,
+    ) -> None:
+        """Prepares the weights; see `measure` for the arguments."""
+        self.name, self.mode, self.apply, self.images, self.options = name, MODES[name], apply, images, options
+        dtype = self.mode.dtype
+        self.work = 3 * operations(apply, params[0], images.shape[1:])
+        self.params = jax.device_put(
+            [jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), weights) for weights in params]
+        )
+        self.compiled: dict[int, Callable[[PyTree, Array], Maps]] = {}
+        self.rows: list[harness.Row] = []
+        settings = {key: value for key, value in vars(options).items() if key not in ("out", "modes")}
+        self.record: dict[str, Any] = {"title": f"Taskonomy encoders, {name}", "settings": settings}
+
+    def write(self, **results: Any) -> None:
+        """Adds results to the record and writes it."""
+        self.record.update(results, rows=[row._asdict() for row in self.rows])
+        if self.options.out:
+            file = self.options.out / f"accelerator_{harness.device()}_{self.name}.json"
+            harness.store(self.record, file, precision=self.name, shapes={"images": self.images.shape})
+
+    def inputs(self, size: int) -> Float[Array, "size height width 3"]:
+        """Returns the first batch of images on the device."""
+        return _as_input(jnp.asarray(next(_batches(self.images, size))[0]), self.mode.dtype)
+
+    def measure_products(self) -> float:
+        """Measures the rate of large matrix products, in operations per second."""
+        side = 8192 if jax.default_backend() == "gpu" else 512
+        key = jax.random.key(0)
+        dtype, precision = self.mode.products
+        a, b = (jax.random.normal(jax.random.fold_in(key, i), (side, side), dtype) for i in range(2))
+        product = jax.jit(functools.partial(jnp.matmul, precision=precision))
+        ten_products = (lambda: jax.block_until_ready([product(a, b) for _ in range(10)])), 10
+        rate = 2 * side**3 / statistics.median(harness.take_turns({"": ten_products}, 5)[""])
+        self.write(product_rate=rate, product_side=side, operations_per_image=self.work)
+        print(f"{self.name}: matrix products at {rate / 1e12:.3g} TFLOP/s; "
+              f"{self.work / 1e9:.3g} GFLOP per image and network")  # fmt: skip
+        return rate
+
+    def measure_passes(self) -> int:
+        """Measures the maps of a network at every batch size that fits, and returns the fastest size."""
+        passes = []
+        all_maps = jax.jit(functools.partial(maps, self.apply, self.mode.precision))
+        for size in self.options.batch_sizes:
+            inputs = self.inputs(size)
+            start = time.perf_counter()
+            try:
+                self.compiled[size] = all_maps.lower(self.params[0], inputs).compile()
+                compile_seconds = time.perf_counter() - start
+                run = functools.partial(self.compiled[size], self.params[0], inputs)
+                contender = {"": (lambda run=run: jax.block_until_ready(run()), size)}
+                seconds = harness.take_turns(contender, self.options.rounds)[""]
+            except jax.errors.JaxRuntimeError as error:  # larger batches will not fit either
+                self.compiled.pop(size, None)
+                self.write(too_large={"batch_size": size, "error": str(error).splitlines()[0]})
+                break
+            passes.append({"batch_size": size, "compile_seconds": compile_seconds, "seconds_per_image": seconds})
+            self.write(passes=passes)
+            rate = 1 / statistics.median(seconds)
+            print(f"{self.name}: batches of {size}: {rate:.4g} images/s, {rate * self.work / 1e12:.3g} TFLOP/s, "
+                  f"compiled in {compile_seconds:.1f} s")  # fmt: skip
+        return min(passes, key=lambda result: statistics.median(result["seconds_per_image"]))["batch_size"]
+
+    def affinities(self, size: int, images: UInt8[np.ndarray, "images height width 3"]) -> dict[str, np.ndarray]:
+        """Computes the matrices with the program that was compiled for batches of `size` images."""
+        return affinities(self.compiled[size], self.params, images, size, self.mode.dtype)
+
+    def measure_job(self, size: int, product_rate: float) -> None:
+        """Measures the maps and matrix of all networks over all images, in batches of `size` images."""
+        images, networks = self.images, len(self.params)
+        result = self.affinities(size, images[:size])  # compiles the comparison
+        seconds = []
+        for _ in range(self.options.rounds):
+            start = time.perf_counter()
+            result = self.affinities(size, images)
+            seconds.append(time.perf_counter() - start)
+        median = statistics.median(seconds)
+        rate = self.work * networks * len(images) / median
+        job = {"batch_size": size, "seconds": seconds, "operations_per_second": rate,
+               "share_of_product_rate": rate / product_rate,
+               "affinity": {method: matrix.tolist() for method, matrix in result.items()},
+               "peak_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")}  # fmt: skip
+        on_gpu = jax.default_backend() == "gpu"
+        full_size = on_gpu and (networks, *images.shape[:3]) == (20, 1000, 256, 256)
+        # The goal in seconds is for a single kind of GPU in a single mode, the goal for the share is for any GPU.
+        timed = full_size and self.name == "all_bfloat16" and "H200" in jax.devices()[0].device_kind
+        what = f"{networks} encoders x {len(images)} images of {images.shape[1]}x{images.shape[2]}, {self.name}"
+        goal = "20 x 1000 of 256x256 on one"
+        self.rows += [
+            harness.Row(f"{what}: maps and matrix", f"{median:.3g} s", "", f"{median:.3g} s",
+                        f"{goal} H200, all_bfloat16: < 5 s", median < 5 if timed else None),
+            harness.Row(f"{what}: share of the matrix products' rate", f"{rate / 1e12:.3g} TFLOP/s",
+                        f"{product_rate / 1e12:.3g} TFLOP/s", f"{rate / product_rate:.0%}", f"{goal} GPU: >= 40 %",
+                        rate >= 0.4 * product_rate if full_size else None),
+        ]  # fmt: skip
+        self.write(job=job)
+        print(f"{what}: {median:.3g} s, {rate / 1e12:.3g} TFLOP/s, {rate / product_rate:.0%} of matrix products")
+
+    def compare_with_torch(self, size: int, module: "torch.nn.Module") -> None:
+        """Measures the maps of the first network, in turns with PyTorch; `module` is that network in PyTorch."""
+        inputs = self.inputs(size)
+        ours = functools.partial(self.compiled[size], self.params[0], inputs)
+        our_maps = {method: np.asarray(values) for method, values in ours().items()}
+        contenders: dict[str, tuple[Callable[[], Any], int]] = {"ours": (lambda: jax.block_until_ready(ours()), size)}
+        agreement, failed = {}, {}
+        for label, run in torch_contenders(module, inputs, self.mode).items():
+            try:
+                their_maps = {method: values.cpu().numpy() for method, values in run().items()}
+            except Exception as error:  # no failure of the peer may end a run on a borrowed machine
+                failed[label] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                continue
+            agreement[label] = {
+                method: _smallest_cosine(values, their_maps[method]) for method, values in our_maps.items()
+            }
+            contenders[label] = run, size
+        seconds = harness.take_turns(contenders, self.options.rounds)
+        height, width = self.images.shape[1:3]
+        title = f"Maps of one encoder, {size} x {height}x{width}, {self.name}, channels last in PyTorch"
+        goals = {"PyTorch, compiled": 2.0} if jax.default_backend() == "gpu" else {}
+        harness.show_ratios(title, seconds, "ours")
+        self.rows += harness.rows(title, seconds, "ours", goals)
+        self.write(peer={"seconds_per_image": seconds, "smallest_cosine_to_ours": agreement, "failed": failed})
+
+    def compare_loops(self, size: int) -> None:
+        """Measures a loop over the networks, `lax.map` and `vmap`."""
+        attribute = functools.partial(maps, self.apply, self.mode.precision)
+        contenders = over_networks(attribute, self.compiled[size], self.params, self.inputs(size))
+        seconds = harness.take_turns(contenders, self.options.rounds)
+        title = f"Over {len(self.params)} encoders, {size} images or their share, {self.name}"
+        harness.show_ratios(title, seconds, "loop")
+        self.rows += harness.rows(title, seconds, "loop")
+        self.write(over_networks=seconds)
+
+    def compare_library(self) -> None:
+        """Measures `affinity_matrix`, with whole maps and sketches on disk, beside the loop of `measure_job`."""
+        images = self.images[: self.options.library_images]
+        # The loop fills up its last batch, so larger batches than there are images would only add work to it.
+        size = max((size for size in self.compiled if size <= len(images)), default=min(self.compiled))
+        networks = [jt.Network(f"n{i}", self.apply, weights) for i, weights in enumerate(self.params)]
+        units = len(networks) * len(images)
+        reference = "loop, maps stay on the device"
+        contenders: dict[str, tuple[Callable[[], Any], int]] = {
+            reference: (functools.partial(self.affinities, size, images), units)
+        }
+        buckets = min(1024, images[0, :, :, 0].size // 4)
+        for label, sketch in (("affinity_matrix", None), ("affinity_matrix, sketches", buckets)):
+            run = functools.partial(jt.affinity_matrix, networks, images, sketch=sketch, precision=self.mode.precision)
+            contenders[label] = run, units
+        seconds = harness.take_turns(contenders, self.options.rounds)
+        title = (f"The whole job over {len(networks)} encoders, {len(images)} images, {self.name}; "
+                 f"the loop takes batches of {size}, affinity_matrix writes points to disk")  # fmt: skip
+        harness.show_ratios(title, seconds, reference)
+        self.rows += harness.rows(title, seconds, reference)
+        self.write(library=seconds)
 
 
 def measure(
@@ -157,136 +328,33 @@ def measure(
     images: UInt8[np.ndarray, "images height width 3"],
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """All steps in one mode.
+    """Runs all steps in a mode.
 
     Args:
-        name: Of the mode.
+        name: Name of the mode.
         apply: The networks' function.
-        module: From one network's weights to the same in PyTorch; None: there is no PyTorch.
-        params: Every network's weights.
-        images: What they are to look at.
-        options: `batch_sizes`, `rounds` and `out`, as the command line has them.
+        module: Function from a network's weights to the same network in PyTorch; None if PyTorch is not installed.
+        params: Weights of every network.
+        images: Images that all networks see.
+        options: `batch_sizes`, `rounds`, `library_images` and `out` of the command line.
 
     Returns:
-        The record that was written.
+        The record, as it was written.
     """
-    mode = MODES[name]
-    one = functools.partial(maps, apply, mode.precision)
-    on_gpu = jax.default_backend() == "gpu"
-    settings = {key: value for key, value in vars(options).items() if key not in ("out", "modes")}
-    record: dict[str, Any] = {"title": f"Taskonomy encoders, {name}", "settings": settings}
-    rows: list[harness.Row] = []
-
-    def keep(**found: Any) -> None:
-        record.update(found, rows=[row._asdict() for row in rows])
-        if options.out:
-            file = options.out / f"accelerator_{harness.device()}_{name}.json"
-            harness.store(record, file, precision=name, shapes={"images": images.shape})
-
-    side = 8192 if on_gpu else 512
-    key = jax.random.key(0)
-    a, b = (jax.random.normal(jax.random.fold_in(key, i), (side, side), mode.products[0]) for i in range(2))
-    product = jax.jit(functools.partial(jnp.matmul, precision=mode.products[1]))
-    seconds = harness.take_turns({"": (lambda: jax.block_until_ready([product(a, b) for _ in range(10)]), 10)}, 5)
-    product_rate = 2 * side**3 / statistics.median(seconds[""])
-    work = 3 * operations(apply, params[0], images.shape[1:])
-    keep(product_rate=product_rate, product_side=side, operations_per_image=work)
-    print(f"{name}: matrix products at {product_rate / 1e12:.3g} TFLOP/s; {work / 1e9:.3g} GFLOP per image and network")
-
-    params = jax.device_put([jax.tree.map(lambda leaf: jnp.asarray(leaf, mode.dtype), each) for each in params])
-    compiled: dict[int, Callable[[PyTree, Array], Maps]] = {}
-    passes = []
-    for size in options.batch_sizes:
-        inputs = _as_input(jnp.asarray(next(_batches(images, size))[0]), mode.dtype)
-        start = time.perf_counter()
-        try:
-            compiled[size] = jax.jit(one).lower(params[0], inputs).compile()
-            compile_seconds = time.perf_counter() - start
-            run = functools.partial(compiled[size], params[0], inputs)
-            seconds = harness.take_turns({"": (lambda run=run: jax.block_until_ready(run()), size)}, options.rounds)[""]
-        except jax.errors.JaxRuntimeError as error:  # larger ones will not fit either
-            compiled.pop(size, None)
-            keep(too_large={"batch_size": size, "error": str(error).splitlines()[0]})
-            break
-        passes.append({"batch_size": size, "compile_seconds": compile_seconds, "seconds_per_image": seconds})
-        keep(passes=passes)
-        rate = 1 / statistics.median(seconds)
-        print(f"{name}: batches of {size}: {rate:.4g} images/s, {rate * work / 1e12:.3g} TFLOP/s, "
-              f"compiled in {compile_seconds:.1f} s")  # fmt: skip
-    best = min(passes, key=lambda each: statistics.median(each["seconds_per_image"]))["batch_size"]
-
-    whole = functools.partial(affinities, compiled[best], params, batch_size=best, dtype=mode.dtype)
-    found = whole(images[:best])  # compiles the comparison
-    seconds = []
-    for _ in range(options.rounds):
-        start = time.perf_counter()
-        found = whole(images)
-        seconds.append(time.perf_counter() - start)
-    median = statistics.median(seconds)
-    rate = work * len(params) * len(images) / median
-    job = {"batch_size": best, "seconds": seconds, "operations_per_second": rate,
-           "share_of_product_rate": rate / product_rate,
-           "affinity": {method: matrix.tolist() for method, matrix in found.items()},
-           "peak_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")}  # fmt: skip
-    full_size = on_gpu and (len(params), *images.shape[:3]) == (20, 1000, 256, 256)
-    # The seconds are a goal for one kind of GPU in one mode, the share is one for any.
-    timed = full_size and name == "all_bfloat16" and "H200" in jax.devices()[0].device_kind
-    what = f"{len(params)} encoders x {len(images)} images of {images.shape[1]}x{images.shape[2]}, {name}"
-    goal = "20 x 1000 of 256x256 on one"
-    rows.append(harness.Row(f"{what}: maps and matrix", f"{median:.3g} s", "", f"{median:.3g} s",
-                            f"{goal} H200, all_bfloat16: < 5 s", median < 5 if timed else None))  # fmt: skip
-    rows.append(harness.Row(f"{what}: share of the matrix products' rate", f"{rate / 1e12:.3g} TFLOP/s",
-                            f"{product_rate / 1e12:.3g} TFLOP/s", f"{rate / product_rate:.0%}", f"{goal} GPU: >= 40 %",
-                            rate >= 0.4 * product_rate if full_size else None))  # fmt: skip
-    keep(job=job)
-    print(f"{what}: {median:.3g} s, {rate / 1e12:.3g} TFLOP/s, {rate / product_rate:.0%} of matrix products")
-
-    inputs = _as_input(jnp.asarray(next(_batches(images, best))[0]), mode.dtype)
-    if module is not None and mode.peer:
-        ours = functools.partial(compiled[best], params[0], inputs)
-        wanted = {method: np.asarray(each) for method, each in ours().items()}
-        contenders: dict[str, tuple[Callable[[], Any], int]] = {"ours": (lambda: jax.block_until_ready(ours()), best)}
-        agreement, failed = {}, {}
-        for label, run in torch_contenders(module(params[0]), inputs, mode).items():
-            try:
-                theirs = {method: each.cpu().numpy() for method, each in run().items()}
-            except Exception as error:  # whatever the peer fails at must not end a run on a borrowed machine
-                failed[label] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-                continue
-            agreement[label] = {method: _smallest_cosine(wanted[method], theirs[method]) for method in wanted}
-            contenders[label] = run, best
-        seconds = harness.take_turns(contenders, options.rounds)
-        title = f"Maps of one encoder, {best} x {images.shape[1]}x{images.shape[2]}, {name}, channels last in PyTorch"
-        goals = {"PyTorch, compiled": 2.0} if on_gpu else {}
-        harness.show_ratios(title, seconds, "ours")
-        rows += harness.rows(title, seconds, "ours", goals)
-        keep(peer={"seconds_per_image": seconds, "smallest_cosine_to_ours": agreement, "failed": failed})
-
-    seconds = harness.take_turns(over_networks(one, compiled[best], params, inputs), options.rounds)
-    title = f"Over {len(params)} encoders, {best} images or their share, {name}"
-    harness.show_ratios(title, seconds, "loop")
-    rows += harness.rows(title, seconds, "loop")
-    keep(over_networks=seconds)
-
-    if name != "all_bfloat16":  # which the library does not offer
-        some = images[: options.library_images]
-        networks = [jt.Network(f"n{i}", apply, each) for i, each in enumerate(params)]
-        contenders = {"loop, maps stay on the device": (lambda: whole(some), len(networks) * len(some))}
-        fewer = min(1024, some[0, :, :, 0].size // 4)
-        for label, sketch in (("affinity_matrix", None), ("affinity_matrix, sketches", fewer)):
-            run = functools.partial(jt.affinity_matrix, networks, some, sketch=sketch, precision=mode.precision)
-            contenders[label] = run, len(networks) * len(some)
-        seconds = harness.take_turns(contenders, options.rounds)
-        title = f"The whole job over {len(networks)} encoders, {len(some)} images, {name}; points on disk or not"
-        reference = next(iter(contenders))
-        harness.show_ratios(title, seconds, reference)
-        rows += harness.rows(title, seconds, reference)
-        keep(library=seconds)
-    return record
+    run = Measurement(name, apply, params, images, options)
+    product_rate = run.measure_products()
+    fastest = run.measure_passes()
+    run.measure_job(fastest, product_rate)
+    if module is not None and run.mode.peer:
+        run.compare_with_torch(fastest, module(run.params[0]))
+    run.compare_loops(fastest)
+    if name != "all_bfloat16":  # a mode that the library does not have
+        run.compare_library()
+    return run.record
 
 
 def _smallest_cosine(a: np.ndarray, b: np.ndarray) -> float:
-    """Over the rows."""
+    """Returns the smallest cosine between the same rows of two arrays."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     return float(((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
 
@@ -297,12 +365,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--size", type=int, default=256, help="height and width of the images")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[40, 100, 200], help="images at a time, rising")
-    parser.add_argument("--library-images", type=int, default=100, help="for affinity_matrix, whose points go to disk")
+    parser.add_argument(
+        "--batch-sizes", nargs="+", type=int, default=[40, 100, 200], help="images per batch, in increasing order"
+    )
+    parser.add_argument(
+        "--library-images", type=int, default=100, help="images for affinity_matrix, which writes to disk"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="folder for the JSON files")
     options = parser.parse_args(arguments)
-    # JAX would take three quarters of the memory before PyTorch can have any.
+    # By default JAX reserves three quarters of the memory, which leaves too little for PyTorch.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.55")
     images = np.random.default_rng(0).integers(0, 256, (options.images, options.size, options.size, 3), np.uint8)
     params = [taskonomy_params(seed) for seed in range(options.networks)]

@@ -1,8 +1,8 @@
-"""Runs every benchmark, and ends in one table: what was measured, beside whom, and what it should be.
+"""Runs every benchmark and prints a table of all results, peers and goals.
 
-Run with `python -m benchmarks.all` from the root of the checkout, after `pip install -e ".[bench]"`: small, minutes on
-two cores. `--full --out benchmarks/results` makes the record of a machine: `all_<device>_<cores>_cores.json`, and
-figures.
+Run `python -m benchmarks.all` from the root of the checkout, after `pip install -e ".[bench]"`. The default sizes are
+small: minutes on two cores. `--full --out benchmarks/results` writes the record of a machine,
+`all_<device>_<cores>_cores.json`, and figures.
 """
 
 import argparse
@@ -21,13 +21,13 @@ from benchmarks import harness
 
 
 class Benchmark(NamedTuple):
-    """A module of this package, and its arguments beside `--out`.
+    """A module of this package and its arguments other than `--out`.
 
     Attributes:
-        name: Of the module.
-        small: Arguments of a run that takes a minute.
-        full: Arguments for the record, on a CPU.
-        on_gpu: Arguments for the record on a GPU; None: as on a CPU.
+        name: Name of the module.
+        small: Arguments for a run of about a minute.
+        full: Arguments for the record of a machine, on a CPU.
+        on_gpu: Arguments for the record on a GPU; None means those of `full`.
     """
 
     name: str
@@ -54,11 +54,11 @@ BENCHMARKS = (
 
 
 def run(benchmark: Benchmark, arguments: Sequence[str], folder: Path) -> dict[str, Any] | None:
-    """Runs a benchmark in a process of its own; what it wrote, by file, or None if it failed."""
+    """Runs a benchmark in a process of its own and returns its records by file name, or None if it failed."""
     command = ["-m", f"benchmarks.{benchmark.name}", *arguments]
     Console().rule(" ".join(["python", *command]))
-    done = subprocess.run([sys.executable, *command, "--out", str(folder)], check=False)
-    if done.returncode:
+    process = subprocess.run([sys.executable, *command, "--out", str(folder)], check=False)
+    if process.returncode:
         return None
     records = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
     return {name: record | {"command": ["python", *command]} for name, record in records.items()}
@@ -66,40 +66,40 @@ def run(benchmark: Benchmark, arguments: Sequence[str], folder: Path) -> dict[st
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="what the record is made with")
+    parser.add_argument("--full", action="store_true", help="run at the sizes of the record of a machine")
     parser.add_argument("--out", type=Path, help="folder for the JSON file and the figures")
     options = parser.parse_args(arguments)
-    # Not asked here: a process that has seen a GPU holds its memory.
-    ask = "import jax; print(jax.default_backend())"
-    on_gpu = subprocess.check_output([sys.executable, "-c", ask], text=True).strip() == "gpu"
-    found: dict[str, Any] = {}
+    # A child process looks for the GPU, because JAX would reserve the GPU's memory in this one.
+    code = "import jax; print(jax.default_backend())"
+    on_gpu = subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "gpu"
+    all_records: dict[str, Any] = {}
     rows: dict[str, list[harness.Row]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         for benchmark in BENCHMARKS:
-            chosen = benchmark.small
+            arguments_of_run = benchmark.small
             if options.full:
-                chosen = benchmark.on_gpu if on_gpu and benchmark.on_gpu is not None else benchmark.full
+                arguments_of_run = benchmark.on_gpu if on_gpu and benchmark.on_gpu is not None else benchmark.full
             folder = Path(temporary) / benchmark.name
             folder.mkdir()
-            records = run(benchmark, chosen.split(), folder)
+            records = run(benchmark, arguments_of_run.split(), folder)
             if records is None:
-                rows[benchmark.name] = [harness.Row(" ".join(["failed:", chosen]), "", "", "", met=False)]
+                rows[benchmark.name] = [harness.Row(" ".join(["failed:", arguments_of_run]), "", "", "", met=False)]
                 continue
-            found[benchmark.name] = records
-            rows[benchmark.name] = [harness.Row(**row) for each in records.values() for row in each.get("rows", ())]
-        if found and options.out:
-            write(found, Path(temporary), options.out)
+            all_records[benchmark.name] = records
+            rows[benchmark.name] = [harness.Row(**row) for record in records.values() for row in record.get("rows", ())]
+        if all_records and options.out:
+            write(all_records, Path(temporary), options.out)
     harness.show("All benchmarks" if options.full else "All benchmarks, small", rows)
-    if len(found) < len(BENCHMARKS):
+    if len(all_records) < len(BENCHMARKS):
         sys.exit(1)
 
 
-def write(found: dict[str, Any], temporary: Path, out: Path) -> None:
-    """Writes what all benchmarks found to the file of this machine, and their figures beside it."""
-    machine = next(iter(next(iter(found.values())).values()))["machine"]
+def write(all_records: dict[str, Any], temporary: Path, out: Path) -> None:
+    """Writes the records of all benchmarks to the file of this machine, and copies their figures next to it."""
+    machine = next(iter(next(iter(all_records.values())).values()))["machine"]
     name = re.sub(r"\W+", "_", f"all_{machine['device']}_{machine['cores']}_cores").lower()
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    (out / f"{name}.json").write_text(json.dumps(all_records, indent=1) + "\n")
     for figure in temporary.glob("*/*.png"):
         (out / f"all_{figure.name}").write_bytes(figure.read_bytes())
 

@@ -1,6 +1,6 @@
-"""Images per second for all three maps of the Taskonomy encoder: ours beside PyTorch and Captum.
+"""Measures how many images per second get all three maps of a Taskonomy encoder: ours, PyTorch and Captum.
 
-Run with `python -m benchmarks.attribution` from the root of the checkout, after `pip install -e ".[bench]"`.
+Run `python -m benchmarks.attribution` from the root of the checkout, after `pip install -e ".[bench]"`.
 """
 
 import argparse
@@ -23,10 +23,12 @@ from jaxtransfer import taskonomy
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=256, help="height and width of the images")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--networks", type=int, default=3, help="for loop, lax.map and vmap")
-    parser.add_argument("--precision", choices=("float32", "tf32"), default="float32", help="of matrix products")
+    parser.add_argument("--batch-size", type=int, default=8, help="images per batch")
+    parser.add_argument("--rounds", type=int, default=7, help="timed calls of each contender")
+    parser.add_argument("--networks", type=int, default=3, help="networks for the comparison of loop, lax.map and vmap")
+    parser.add_argument(
+        "--precision", choices=("float32", "tf32"), default="float32", help="precision of matrix products"
+    )
     parser.add_argument("--out", type=Path, help="folder for the JSON files")
     options = parser.parse_args(arguments)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = options.precision == "tf32"
@@ -64,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         a = np.asarray(ours()[method]).reshape(options.batch_size, -1)
         b = theirs.cpu().numpy().transpose(0, 2, 3, 1).reshape(options.batch_size, -1)
         cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-        print(f"{method}: smallest cosine between ours and PyTorch's over the images {cosines.min():.6f}")
+        print(f"{method}: smallest cosine between our map and PyTorch's over the images {cosines.min():.6f}")
 
     seconds = harness.take_turns({k: (run, options.batch_size) for k, run in contenders.items()}, options.rounds)
     shape = " x ".join(map(str, images.shape))
@@ -73,12 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     about = {"precision": options.precision, "shapes": {"images": images.shape}}
     harness.report(title, seconds, "ours", settings, file, **about, goals={"(a) PyTorch, batched": 1.4})
 
-    few = ours_images[: max(1, options.batch_size // 2)]
+    half = ours_images[: max(1, options.batch_size // 2)]
     maps = functools.partial(jt.attribute, taskonomy.encode, precision=options.precision)
-    seconds = harness.take_turns(over_networks(maps, maps, params, few), options.rounds)
-    title = f"Over {options.networks} encoders, {len(few)} images each or their share; images x networks per second"
+    seconds = harness.take_turns(over_networks(maps, maps, params, half), options.rounds)
+    title = f"Over {options.networks} encoders, {len(half)} images each or their share; images x networks per second"
     file = options.out and options.out / f"attribution_networks_{device}_{options.precision}.json"
-    about["shapes"] = {"images": few.shape}
+    about["shapes"] = {"images": half.shape}
     harness.report(title, seconds, "loop", settings, file, **about)
 
 

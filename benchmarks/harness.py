@@ -1,4 +1,4 @@
-"""Contenders take turns in one process; the medians and the pairwise ratios go to a table and a JSON file."""
+"""Times contenders that take turns in one process; writes medians and ratios to a table and a JSON file."""
 
 import importlib.metadata
 import json
@@ -17,19 +17,19 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-_WIDE = 160  # of a table that goes to a file
+_WIDTH = 160  # columns of a table that is not printed to a terminal
 
 
 class Row(NamedTuple):
-    """A line of the table that `benchmarks.all` ends with.
+    """A row of the table that `benchmarks.all` prints at its end.
 
     Attributes:
         what: What was measured.
-        ours: What it costs here, with its unit.
-        peer: Who it is held against, and what it costs there.
-        found: The ratio, exponent or slope.
-        goal: What it should be.
-        met: Whether it is; None where there is no goal, or it is for another machine.
+        ours: Result of this package, with its unit.
+        peer: Name and result of what it is compared with.
+        found: The resulting ratio, exponent, slope or error.
+        goal: The value that `found` should have.
+        met: Whether the goal is met; None without a goal, or if the goal is for another machine.
     """
 
     what: str
@@ -41,14 +41,14 @@ class Row(NamedTuple):
 
 
 def show(title: str, rows: Mapping[str, Sequence[Row]]) -> None:
-    """Prints rows as one table, under the names of their benchmarks."""
-    table = Table("", "", "ours", "peer", "found", "goal", "met", title=title)
+    """Prints rows as a table, grouped by benchmark."""
+    table = Table("", "", "ours", "peer", "result", "goal", "met", title=title)
     for name, group in rows.items():
         for row in group:
             table.add_row(name, *row[:-1], {None: "", True: "yes", False: "no"}[row.met])
         table.add_section()
     console = Console()
-    console = console if console.is_terminal else Console(width=_WIDE)
+    console = console if console.is_terminal else Console(width=_WIDTH)
     console.print(table)
 
 
@@ -57,12 +57,12 @@ def take_turns(
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds per unit of work of every contender in every round, after one call of each that is not counted.
+    """Measures the seconds per unit of work of every contender in every round, after an uncounted call of each.
 
     Args:
-        contenders: Name to (function, units of work it does); the function returns when the work is done.
-        rounds: Counted calls of each.
-        clock: What time it is, in seconds.
+        contenders: Maps a name to a function and its units of work; the function returns when the work is done.
+        rounds: Number of counted calls of each contender.
+        clock: Function that returns the time in seconds.
     """
     for run, _ in track(contenders.values(), description="warming up", console=Console(stderr=True)):
         run()
@@ -76,9 +76,9 @@ def take_turns(
 
 
 def show_ratios(title: str, seconds: Mapping[str, list[float]], reference: str) -> None:
-    """Prints a table of the medians of what `take_turns` returned, and of ratios to `reference`, round by round."""
+    """Prints the medians of the seconds from `take_turns`, and the ratios to the contender `reference` by rounds."""
     table = Table(title=title)
-    for heading in ("", "units per second", "ms per unit", f"times as long as {reference}", "(range)"):
+    for heading in ("", "units per second", "ms per unit", f"time relative to {reference}", "(range)"):
         table.add_column(heading, justify="left" if not heading else "right")
     for name, times in seconds.items():
         ratios = _ratios(seconds, name, reference)
@@ -99,29 +99,29 @@ def report(
     shapes: Mapping[str, Sequence[int]],
     goals: Mapping[str, float] | None = None,
 ) -> None:
-    """Prints the table of `show_ratios` and writes all of it to `file`.
+    """Prints the table of `show_ratios` and writes all times and ratios to a file.
 
     Args:
-        title: Of the table.
-        seconds: What `take_turns` returns.
-        reference: The contender the others are divided by.
-        settings: Written to the file.
-        file: Where to; None: nowhere.
-        precision: Of the numbers; see `store`.
-        shapes: Of what went in; see `store`.
-        goals: How many times as long as `reference` others should take at least.
+        title: Title of the table.
+        seconds: Result of `take_turns`.
+        reference: Contender that the others are compared with.
+        settings: Settings of the benchmark, for the file.
+        file: File to write; None writes nothing.
+        precision: Precision of the computation; see `store`.
+        shapes: Shapes of the inputs; see `store`.
+        goals: Smallest ratio of a contender's time to that of `reference` that meets the goal, by contender.
     """
     show_ratios(title, seconds, reference)
     if file is None:
         return
-    found = rows(title, seconds, reference, goals)
+    lines = rows(title, seconds, reference, goals)
     record = {
         "title": title,
         "settings": dict(settings),
         "reference": reference,
         "seconds_per_unit": {name: list(times) for name, times in seconds.items()},
         "median_ratio_to_reference": {name: statistics.median(_ratios(seconds, name, reference)) for name in seconds},
-        "rows": [row._asdict() for row in found],
+        "rows": [row._asdict() for row in lines],
     }
     store(record, file, precision=precision, shapes=shapes)
 
@@ -129,37 +129,38 @@ def report(
 def rows(
     what: str, seconds: Mapping[str, list[float]], reference: str, goals: Mapping[str, float] | None = None
 ) -> list[Row]:
-    """Every contender beside `reference`, as `report` compares them."""
-    found = []
+    """Compares every contender with `reference`, as `report` does."""
+    lines = []
     for name, times in seconds.items():
         if name == reference:
             continue
         ratio = statistics.median(_ratios(seconds, name, reference))
-        ours, theirs = (f"{1 / statistics.median(each):.3g} per s" for each in (seconds[reference], times))
+        ours, theirs = (f"{1 / statistics.median(values):.3g} per s" for values in (seconds[reference], times))
         least = (goals or {}).get(name)
         goal, met = ("", None) if least is None else (f">= {least} times", ratio >= least)
-        found.append(Row(what, f"{reference}: {ours}", f"{name}: {theirs}", f"{ratio:.2f} times", goal, met))
-    return found
+        lines.append(Row(what, f"{reference}: {ours}", f"{name}: {theirs}", f"{ratio:.2f} times", goal, met))
+    return lines
 
 
 def _ratios(seconds: Mapping[str, list[float]], name: str, reference: str) -> list[float]:
-    """How many times as long as the reference a contender took, round by round."""
+    """Returns the ratio of a contender's time to that of the reference in every round."""
     return [a / b for a, b in zip(seconds[name], seconds[reference], strict=True)]
 
 
 def device() -> str:
-    """The kind of device, as names of files have it."""
+    """Returns the kind of device in the form used in file names."""
     return re.sub(r"\W+", "_", jax.devices()[0].device_kind.lower())
 
 
 def store(record: Mapping[str, Any], file: Path, *, precision: str, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Writes results to a JSON file, with the command, the machine and the versions they come from.
+    """Writes results to a JSON file, together with the command, the machine and the versions behind them.
 
     Args:
         record: The results.
-        file: Where to.
-        precision: Of the numbers: float32, bfloat16, or tf32 for float32 whose products are of that.
-        shapes: Of what went in, by name.
+        file: File to write.
+        precision: Precision of the computation: "float32", "bfloat16", "tf32" (float32 with products in TF32),
+            or a mode of `benchmarks.accelerator`.
+        shapes: Shapes of the inputs by name.
     """
     origin = {
         "command": ["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]],

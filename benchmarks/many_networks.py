@@ -1,8 +1,8 @@
-"""Thousands of networks: how long points and rows take, in how much memory and disk, and whether the matrix is right.
+"""Measures time, memory and disk of the matrix of thousands of networks, and checks its values.
 
-Small convolutional networks with random weights over images of noise. A sample of pairs is computed again without the
-sweep: whole maps must give the same numbers, sketches numbers within their stated error. Run with
-`python -m benchmarks.many_networks` from the root of the checkout.
+Small convolutional networks with random weights see images of noise. For a random sample of pairs the affinities are
+also computed directly: whole maps must give the same values, sketches the same within their standard errors.
+Run `python -m benchmarks.many_networks` from the root of the checkout.
 """
 
 import argparse
@@ -30,45 +30,47 @@ PAIRS = 40
 
 
 def networks(count: int) -> Iterator[jt.Network]:
-    """Of one architecture."""
+    """Yields networks of the same architecture."""
     return (convolutional(f"n{i}", WIDTHS, i) for i in range(count))
 
 
 def maps(
     number: int, images: UInt8[np.ndarray, "images size size 3"], method: str
 ) -> Float[np.ndarray, "images pixels"]:
-    """A network's maps as unit vectors, without the sweep."""
+    """Computes the maps of a network directly, as unit vectors."""
     inputs = jnp.asarray(images, jnp.float32) / 255
-    found = jt.attribute(convolutions, convolutional("n", WIDTHS, number).params, inputs, methods=[method])[method]
-    vectors = np.asarray(found, np.float64).mean(-1).reshape(len(images), -1)
+    attributions = jt.attribute(convolutions, convolutional("n", WIDTHS, number).params, inputs, methods=[method])[
+        method
+    ]
+    vectors = np.asarray(attributions, np.float64).mean(-1).reshape(len(images), -1)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 class Peak:
-    """The most memory this process had, beyond what it began with."""
+    """A context that records the peak of this process's resident memory, and its value at the start."""
 
     def __enter__(self) -> "Peak":
-        """Begins to watch."""
-        self.most = self.before = psutil.Process().memory_info().rss
-        self._over = threading.Event()
-        self._watch = threading.Thread(target=self._look)
-        self._watch.start()
+        """Starts watching the memory."""
+        self.highest = self.before = psutil.Process().memory_info().rss
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._poll)
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ends watching."""
-        self._over.set()
-        self._watch.join()
+        """Stops watching the memory."""
+        self._stopped.set()
+        self._thread.join()
 
-    def _look(self) -> None:
-        while not self._over.wait(0.05):
-            self.most = max(self.most, psutil.Process().memory_info().rss)
+    def _poll(self) -> None:
+        while not self._stopped.wait(0.05):
+            self.highest = max(self.highest, psutil.Process().memory_info().rss)
 
 
 def run(
     count: int, images: UInt8[np.ndarray, "images size size 3"], methods: Sequence[str], sketch: int | None
 ) -> tuple[dict[str, Any], jt.Affinity]:
-    """One sweep, as a record and its affinity."""
+    """Computes the matrix and returns a record of its costs, and the affinity."""
     ended: dict[str, float] = {}
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, Progress(console=Console(stderr=True)) as bar, Peak() as peak:
@@ -89,7 +91,7 @@ def run(
         "sketch": sketch,
         "seconds_of_points": ended["points"] - began,
         "seconds_of_rows": ended["rows"] - ended["points"],
-        "peak_bytes": peak.most - peak.before,
+        "peak_bytes": peak.highest - peak.before,
         "bytes_on_disk": disk,
     }
     return record, affinity
@@ -97,10 +99,10 @@ def run(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", type=int, default=2000)
-    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--networks", type=int, default=2000, help="number of networks")
+    parser.add_argument("--images", type=int, default=256, help="number of images")
     parser.add_argument("--size", type=int, default=32, help="height and width of the images")
-    parser.add_argument("--sketch", type=int, default=256)
+    parser.add_argument("--sketch", type=int, default=256, help="buckets of a sketch")
     parser.add_argument("--methods", nargs="+", choices=jt.METHODS, default=["saliency"])
     parser.add_argument("--out", type=Path, help="folder for the JSON file")
     options = parser.parse_args(arguments)
@@ -119,24 +121,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         errors = np.array([affinity[method][i, j] - expected for method, expected in dense.items()])
         if sketch is None:
             record["largest_error"] = worst = float(np.abs(errors).max())
-            found, goal, met = f"off by {worst:.1g} at most", "<= 1e-6", worst <= 1e-6
+            result, goal, met = f"largest error {worst:.1g}", "<= 1e-6", worst <= 1e-6
         else:
             errors /= np.array([np.asarray(affinity.sketch_stderr(method))[i, j] for method in dense])
             record["errors_in_stated_errors"] = errors.tolist()
-            worst, usual = float(np.abs(errors).max()), float(np.sqrt(np.square(errors).mean()))
-            found = f"off by {usual:.2f} stated errors, {worst:.1f} at most"
-            goal, met = "1, and <= 3 at most", worst <= 3
+            worst, typical = float(np.abs(errors).max()), float(np.sqrt(np.square(errors).mean()))
+            result = f"errors of {typical:.2f} standard errors, at most {worst:.1f}"
+            goal, met = "1, at most 3", worst <= 3
         spent = f"points {record['seconds_of_points']:.0f} s, rows {record['seconds_of_rows']:.0f} s"
         memory = f"memory {decimal(record['peak_bytes'])}"
-        disk = (f"{kind} on disk {decimal(size)}" for kind, size in record["bytes_on_disk"].items())
-        rows.append(harness.Row(f"{what}, {name}", spent, ", ".join((memory, *disk)), found, goal, met))
+        disk = (f"{part} on disk {decimal(size)}" for part, size in record["bytes_on_disk"].items())
+        rows.append(harness.Row(f"{what}, {name}", spent, ", ".join((memory, *disk)), result, goal, met))
         records[name] = record
     harness.show("Many networks", {"many networks": rows})
     if options.out:
         settings = {key: value for key, value in vars(options).items() if key != "out"}
-        found = {"settings": settings, "sweeps": records, "rows": [row._asdict() for row in rows]}
+        record = {"settings": settings, "sweeps": records, "rows": [row._asdict() for row in rows]}
         file = options.out / f"many_networks_{harness.device()}.json"
-        harness.store(found, file, precision="float32", shapes={"images": images.shape})
+        harness.store(record, file, precision="float32", shapes={"images": images.shape})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Networks with random weights, which cost as much as trained ones, and ways over several of them."""
+"""Makes networks with random weights, which cost as much as trained ones, and compares loops over networks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from jaxtransfer import taskonomy
 
 
 def taskonomy_params(seed: int) -> PyTree:
-    """Weights of a Taskonomy encoder whose activations keep their size from layer to layer."""
+    """Draws weights of a Taskonomy encoder that keep the scale of activations from layer to layer."""
     rng = np.random.default_rng(seed)
     _, shapes = taskonomy.skeleton(taskonomy.Encoder, 3)
     params = {}
@@ -36,7 +36,7 @@ def taskonomy_params(seed: int) -> PyTree:
 def convolutions(
     params: Sequence[Float[Array, "3 3 inputs outputs"]], images: Float[Array, "images height width channels"]
 ) -> Float[Array, "images h w outputs"]:
-    """3x3 convolutions of stride 2, each followed by a ReLU."""
+    """Applies 3x3 convolutions of stride 2, each followed by a ReLU."""
     x = images
     for kernel in params:
         x = jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -45,7 +45,7 @@ def convolutions(
 
 
 def convolutional(name: str, widths: Sequence[int], seed: int) -> jt.Network:
-    """A network of `convolutions`; those of equal widths share an architecture."""
+    """Makes a network of `convolutions`; networks with the same widths have the same architecture."""
     rng = np.random.default_rng(seed)
     channels = zip((3, *widths[:-1]), widths, strict=True)
     kernels = [rng.normal(0, (2 / (9 * a)) ** 0.5, (3, 3, a, b)).astype(np.float32) for a, b in channels]
@@ -53,22 +53,29 @@ def convolutional(name: str, widths: Sequence[int], seed: int) -> jt.Network:
 
 
 def over_networks(
-    one: Callable[[PyTree, Array], PyTree],
+    function: Callable[[PyTree, Array], PyTree],
     compiled: Callable[[PyTree, Array], PyTree],
     params: Sequence[PyTree],
     images: Array,
 ) -> dict[str, tuple[Callable[[], Any], int]]:
-    """A loop over the compiled function, `lax.map` and `vmap`, with about as many maps at a time; see `take_turns`.
+    """Returns the contenders loop, `lax.map` and `vmap` for `harness.take_turns`.
 
-    The loop and the map take all images of one network at a time, `vmap` their share of all networks.
+    The loop and `lax.map` take all images for a network at a time. `vmap` takes all networks at a time, with fewer
+    images, so that about equally many maps are computed at a time.
+
+    Args:
+        function: Function of weights and images.
+        compiled: The same function, compiled, for the loop.
+        params: Weights of every network.
+        images: Images for the networks.
     """
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-    few = images[: max(1, len(images) // len(params))]
-    mapped = jax.jit(lambda stacked, images: jax.lax.map(lambda each: one(each, images), stacked))
-    vmapped = jax.jit(jax.vmap(one, in_axes=(0, None)))
+    share = images[: max(1, len(images) // len(params))]
+    mapped = jax.jit(lambda stacked, images: jax.lax.map(lambda weights: function(weights, images), stacked))
+    vmapped = jax.jit(jax.vmap(function, in_axes=(0, None)))
     units = len(params) * len(images)
     return {
-        "loop": (lambda: jax.block_until_ready([compiled(each, images) for each in params]), units),
+        "loop": (lambda: jax.block_until_ready([compiled(weights, images) for weights in params]), units),
         "lax.map": (lambda: jax.block_until_ready(mapped(stacked, images)), units),
-        "vmap": (lambda: jax.block_until_ready(vmapped(stacked, few)), len(params) * len(few)),
+        "vmap": (lambda: jax.block_until_ready(vmapped(stacked, share)), len(params) * len(share)),
     }

@@ -1,7 +1,7 @@
-"""What the variance reductions of principal gradients are worth, what their gap and alignment say, and how fast it is.
+"""Measures the variance reductions of principal gradients, their gaps and alignments, and their speed.
 
-Run with `python -m benchmarks.pge --out benchmarks/results` from the root of the checkout, after
-`pip install -e ".[bench]"`. Data: scikit-learn's digits, or a folder of class folders with `--data FOLDER`.
+Run `python -m benchmarks.pge --out benchmarks/results` from the root of the checkout, after
+`pip install -e ".[bench]"`. The data are scikit-learn's digits, or with `--data FOLDER` a folder of class folders.
 """
 
 import argparse
@@ -44,7 +44,7 @@ BEST = {"prototypical": "orbits", "random head": "orbits + 64 mirrored"}
 
 
 def digits_tasks(size: int) -> Tasks:
-    """The six tasks of five digits each, `size` pixels wide, values in [-1, 1]."""
+    """Returns six tasks of five digits each; images have `size` x `size` pixels in [-1, 1]."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -64,10 +64,10 @@ def digits_tasks(size: int) -> Tasks:
 
 
 def folder_tasks(folder: Path, size: int) -> Tasks:
-    """The same kind of tasks from the class folders of a folder: all classes, disturbed, inverted, shuffled."""
-    probes = {each.name: jt.load_probe(each, size=size).images for each in sorted(folder.iterdir()) if each.is_dir()}
+    """Returns four tasks from a folder of class folders: the images, with noise, inverted, with shuffled labels."""
+    probes = {path.name: jt.load_probe(path, size=size).images for path in sorted(folder.iterdir()) if path.is_dir()}
     images = np.concatenate(list(probes.values())).astype(np.float32) / 127.5 - 1
-    labels = np.repeat(list(probes), [len(each) for each in probes.values()])
+    labels = np.repeat(list(probes), [len(probe) for probe in probes.values()])
     rng = np.random.default_rng(0)
     noise = rng.normal(size=images.shape).astype(np.float32)
     return {
@@ -78,13 +78,13 @@ def folder_tasks(folder: Path, size: int) -> Tasks:
     }
 
 
-def loss_and_batches(kind: str, backbone: jt.Backbone, task: tuple[np.ndarray, np.ndarray]) -> tuple[Any, Any]:
-    """A loss of the backbone and the batches it takes."""
+def loss_and_batches(loss: str, backbone: jt.Backbone, task: tuple[np.ndarray, np.ndarray]) -> tuple[Any, Any]:
+    """Returns the named loss of the backbone, and batches for it."""
     images, labels = task
-    if kind == "prototypical":
+    if loss == "prototypical":
         batches = jt.Episodes.of(images, labels, ways=WAYS, shots=SHOTS, queries=QUERIES)
         return jt.Prototypical(backbone.features, WAYS, SHOTS), batches
-    if kind == "random head":
+    if loss == "random head":
         return jt.RandomHead(backbone.features, len(np.unique(labels))), jt.Minibatches.of(images, labels, size=BATCH)
     angle = 2 * np.pi * np.unique(labels, return_inverse=True)[1] / len(np.unique(labels))
     targets = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
@@ -92,7 +92,7 @@ def loss_and_batches(kind: str, backbone: jt.Backbone, task: tuple[np.ndarray, n
 
 
 def estimation(
-    kind: str,
+    loss: str,
     backbone: jt.Backbone,
     task: Any,
     seed: int = 0,
@@ -101,31 +101,32 @@ def estimation(
     control: bool = False,
     **rest: Any,
 ) -> Estimation:
-    """An estimation in one of the configurations; the symmetries of shipped backbones are checked in the tests."""
-    loss, batches = loss_and_batches(kind, backbone, task)
-    chosen = backbone.symmetry if symmetry else None
+    """Prepares an estimation in a configuration; the tests check the symmetries of the package's backbones."""
+    loss_function, batches = loss_and_batches(loss, backbone, task)
+    units = backbone.symmetry if symmetry else None
     key = jax.random.key(seed)
-    return Estimation(backbone.init, loss, batches, key, symmetry=chosen, control=control, check=False, **rest)
+    return Estimation(backbone.init, loss_function, batches, key, symmetry=units, control=control, check=False, **rest)
 
 
 def torch_restarts(
-    name: str, kind: str, task: tuple[np.ndarray, np.ndarray], channels: int, *, in_place: bool = False
+    name: str, loss_name: str, task: tuple[np.ndarray, np.ndarray], channels: int, *, in_place: bool = False
 ) -> Callable[[int], None]:
-    """The published way in PyTorch: a fresh module, one batch, a running mean; a function of the number of restarts.
+    """Returns the published estimator in PyTorch, as a function of the number of restarts.
 
-    With `in_place` one module's weights are drawn again, which saves making it and PyTorch's own initialisation.
+    Every restart makes a fresh module and takes a batch; the gradients are averaged. With `in_place` the weights of a
+    single module are drawn again instead, which saves making modules and PyTorch's own initialisation.
     """
     images, labels = task
     numbers = np.unique(labels, return_inverse=True)[1]
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
     classes = torch.from_numpy(numbers)
-    members = [np.flatnonzero(numbers == each) for each in range(numbers.max() + 1)]
+    members = [np.flatnonzero(numbers == number) for number in range(numbers.max() + 1)]
     rng = np.random.default_rng(0)
 
-    one = torch_pge.MODULES[name](channels=channels) if in_place else None
+    reused = torch_pge.MODULES[name](channels=channels) if in_place else None
 
     def fresh() -> nn.Module:
-        network = one or torch_pge.MODULES[name](channels=channels)
+        network = reused or torch_pge.MODULES[name](channels=channels)
         for part in network.modules():
             if isinstance(part, nn.Conv2d):
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
@@ -135,7 +136,7 @@ def torch_restarts(
         return network.train()
 
     def loss(network: nn.Module) -> torch.Tensor:
-        if kind == "prototypical":
+        if loss_name == "prototypical":
             ways = rng.permutation(len(members))[:WAYS]
             chosen = np.concatenate([rng.permutation(members[way])[: SHOTS + QUERIES] for way in ways])
             features = network(pixels[chosen]).reshape(WAYS, SHOTS + QUERIES, -1)
@@ -151,31 +152,31 @@ def torch_restarts(
         for count in range(1, restarts + 1):
             network = fresh()
             loss(network).backward()
-            gradient = torch.cat([each.grad.flatten() for each in network.parameters() if each.grad is not None])
+            gradient = torch.cat([leaf.grad.flatten() for leaf in network.parameters() if leaf.grad is not None])
             mean = gradient if mean is None else mean + (gradient - mean) / count
 
     return run
 
 
 def noise(name: str, tasks: Tasks, restarts: int, rounds: int) -> dict[str, Any]:
-    """Part 1: noise, restarts and seconds to a signal-to-noise of 10, for every configuration and PyTorch."""
+    """Part 1: noise, and restarts and seconds to a signal-to-noise ratio of 10, by configuration and in PyTorch."""
     task = next(iter(tasks.values()))
     channels = task[0].shape[-1]
     backbone = jt.backbone(name, channels)
     record: dict[str, Any] = {}
-    for kind, configurations in CONFIGURATIONS.items():
-        # Many coordinates need fewer groups to tell their noise, and more memory for each.
-        running = {
-            label: estimation(kind, backbone, task, groups=16 if "symmetry" in given else 8, **given)
-            for label, given in configurations.items()
+    for loss, configurations in CONFIGURATIONS.items():
+        # The noise of many coordinates is known from fewer groups, and every group of them needs more memory.
+        estimations = {
+            label: estimation(loss, backbone, task, groups=16 if "symmetry" in options else 8, **options)
+            for label, options in configurations.items()
         }
-        published = torch_restarts(name, kind, task, channels)
-        contenders = {label: (_more(each, 16), 16) for label, each in running.items()}
+        published = torch_restarts(name, loss, task, channels)
+        contenders = {label: (_more(estimator, 16), 16) for label, estimator in estimations.items()}
         seconds = harness.take_turns(contenders | {"PyTorch": (lambda run=published: run(4), 4)}, rounds)
-        for label, each in running.items():
-            each.run(16 * restarts if label == BEST[kind] else restarts)
-        signal = running[BEST[kind]].result().squared_norm
-        table = Table(title=f"{name}, {kind}: squared norm {signal.value:.3g} ± {signal.stderr:.1g}")
+        for label, estimator in estimations.items():
+            estimator.run(16 * restarts if label == BEST[loss] else restarts)
+        signal = estimations[BEST[loss]].result().squared_norm
+        table = Table(title=f"{name}, {loss}: squared norm {signal.value:.3g} ± {signal.stderr:.1g}")
         for heading in (
             "",
             "noise per restart",
@@ -187,10 +188,10 @@ def noise(name: str, tasks: Tasks, restarts: int, rounds: int) -> dict[str, Any]
         ):
             table.add_column(heading, justify="left" if not heading else "right")
         rows: dict[str, dict[str, float]] = {}
-        for label in [*running, "PyTorch"]:
-            variance = running["as published" if label == "PyTorch" else label].result().noise_per_restart
-            needed, each = 10 * variance / signal.value, float(np.median(seconds[label]))
-            rows[label] = {"noise_per_restart": variance, "restarts_needed": needed, "seconds_per_restart": each}
+        for label in [*estimations, "PyTorch"]:
+            variance = estimations["as published" if label == "PyTorch" else label].result().noise_per_restart
+            needed, per_restart = 10 * variance / signal.value, float(np.median(seconds[label]))
+            rows[label] = {"noise_per_restart": variance, "restarts_needed": needed, "seconds_per_restart": per_restart}
         for label, row in rows.items():
             row["fewer"] = rows["as published"]["restarts_needed"] / row["restarts_needed"]
             row["time_ratio"] = row["seconds_per_restart"] / rows["as published"]["seconds_per_restart"]
@@ -204,84 +205,85 @@ def noise(name: str, tasks: Tasks, restarts: int, rounds: int) -> dict[str, Any]
                 f"{row['faster_than_pytorch']:.3g}x",
             )  # fmt: skip
         CONSOLE.print(table)
-        record[kind] = {"squared_norm": signal._asdict(), "rows": rows}
+        record[loss] = {"squared_norm": signal._asdict(), "rows": rows}
     return record
 
 
-def _more(each: Estimation, restarts: int) -> Callable[[], Any]:
-    """A function that does so many restarts more in one call and waits for them."""
-    return lambda: (each.run(each.done + restarts), jax.block_until_ready(each._sums))
+def _more(estimator: Estimation, restarts: int) -> Callable[[], Any]:
+    """Returns a function that computes this number of further restarts and waits for them."""
+    return lambda: (estimator.run(estimator.done + restarts), jax.block_until_ready(estimator._sums))
 
 
 def budget(name: str, tasks: Tasks, most: int) -> dict[str, Any]:
-    """Part 2: the plain gap of the published estimator, and ours, against the number of restarts."""
+    """Part 2: the plain gap of the published estimator and our gap, against the number of restarts."""
     names = list(tasks)[:2]
     backbone = jt.backbone(name, tasks[names[0]][0].shape[-1])
     record: dict[str, Any] = {}
-    for kind, best in (("prototypical", {"symmetry": True}), ("random head", {"symmetry": True, "heads": 16})):
+    for loss, best in (("prototypical", {"symmetry": True}), ("random head", {"symmetry": True, "heads": 16})):
         pairs = {
-            "published": [estimation(kind, backbone, tasks[each]) for each in names],
-            "ours": [estimation(kind, backbone, tasks[each], **best) for each in names],
+            "published": [estimation(loss, backbone, tasks[task]) for task in names],
+            "ours": [estimation(loss, backbone, tasks[task], **best) for task in names],
         }
-        table = Table("restarts", "published, plain", "ours", title=f"{name}, {kind}: gap of {' and '.join(names)}")
+        table = Table("restarts", "published, plain", "ours", title=f"{name}, {loss}: gap of {' and '.join(names)}")
         points = []
         for restarts in [16 * 2**i for i in range(12) if 16 * 2**i <= most]:
             values = {}
             for label, pair in pairs.items():
-                for each in pair:
-                    each.run(restarts)
+                for estimator in pair:
+                    estimator.run(restarts)
                 values[label] = None
                 with contextlib.suppress(jt.JaxTransferError):
-                    found = jt.gap(pair[0].result(), pair[1].result(), biased=label == "published")
-                    values[label] = list(found) if np.isfinite(found.stderr) else None
+                    gap = jt.gap(pair[0].result(), pair[1].result(), biased=label == "published")
+                    values[label] = list(gap) if np.isfinite(gap.stderr) else None
             points.append({"restarts": restarts, **values})
-            cells = ["not resolved" if each is None else f"{each[0]:.4g} ± {each[1]:.2g}" for each in values.values()]
+            cells = ["not resolved" if gap is None else f"{gap[0]:.4g} ± {gap[1]:.2g}" for gap in values.values()]
             table.add_row(str(restarts), *cells)
         CONSOLE.print(table)
-        record[kind] = points
+        record[loss] = points
     return record
 
 
 def control(name: str, tasks: Tasks, restarts: int) -> dict[str, Any]:
-    """Part 3a: does the expectation read the labels?"""
+    """Part 3a: tests whether the expected gradient depends on the labels."""
     task = next(iter(tasks.values()))
     backbone = jt.backbone(name, task[0].shape[-1])
     table = Table("loss", "squared norm", "squared distance to control", "in standard errors", title=f"{name}: control")
     record = {}
-    for kind in ("prototypical", "random head", "squared error"):
-        each = estimation(kind, backbone, task, symmetry=True, control=True)
-        each.run(restarts)
-        found = each.result()
-        signal = found.label_signal
+    for loss in ("prototypical", "random head", "squared error"):
+        estimator = estimation(loss, backbone, task, symmetry=True, control=True)
+        estimator.run(restarts)
+        gradient = estimator.result()
+        signal = gradient.label_signal
         assert signal is not None
-        record[kind] = {"squared_norm": found.squared_norm._asdict(), "label_signal": signal._asdict()}
-        cells = [f"{x.value:.3g} ± {x.stderr:.1g}" for x in (found.squared_norm, signal)]
-        table.add_row(kind, *cells, f"{signal.value / signal.stderr:.1f}")
+        record[loss] = {"squared_norm": gradient.squared_norm._asdict(), "label_signal": signal._asdict()}
+        cells = [f"{x.value:.3g} ± {x.stderr:.1g}" for x in (gradient.squared_norm, signal)]
+        table.add_row(loss, *cells, f"{signal.value / signal.stderr:.1f}")
     CONSOLE.print(table)
     return record
 
 
 def alignment(name: str, tasks: Tasks, restarts: int) -> dict[str, Any]:
-    """Part 3b: the alignment of all tasks, prototypical episodes, beside the cosine of their expectations."""
+    """Part 3b: the alignment of all pairs of tasks on prototypical episodes."""
     backbone = jt.backbone(name, next(iter(tasks.values()))[0].shape[-1])
     loss = jt.Prototypical(backbone.features, WAYS, SHOTS)
-    batches = {each: loss_and_batches("prototypical", backbone, task)[1] for each, task in tasks.items()}
-    found = jt.gradient_alignment(backbone.init, loss, batches, jax.random.key(0), restarts=restarts)
-    table = Table("alignment", *found.names, title=f"{name}, prototypical, {restarts} restarts")
-    for i, each in enumerate(found.names):
-        cells = [f"{a:.2f} ± {b:.2f}" for a, b in zip(found["alignment"][i], found.stderr("alignment")[i], strict=True)]
-        table.add_row(each, *cells)
+    batches = {label: loss_and_batches("prototypical", backbone, task)[1] for label, task in tasks.items()}
+    affinity = jt.gradient_alignment(backbone.init, loss, batches, jax.random.key(0), restarts=restarts)
+    table = Table("alignment", *affinity.names, title=f"{name}, prototypical, {restarts} restarts")
+    matrix, stderr = affinity["alignment"], affinity.stderr("alignment")
+    for row, label in enumerate(affinity.names):
+        cells = [f"{a:.2f} ± {b:.2f}" for a, b in zip(matrix[row], stderr[row], strict=True)]
+        table.add_row(label, *cells)
     CONSOLE.print(table)
     return {
-        "names": found.names,
-        "alignment": found["alignment"].tolist(),
-        "stderr": found.stderr("alignment").tolist(),
+        "names": affinity.names,
+        "alignment": matrix.tolist(),
+        "stderr": stderr.tolist(),
         "restarts": restarts,
     }
 
 
 def speed(rounds: int, folder: Path | None) -> None:
-    """Part 4: the published setting, ours and PyTorch's, on the shapes of the issue at hand."""
+    """Part 4: seconds per restart in the published setting, ours and PyTorch's."""
     rng = np.random.default_rng(0)
     for name, count, size, restarts in (("conv4", 64, 32, 16), ("resnet18", 32, 64, 16)):
         images = rng.normal(size=(4 * count, size, size, 3)).astype(np.float32)
@@ -307,26 +309,26 @@ def speed(rounds: int, folder: Path | None) -> None:
 
 
 def properties(name: str, tasks: Tasks, restarts: int) -> dict[str, Any]:
-    """Part 5: stability over ten keys, reliability and efficiency of gap and alignment, from equally many gradients.
+    """Part 5: gap and alignment over ten keys: spread, standard error and time, from the same number of gradients.
 
-    A gap between principal gradients that are not resolved is none; how many of the ten are is told.
+    Gaps of principal gradients that are not resolved are left out; the number of resolved ones is reported.
     """
     names = list(tasks)[:2]
     backbone = jt.backbone(name, tasks[names[0]][0].shape[-1])
     loss = jt.Prototypical(backbone.features, WAYS, SHOTS)
-    batches = {each: loss_and_batches("prototypical", backbone, tasks[each])[1] for each in names}
+    batches = {task: loss_and_batches("prototypical", backbone, tasks[task])[1] for task in names}
     halves = []
 
     def gap(seed: int) -> Estimate:
-        found = [estimation("prototypical", backbone, tasks[each], seed, symmetry=True) for each in names]
-        for each in found:
-            each.run(2 * restarts)
-        halves.append(found[0].result().split_half)
-        return jt.gap(*(each.result() for each in found), form="cosine")
+        pair = [estimation("prototypical", backbone, tasks[task], seed, symmetry=True) for task in names]
+        for estimator in pair:
+            estimator.run(2 * restarts)
+        halves.append(pair[0].result().split_half)
+        return jt.gap(*(estimator.result() for estimator in pair), form="cosine")
 
     def alignment(seed: int) -> Estimate:
-        found = jt.gradient_alignment(backbone.init, loss, batches, jax.random.key(seed), restarts=restarts)
-        return Estimate(float(found["alignment"][0, 1]), float(found.stderr("alignment")[0, 1]))
+        affinity = jt.gradient_alignment(backbone.init, loss, batches, jax.random.key(seed), restarts=restarts)
+        return Estimate(float(affinity["alignment"][0, 1]), float(affinity.stderr("alignment")[0, 1]))
 
     record: dict[str, Any] = {"gradients per key": 4 * restarts}
     table = Table("", "resolved", "mean", "sd over keys", "mean standard error", "s per key",
@@ -337,56 +339,59 @@ def properties(name: str, tasks: Tasks, restarts: int) -> dict[str, Any]:
             with contextlib.suppress(jt.JaxTransferError):
                 values.append(measure(seed))
         seconds = (time.perf_counter() - start) / 10
-        resolved = np.array([each for each in values if np.isfinite(each.stderr)])
-        told = [None] * 3
+        resolved = np.array([value for value in values if np.isfinite(value.stderr)])
+        summary = [None] * 3
         if len(resolved) > 1:
-            told = [resolved[:, 0].mean(), resolved[:, 0].std(ddof=1), resolved[:, 1].mean()]
-        table.add_row(label, str(len(resolved)), *("" if each is None else f"{each:.3g}" for each in told),
+            summary = [resolved[:, 0].mean(), resolved[:, 0].std(ddof=1), resolved[:, 1].mean()]
+        table.add_row(label, str(len(resolved)), *("" if number is None else f"{number:.3g}" for number in summary),
                       f"{seconds:.1f}")  # fmt: skip
-        record[label] = {"resolved": len(resolved), "mean": told[0], "sd over keys": told[1], "mean stderr": told[2],
-                         "seconds": seconds}  # fmt: skip
+        record[label] = {"resolved": len(resolved), "mean": summary[0], "sd over keys": summary[1],
+                         "mean stderr": summary[2], "seconds": seconds}  # fmt: skip
     record["split half of the first"] = float(np.mean(halves))
-    CONSOLE.print(table, f"split half of {names[0]}: {record['split half of the first']:.2f}")
+    CONSOLE.print(table, f"split-half reliability of {names[0]}: {record['split half of the first']:.2f}")
     return record
 
 
 def remaining(name: str, tasks: Tasks, restarts: int) -> dict[str, Any]:
-    """Part 6: what is left of the noise, from batches and from weights.
+    """Part 6: the remaining noise per restart, from batches and from weights.
 
-    With m networks per batch the noise per restart is V_weights + m V_batches; here for m = 1 and 8.
+    With m networks per batch the noise per restart is V_weights + m V_batches; it is measured for m = 1 and m = 8.
     """
     task = next(iter(tasks.values()))
     backbone = jt.backbone(name, task[0].shape[-1])
-    table = Table("", "from batches", "from weights and heads", title=f"{name}: noise per restart that is left")
+    table = Table("", "from batches", "from weights and heads", title=f"{name}: remaining noise per restart")
     record = {}
-    for kind in CONFIGURATIONS:
-        best = CONFIGURATIONS[kind][BEST[kind]]
-        seen = []
+    for loss in CONFIGURATIONS:
+        best = CONFIGURATIONS[loss][BEST[loss]]
+        noises = []
         for per_batch in (1, 8):
-            each = estimation(kind, backbone, task, groups=32, restarts_per_batch=per_batch, **best)
-            each.run(restarts)
-            seen.append(each.result().noise_per_restart)
-        batches = (seen[1] - seen[0]) / 7
-        record[kind] = {"batches": batches, "weights": seen[0] - batches, "seen": seen}
-        table.add_row(f"{kind}, {BEST[kind]}", f"{batches:.3g}", f"{seen[0] - batches:.3g}")
+            estimator = estimation(loss, backbone, task, groups=32, restarts_per_batch=per_batch, **best)
+            estimator.run(restarts)
+            noises.append(estimator.result().noise_per_restart)
+        batches = (noises[1] - noises[0]) / 7
+        record[loss] = {"batches": batches, "weights": noises[0] - batches, "seen": noises}
+        table.add_row(f"{loss}, {BEST[loss]}", f"{batches:.3g}", f"{noises[0] - batches:.3g}")
     CONSOLE.print(table)
     return record
 
 
 def plot(record: Mapping[str, Any], folder: Path, name: str) -> None:
-    """Noise per configuration, and the gap against the budget."""
+    """Draws the restarts needed by configuration, and the gap against the number of restarts."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    rows = [(f"{kind}: {label}", row) for kind, part in record["noise"].items() for label, row in part["rows"].items()
+    rows = [(f"{loss}: {label}", row) for loss, part in record["noise"].items() for label, row in part["rows"].items()
             if label != "PyTorch"]  # fmt: skip
     left.barh([label for label, _ in rows][::-1], [row["restarts_needed"] for _, row in rows][::-1], color="#0072b2")
-    left.set(xscale="log", xlabel="restarts to a signal-to-noise of 10", title=name)
+    left.set(xscale="log", xlabel="restarts to a signal-to-noise ratio of 10", title=name)
     left.tick_params(axis="y", labelsize=7)
     points = record["budget"]["prototypical"]
     for label, colour in (("published", "#d55e00"), ("ours", "#0072b2")):
-        some = [(each["restarts"], *each[label]) for each in points if each[label]]
+        resolved = [(point["restarts"], *point[label]) for point in points if point[label]]
         right.errorbar(
-            *zip(*[(x, y) for x, y, _ in some], strict=True), yerr=[e for *_, e in some], color=colour, label=label
+            *zip(*[(x, y) for x, y, _ in resolved], strict=True),
+            yerr=[e for *_, e in resolved],
+            color=colour,
+            label=label,
         )
     right.set(
         xscale="log", yscale="log", xlabel="restarts", ylabel="gap", title="prototypical: gap of the first two tasks"
@@ -400,18 +405,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help="folder of class folders; default: the digits of scikit-learn")
     parser.add_argument("--size", type=int, default=16, help="height and width of the images")
     parser.add_argument(
-        "--backbone", nargs="*", default=["conv4", "resnet12"], help="for part 1; the rest uses the first"
+        "--backbone",
+        nargs="*",
+        default=["conv4", "resnet12"],
+        help="backbones of part 1; the other parts use the first",
     )
-    parser.add_argument("--restarts", type=int, default=128, help="per configuration in part 1")
-    parser.add_argument("--most", type=int, default=2048, help="restarts in part 2")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--restarts", type=int, default=128, help="restarts per configuration in part 1")
+    parser.add_argument("--most", type=int, default=2048, help="largest number of restarts in part 2")
+    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each contender")
     parser.add_argument(
         "--parts", nargs="*", default=["noise", "budget", "control", "alignment", "properties", "remaining", "speed"]
     )
     parser.add_argument("--out", type=Path, help="folder for JSON files and figures")
     options = parser.parse_args(arguments)
     tasks = folder_tasks(options.data, options.size) if options.data else digits_tasks(options.size)
-    source = options.data.name if options.data else "digits"
+    data = options.data.name if options.data else "digits"
     first = options.backbone[0]
     parts: dict[str, Callable[[str], dict[str, Any]]] = {
         "noise": lambda name: noise(name, tasks, options.restarts, options.rounds),
@@ -428,12 +436,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 continue
             record[part] = run(name)
             if options.out:
-                file = options.out / f"pge_{source}_{name}.json"
+                file = options.out / f"pge_{data}_{name}.json"
                 harness.store(
-                    record, file, precision="float32", shapes={task: each[0].shape for task, each in tasks.items()}
+                    record, file, precision="float32", shapes={label: task[0].shape for label, task in tasks.items()}
                 )
         if options.out and {"noise", "budget"} <= set(record):
-            plot(record, options.out, f"{source}_{name}")
+            plot(record, options.out, f"{data}_{name}")
     if "speed" in options.parts:
         speed(options.rounds, options.out)
 

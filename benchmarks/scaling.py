@@ -1,10 +1,10 @@
-"""Cost against the number of images, networks, devices and restarts, and the exponents it grows with.
+"""Measures how cost grows with the number of images, networks, restarts and devices, and fits the exponents.
 
-Images and networks through `jaxtransfer.affinity_matrix` with a small convolutional network, restarts through
-`jaxtransfer.principal_gradient`, and both over meshes of devices. On a CPU costs are seconds of its processors, so that
-other programs do not count, and devices are made up and share its cores: more of them cost the same at best, and show
-what sharding adds. Run with
-`python -m benchmarks.scaling --out DIRECTORY` from the root of the checkout.
+Images and networks are measured by `jaxtransfer.affinity_matrix` with a small convolutional network, restarts by
+`jaxtransfer.principal_gradient`, and both also on meshes of devices. On a CPU, cost is processor time, which other
+programs do not affect. The devices of a CPU are simulated and share its cores: more devices cost the same at best, and
+the difference is the cost of sharding. Run `python -m benchmarks.scaling --out DIRECTORY` from the root of the
+checkout.
 """
 
 import argparse
@@ -38,10 +38,10 @@ class Growth(NamedTuple):
     """Cost = fixed + factor * size^exponent.
 
     Attributes:
-        exponent: Its power.
-        stderr: Of the exponent.
-        factor: In seconds.
-        fixed: In seconds.
+        exponent: The exponent of growth.
+        stderr: Standard error of the exponent.
+        factor: The factor in seconds.
+        fixed: The fixed cost in seconds.
     """
 
     exponent: float
@@ -51,21 +51,21 @@ class Growth(NamedTuple):
 
 
 def growth(sizes: Sequence[float], seconds: Float[np.ndarray, "sizes rounds"], *, with_fixed: bool = True) -> Growth:
-    """Fits the growth of a cost: to the medians over rounds, and again to those of rounds drawn anew for its error.
+    """Fits the growth of a cost to the medians over rounds; the standard error is a bootstrap over rounds.
 
-    Costs are compared as ratios, and a round that is slower as a whole says nothing.
+    The fit minimises relative errors. Differences in speed between whole rounds are removed first.
 
     Args:
-        sizes: At least four.
-        seconds: What they cost.
-        with_fixed: Whether there may be a fixed cost.
+        sizes: Sizes; at least four.
+        seconds: Cost of every size in every round.
+        with_fixed: Whether to fit a fixed cost.
     """
     x = np.asarray(sizes, float)
-    # A round that is slower as a whole says nothing.
+    # A round in which everything is slower carries no information on growth.
     seconds = seconds / np.exp(np.log(seconds).mean(0) - np.log(seconds).mean())
 
     def parts(exponent: float, costs: Float[np.ndarray, " sizes"]) -> tuple[Float[np.ndarray, " 2"], float]:
-        """Factor and fixed cost, neither below 0, and what is left, in shares of the costs."""
+        """Fits factor and fixed cost, both >= 0, and returns them with the norm of the relative errors."""
         columns = [x**exponent / costs, with_fixed / costs]
         return optimize.nnls(np.stack(columns, axis=1), np.ones(len(sizes)))
 
@@ -73,24 +73,24 @@ def growth(sizes: Sequence[float], seconds: Float[np.ndarray, "sizes rounds"], *
         return optimize.minimize_scalar(lambda e: parts(e, costs)[1], bounds=(-4, 4), method="bounded").x
 
     medians = np.median(seconds, axis=1)
-    found = exponent(medians)
+    fitted = exponent(medians)
     rng, rounds = np.random.default_rng(0), seconds.shape[1]
-    again = [exponent(np.median(seconds[:, rng.integers(rounds, size=rounds)], axis=1)) for _ in range(100)]
-    (factor, fixed), _ = parts(found, medians)
-    return Growth(float(found), float(np.std(again, ddof=1)), float(factor), float(fixed))
+    resampled = [exponent(np.median(seconds[:, rng.integers(rounds, size=rounds)], axis=1)) for _ in range(100)]
+    (factor, fixed), _ = parts(fitted, medians)
+    return Growth(float(fitted), float(np.std(resampled, ddof=1)), float(factor), float(fixed))
 
 
 def affinities(networks: int, images: int, mesh: Mesh | None = None) -> None:
-    """Compares networks over images, points in a temporary directory."""
-    made = [convolutional(f"n{i}", WIDTHS, i) for i in range(networks)]
+    """Computes the affinities of networks over images, with points in a temporary directory."""
+    all_networks = [convolutional(f"n{i}", WIDTHS, i) for i in range(networks)]
     probe = np.random.default_rng(0).random((images, SIZE, SIZE, 3), np.float32)
     with tempfile.TemporaryDirectory() as directory:
-        jt.affinity_matrix(made, probe, batch_size=BATCH, directory=directory, mesh=mesh)
+        jt.affinity_matrix(all_networks, probe, batch_size=BATCH, directory=directory, mesh=mesh)
 
 
 @functools.cache
 def task() -> tuple[Any, Any, Any]:
-    """A backbone's initialiser, a loss and episodes of noise."""
+    """Returns the initialiser of a backbone, a loss, and episodes of noise."""
     backbone = jt.backbone("conv4", 3)
     images = np.random.default_rng(0).normal(size=(60, 16, 16, 3)).astype(np.float32)
     batches = jt.Episodes.of(images, np.arange(60) % 5, ways=5, shots=1, queries=3)
@@ -104,8 +104,8 @@ def restarts(count: int, mesh: Mesh | None = None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--times", type=int, default=1, help="all sizes are so many times as large")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--times", type=int, default=1, help="factor that multiplies all sizes")
+    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each size")
     parser.add_argument("--out", type=Path, help="folder for the JSON file and the figure")
     options = parser.parse_args(arguments)
     jax.config.update("jax_num_cpu_devices", 8)
@@ -126,17 +126,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     rows = []
     for name, (sizes, run) in series.items():
-        turns = {str(n): (functools.partial(run, n), 1) for n in sizes}
+        contenders = {str(n): (functools.partial(run, n), 1) for n in sizes}
         clock = time.process_time if on_cpu else time.perf_counter
-        seconds = np.array(list(harness.take_turns(turns, options.rounds, clock).values()))
+        seconds = np.array(list(harness.take_turns(contenders, options.rounds, clock).values()))
         devices = name.startswith("devices")
-        found = growth(sizes, seconds, with_fixed=not devices) if len(sizes) > 1 else None
-        record["series"][name] = {"sizes": sizes, "seconds": seconds.tolist(), "growth": found and found._asdict()}
-        if found:
+        fit = growth(sizes, seconds, with_fixed=not devices) if len(sizes) > 1 else None
+        record["series"][name] = {"sizes": sizes, "seconds": seconds.tolist(), "growth": fit and fit._asdict()}
+        if fit:
             rows.append(
-                _row(name, sizes, np.median(seconds, axis=1).tolist(), found, (0 if on_cpu else -1) if devices else 1)
+                _row(name, sizes, np.median(seconds, axis=1).tolist(), fit, (0 if on_cpu else -1) if devices else 1)
             )
-    harness.show("What grows how", {"scaling": rows})
+    harness.show("Growth of costs", {"scaling": rows})
     if options.out:
         record["rows"] = [row._asdict() for row in rows]
         shapes = {"image": (SIZE, SIZE, 3), "image of an episode": (16, 16, 3)}
@@ -144,27 +144,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         plot(record["series"], options.out / f"scaling_{harness.device()}.png", on_cpu=on_cpu)
 
 
-def _row(name: str, sizes: Sequence[int], medians: Sequence[float], found: Growth, exponent: int) -> harness.Row:
+def _row(name: str, sizes: Sequence[int], medians: Sequence[float], fit: Growth, exponent: int) -> harness.Row:
     return harness.Row(
         f"{sizes[0]} to {sizes[-1]} {name}",
         f"{medians[0]:.3g} to {medians[-1]:.3g} s",
-        f"fixed: {found.fixed:.2g} s" if found.fixed else "",
-        f"exponent {found.exponent:.2f} ± {found.stderr:.2f}",
+        f"fixed: {fit.fixed:.2g} s" if fit.fixed else "",
+        f"exponent {fit.exponent:.2f} ± {fit.stderr:.2f}",
         f"exponent {exponent}",
-        abs(found.exponent - exponent) <= max(2 * found.stderr, 0.1) if exponent == 1 else None,
+        abs(fit.exponent - exponent) <= max(2 * fit.stderr, 0.1) if exponent == 1 else None,
     )
 
 
 def plot(series: Mapping[str, Mapping[str, Any]], file: Path, *, on_cpu: bool) -> None:
-    """Draws the costs with their fits, one panel each for images, networks, devices and restarts."""
+    """Draws costs and fits, in a panel for images, networks, devices and restarts each."""
     figure = Figure(figsize=(9, 6.6), dpi=150, layout="constrained")
     panels = dict(zip(("images", "networks", "devices", "restarts"), figure.subplots(2, 2).flat, strict=True))
     for unit, axes in panels.items():
-        some = {name: each for name, each in series.items() if name.split(", ")[0] == unit}
-        for (name, each), colour, marker in zip(some.items(), COLOURS, "os", strict=False):
-            _draw(axes, name.removeprefix(f"{unit}, "), each, colour, marker)
-        axes.set(xscale="log", yscale="log", xlabel=unit, ylabel="seconds of the processors" if on_cpu else "seconds")
-        axes.set_xticks(next(iter(some.values()))["sizes"])
+        of_unit = {name: result for name, result in series.items() if name.split(", ")[0] == unit}
+        for (name, result), colour, marker in zip(of_unit.items(), COLOURS, "os", strict=False):
+            _draw(axes, name.removeprefix(f"{unit}, "), result, colour, marker)
+        axes.set(xscale="log", yscale="log", xlabel=unit, ylabel="processor seconds" if on_cpu else "seconds")
+        axes.set_xticks(next(iter(of_unit.values()))["sizes"])
         axes.xaxis.set_minor_locator(NullLocator())
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(ScalarFormatter())
@@ -180,18 +180,18 @@ def plot(series: Mapping[str, Mapping[str, Any]], file: Path, *, on_cpu: bool) -
     FigureCanvasAgg(figure).print_figure(file)
 
 
-def _draw(axes: Axes, name: str, each: Mapping[str, Any], colour: str, marker: str) -> None:
-    seconds = np.array(each["seconds"])
+def _draw(axes: Axes, name: str, result: Mapping[str, Any], colour: str, marker: str) -> None:
+    seconds = np.array(result["seconds"])
     medians = np.median(seconds, axis=1)
     spread = np.abs(np.stack([seconds.min(1), seconds.max(1)]) - medians)
-    found = each["growth"]
+    fit = result["growth"]
     label = name
-    if found:
-        label = f"{name}: exponent {found['exponent']:.2f} ± {found['stderr']:.2f}"
-        x = np.geomspace(each["sizes"][0], each["sizes"][-1], 50)
-        y = found["fixed"] + found["factor"] * x ** found["exponent"]
+    if fit:
+        label = f"{name}: exponent {fit['exponent']:.2f} ± {fit['stderr']:.2f}"
+        x = np.geomspace(result["sizes"][0], result["sizes"][-1], 50)
+        y = fit["fixed"] + fit["factor"] * x ** fit["exponent"]
         axes.plot(x, y, color=colour, linestyle="--", linewidth=1)
-    axes.errorbar(each["sizes"], medians, yerr=spread, fmt=marker, color=colour, capsize=3, markersize=5, label=label)
+    axes.errorbar(result["sizes"], medians, yerr=spread, fmt=marker, color=colour, capsize=3, markersize=5, label=label)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""PyTorch's side: the Taskonomy encoder, and three ways to its attribution maps."""
+"""Implements the Taskonomy encoder in PyTorch, and its attribution maps in three ways."""
 
 import copy
 from collections.abc import Callable
@@ -16,7 +16,7 @@ _NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": 
 
 
 class Bottleneck(nn.Module):
-    """The block of the release `visualpriors`, whose last of a layer subsamples its shortcut."""
+    """The residual block of the release `visualpriors`; the last block of a layer subsamples its shortcut."""
 
     def __init__(self, inputs: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -41,10 +41,10 @@ class Bottleneck(nn.Module):
 
 
 class Encoder(nn.Sequential):
-    """The encoder of `visualpriors` before its group normalisation, with the same names, fixed for inference."""
+    """The encoder of `visualpriors` up to its group normalisation, with the same parameter names, in inference mode."""
 
     def __init__(self, params: PyTree) -> None:
-        """Takes the weights that `jaxtransfer.taskonomy.networks.encode` takes."""
+        """Loads weights in the format of `jaxtransfer.taskonomy.networks.encode`."""
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False), nn.BatchNorm2d(64)
         self.relu, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, ceil_mode=True)
@@ -60,7 +60,7 @@ class Encoder(nn.Sequential):
         leaves: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(params["encoder"])
         for path, leaf in leaves.items():
             values = np.asarray(leaf, np.float32)
-            if path[-1] == "kernel":  # a 1x1 convolution is a linear layer there
+            if path[-1] == "kernel":  # 1x1 convolutions are linear layers in Flax
                 values = values.reshape((1,) * (4 - values.ndim) + values.shape).transpose(3, 2, 0, 1)
             state[".".join((*path[:-1], _NAMES.get(path[-1], path[-1])))] = torch.from_numpy(values.copy())
         counters = {name: value for name, value in self.state_dict().items() if name.endswith("num_batches_tracked")}
@@ -87,7 +87,7 @@ class _Rule(nn.Module):
 
 
 def with_rule(module: nn.Module) -> nn.Module:
-    """A copy whose ReLUs follow the epsilon rule."""
+    """Returns a copy whose ReLUs follow the epsilon rule."""
     module = copy.deepcopy(module)
     for parent in list(module.modules()):
         for name, child in parent.named_children():
@@ -97,20 +97,20 @@ def with_rule(module: nn.Module) -> nn.Module:
 
 
 def input_gradient(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Gradient of the sum of all outputs."""
+    """Returns the gradient of the sum of all outputs with respect to the images."""
     images = images.detach().requires_grad_(True)
     return torch.autograd.grad(module(images).sum(), images)[0]
 
 
 def batched(encoder: nn.Module, *, compiled: bool = False) -> Callable[[torch.Tensor], Maps]:
-    """(a) One gradient pass and one epsilon-LRP pass, all images at once; also with `torch.compile`."""
+    """Contender (a): a gradient pass and an epsilon-LRP pass over the whole batch, optionally with `torch.compile`."""
     ruled = with_rule(encoder)
     forward: list[Any] = [encoder, ruled]
     if compiled:
-        forward = [torch.compile(each, dynamic=False) for each in forward]
+        forward = [torch.compile(network, dynamic=False) for network in forward]
 
     def maps(images: torch.Tensor) -> Maps:
-        gradient, modified = (input_gradient(each, images).float() for each in forward)
+        gradient, modified = (input_gradient(network, images).float() for network in forward)
         x = images.float()
         return {"saliency": gradient.abs(), "input_x_gradient": x * gradient, "epsilon_lrp": x * modified}
 
@@ -118,7 +118,7 @@ def batched(encoder: nn.Module, *, compiled: bool = False) -> Callable[[torch.Te
 
 
 def captum(encoder: nn.Module) -> Callable[[torch.Tensor], Maps]:
-    """(b) Captum's `Saliency` and `InputXGradient`, and the epsilon-LRP pass."""
+    """Contender (b): Captum's `Saliency` and `InputXGradient`, and the epsilon-LRP pass."""
     from captum.attr import InputXGradient, Saliency
 
     ruled = with_rule(encoder)
@@ -138,7 +138,7 @@ def captum(encoder: nn.Module) -> Callable[[torch.Tensor], Maps]:
 
 
 def one_by_one(encoder: nn.Module) -> Callable[[torch.Tensor], Maps]:
-    """(c) The paper's way: one image at a time, one execution for every method."""
+    """Contender (c), as in the paper: image by image, with separate passes for every method."""
     ruled = with_rule(encoder)
 
     def maps(images: torch.Tensor) -> Maps:

@@ -1,1 +1,1 @@
-"""Bringing in networks trained elsewhere. Needs PyTorch: `pip install jaxtransfer[torch]`."""
+"""Converts networks that were trained in PyTorch. Needs PyTorch: `pip install jaxtransfer[torch]`."""

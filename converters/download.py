@@ -1,4 +1,4 @@
-"""Fetching the weights of the Taskonomy networks from their PyTorch release."""
+"""Downloads the weights of the Taskonomy networks from their PyTorch release."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -56,13 +56,19 @@ RELEASE_FILES = (
     "segment_unsup2d_decoder-a0f3975a22032f116d36e3f3a49f33ddcd6e798cced3ac0962eef5bdccfc397f.pth",
     "vanishing_point_encoder-afd2ae9b71d46a54efc5231b3e38ebc3e35bfab78cb0a78d9b75863a240b19a8.pth",
 )
-"""The 42 files of the release: 25 encoders and 17 decoders, each name ending in the SHA-256 of its file."""
+"""The 42 files of the release: 25 encoders and 17 decoders; every name ends with the SHA-256 of the file."""
 
 _NAME = re.compile(r"(\w+)_(encoder|decoder)-([0-9a-f]{64})\.pth")
 
 
 class ReleaseFile(NamedTuple):
-    """What the name of a release file says: the task (a key of `TASKS`), `encoder` or `decoder`, the SHA-256."""
+    """The parts of the name of a release file.
+
+    Attributes:
+        task: Key of the task in `TASKS`.
+        part: "encoder" or "decoder".
+        sha256: SHA-256 of the file.
+    """
 
     task: str
     part: str
@@ -70,10 +76,10 @@ class ReleaseFile(NamedTuple):
 
 
 def parse_name(name: str) -> ReleaseFile:
-    """Reads the name of a release file; the task may have either of its names.
+    """Parses the name of a release file; the task may have either of its names.
 
     Raises:
-        JaxTransferError: It is not such a name, or Taskonomy has no such task.
+        JaxTransferError: The name has another form, or Taskonomy has no such task.
     """
     match = _NAME.fullmatch(name)
     if match is None:
@@ -95,23 +101,23 @@ def download(
     files: Sequence[str] = RELEASE_FILES,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> list[Path]:
-    """Fetches the weights of the Taskonomy networks, about 94 MB an encoder.
+    """Downloads the weights of the Taskonomy networks, about 94 MB per encoder.
 
-    A file appears under its name only when it is whole and its SHA-256 is right. Files that are there with the
-    right SHA-256 are not fetched again, so an interrupted download resumes with the first missing file.
+    A file appears under its name only when it is complete and has the right SHA-256. Existing files with the
+    right SHA-256 are not downloaded again, so an interrupted download resumes with the first missing file.
 
     Args:
-        directory: Where the files go; made if need be.
-        tasks: Names of tasks, of either naming scheme; None for all.
-        base_url: The address under which the files lie.
+        directory: Directory for the files; created if it does not exist.
+        tasks: Names of tasks, in either naming scheme; None: all tasks.
+        base_url: Address of the folder that holds the files.
         files: Names of the files to choose from.
-        on_progress: Called with bytes done, bytes in all and the file's task and part, while a file is fetched.
+        on_progress: Called during a download with the bytes received, the bytes of the file, and its task and part.
 
     Returns:
         The paths of all chosen files.
 
     Raises:
-        JaxTransferError: Taskonomy has no such task, or a file could not be fetched whole or written.
+        JaxTransferError: Taskonomy has no such task, or a file could not be downloaded completely or written.
     """
     directory = Path(directory)
     registry = {name: parse_name(name) for name in files}
@@ -131,27 +137,27 @@ def download(
         # All of pooch's and requests' own errors are one of these; a wrong hash is a ValueError.
         except (ValueError, OSError) as error:
             raise JaxTransferError(
-                f"{directory / name} could not be fetched from {base_url}{name} ({_reason(error)}); what is "
-                "finished stays, so run the download again to go on."
+                f"{directory / name} could not be fetched from {base_url}{name} ({_reason(error)}); run the download "
+                "again: it resumes, and finished files are kept."
             ) from error
     return paths
 
 
 def _reason(error: Exception) -> str:
     if "hash" in str(error):
-        return "what arrived does not have the SHA-256 of its name: it is truncated or corrupted"
+        return "the content does not have the SHA-256 of its name: it is truncated or corrupted"
     return " ".join(str(error).split()) or type(error).__name__
 
 
 class _Bar:
-    """A progress callback in the form pooch wants: it sets `total` and calls the methods."""
+    """A progress bar with the interface that pooch expects: it sets `total` and calls the methods."""
 
     def __init__(self, name: str, on_progress: Callable[[int, int, str], None]) -> None:
         self._name, self._on_progress = name, on_progress
         self.total = self._done = 0
 
     def update(self, size: int) -> None:
-        # pooch counts the last chunk as a full one.
+        # pooch counts the last chunk as if it were full.
         self._done = min(self._done + size, self.total)
         self._on_progress(self._done, self.total, self._name)
 

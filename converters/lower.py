@@ -1,7 +1,7 @@
-"""Brings an exported graph to the operations of `jaxtransfer.aten`, with nothing changed in place.
+"""Rewrites an exported graph to operations of `jaxtransfer.aten` that change nothing in place.
 
-Most networks are made of operations that the table has, and are then only rewritten. PyTorch's own decomposition,
-which takes a hundred times as long, is for those that have others.
+Most networks consist of operations that are in the table and only need rewriting. The others go through PyTorch's own
+decomposition, which takes a hundred times as long.
 """
 
 import copy
@@ -17,7 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 from jaxtransfer.aten import OPS
 from jaxtransfer.errors import JaxTransferError
 
-# These return the very tensor they are given where there is nothing to do, which their schemas do not always say.
+# These return their argument itself if there is nothing to do, which their schemas do not always declare.
 _MAY_RETURN_THEIR_ARGUMENT = frozenset(
     "aten::" + name
     for name in (
@@ -31,17 +31,17 @@ _UNDECLARED_VIEWS = _MAY_RETURN_THEIR_ARGUMENT | {"aten::_unsafe_view"}
 def lower(exported: ExportedProgram) -> tuple[Graph, ExportedProgram]:
     """Rewrites a program so that no operation changes its arguments and, if possible, all are in the table.
 
-    What leaves a `torch.no_grad` region is detached, as PyTorch's decomposition would not do.
+    Values that leave a `torch.no_grad` region are detached, which PyTorch's decomposition would not do.
 
     Returns:
-        The graph, and the program with the signature and the weights that belong to it.
+        The graph, and the program with its signature and weights.
 
     Raises:
         JaxTransferError: A value is changed in place without its gradient, or the program does not say which values
             have gradients.
     """
     module = copy.deepcopy(exported.graph_module)
-    rewritten = _keep_what_would_be_lost(module)
+    rewritten = _keep_identity_and_gradients(module)
     functional = copy.deepcopy(module).graph
     if _remove_mutation(functional):
         output = user_output(functional, exported)
@@ -65,14 +65,14 @@ def lower(exported: ExportedProgram) -> tuple[Graph, ExportedProgram]:
 
 
 def user_output(graph: Graph, exported: ExportedProgram) -> Node:
-    """The node of what the network returns, which must be one array."""
+    """Returns the node of the network's output, which must be a single array."""
     kinds = [spec.kind for spec in exported.graph_signature.output_specs]
     outputs: Any = graph.output_node().args[0]
     return outputs[kinds.index(OutputKind.USER_OUTPUT)]
 
 
 def needed(output: Node) -> list[Node]:
-    """The operations that an output depends on, in order; checks and dead ends are left out."""
+    """Returns the operations that an output depends on, in order; checks and unused values are left out."""
     wanted = {output}
     for node in reversed(output.graph.nodes):
         if node in wanted:
@@ -81,26 +81,26 @@ def needed(output: Node) -> list[Node]:
 
 
 def operation(node: Node) -> str:
-    """The name of a node's operation in the table."""
+    """Returns the name of a node's operation in the table."""
     name = getattr(node.target, "__name__", "")
     return f"operator.{name}" if getattr(operator, name, None) is node.target else str(node.target)
 
 
 def arguments(node: Node) -> dict[str, Any]:
-    """The arguments of a node under their names; empty where the operation has no schema."""
+    """Returns the arguments of a node by name; without a schema, the keyword arguments alone."""
     schema = _schema(node)
     names = () if schema is None else (argument.name for argument in schema.arguments)
     return dict(zip(names, node.args, strict=False)) | node.kwargs
 
 
 def where(node: Node) -> str:
-    """The module a node comes from, in words."""
+    """Describes the module that a node comes from, for error messages."""
     path = module_path(node)
     return f"in module {path}" if path else "in the outermost module"
 
 
 def module_path(node: Node) -> str:
-    """Path of the innermost module a node comes from, such as `blocks.0.bn1`; empty for the outermost."""
+    """Returns the path of the innermost module of a node, such as `blocks.0.bn1`; empty for the outermost."""
     stack = node.meta.get("nn_module_stack") or {}
     return list(stack.values())[-1][0] if stack else ""
 
@@ -113,19 +113,19 @@ def _value(node: Any) -> Any:
     return node.meta.get("val") if isinstance(node, Node) else None
 
 
-# --- What a decomposition loses ---------------------------------------------------------------------------------
+# --- Information that a decomposition loses ---------------------------------------------------------------------
 
 
-def _keep_what_would_be_lost(module: GraphModule) -> bool:
-    """Rewrites what PyTorch's decomposition loses: which values are the same tensor, and which have no gradient.
+def _keep_identity_and_gradients(module: GraphModule) -> bool:
+    """Rewrites what PyTorch's decomposition would lose: which values are one tensor, and which have no gradient.
 
-    Operations that return their argument itself are left out, `detach_` becomes `detach`, and the operations of
-    `torch.no_grad` and `torch.enable_grad` regions come to stand where the regions are called.
+    Operations that return their argument itself are removed, `detach_` becomes `detach`, and the operations of
+    `torch.no_grad` and `torch.enable_grad` regions replace the calls of the regions.
 
     Returns:
         Whether anything was rewritten.
     """
-    inside = [_keep_what_would_be_lost(child) for child in module.children() if isinstance(child, GraphModule)]
+    inside = [_keep_identity_and_gradients(child) for child in module.children() if isinstance(child, GraphModule)]
     rewritten = any(inside)
     _refuse_cut_regions(module.graph)
     for node in list(module.graph.nodes):
@@ -148,10 +148,9 @@ def _keep_what_would_be_lost(module: GraphModule) -> bool:
 
 
 def _refuse_cut_regions(graph: Graph) -> None:
-    """Refuses what `torch.export` makes of `torch.no_grad` within `torch.autocast`.
+    """Refuses graphs in which `torch.export` has lost a `torch.no_grad` region within `torch.autocast`.
 
-    The region of autocast is cut into three or more, one directly after the other, and nothing tells which of them were
-    without gradient.
+    It cuts the autocast region into three or more consecutive ones and does not keep which of them had no gradient.
     """
     pieces, last = 0, None
     for node in graph.nodes:
@@ -179,7 +178,7 @@ def _inline(module: GraphModule, call: Node) -> None:
             copies[node].meta["no_grad"] = not enabled
             if node.op == "get_attr":
                 copies[node].target = f"{name}.{node.target}"
-        for user in list(call.users):  # each takes one of the region's outputs
+        for user in list(call.users):  # a user takes one output of the region
             output = copies[inside.graph.output_node().args[0][user.args[1]]]
             user.replace_all_uses_with(output if enabled else _detach(graph, output))
             graph.erase_node(user)
@@ -187,7 +186,7 @@ def _inline(module: GraphModule, call: Node) -> None:
 
 
 def _detach(graph: Graph, output: Node) -> Node:
-    """The output of a region without its gradient, unless it comes from outside."""
+    """Detaches the output of a region, unless it comes from outside the region."""
     if not output.meta.get("no_grad") or not isinstance(_value(output), torch.Tensor):
         return output
     detached = graph.call_function(torch.ops.aten.detach.default, (output,))
@@ -209,12 +208,12 @@ def _returns_its_argument(node: Node) -> bool:
 
 
 def _remove_mutation(graph: Graph) -> bool:
-    """Replaces every operation that changes its first argument by the one that returns a new value.
+    """Replaces operations that change their first argument by operations that return a new value.
 
     Returns:
-        False where that is not enough: another value that is used later shares the memory, or it is a weight's.
+        False if that is not enough: the memory belongs to a weight, or to another value that is used later.
     """
-    owner: dict[Node, Node] = {}  # whose memory a value lives in
+    owner: dict[Node, Node] = {}  # the node in whose memory a value lies
     without_gradient: set[Node] = set()
     for node in list(graph.nodes):
         source = shares_memory_with(node)
@@ -252,7 +251,7 @@ def _remove_mutation(graph: Graph) -> bool:
 
 
 def shares_memory_with(node: Any) -> Node | None:
-    """The argument that a value is, or may be, a view of."""
+    """Returns the argument that a value is or may be a view of, or None."""
     schema = _schema(node)
     if schema is not None:
         views = schema.name in _UNDECLARED_VIEWS or any(a.alias_info for a in schema.arguments[:1])
@@ -262,7 +261,7 @@ def shares_memory_with(node: Any) -> Node | None:
 
 
 def _functional(node: Any) -> Any:
-    """The operation that returns what a node's operation makes of its first argument; None if there is none."""
+    """Returns the operation that computes a new value instead of changing the first argument; None if there is none."""
     packet, _, overload = node.target.__name__.partition(".")
     functional = getattr(getattr(torch.ops.aten, packet.removesuffix("_"), None), overload, None)
     # In place, the result is cast to the dtype of the first argument.

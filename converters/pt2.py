@@ -1,8 +1,8 @@
-"""Reading `.pt2` files without running anything that is in them.
+"""Reads `.pt2` files without running anything that is in them.
 
-`torch.export.load` unpickles, and evaluates expressions, on trust. So the archive is read here first. What PyTorch
-then gets is a new archive with the graph, after a check of everything it would look up or evaluate, and the raw
-bytes of the weights; pickles are left out.
+`torch.export.load` unpickles objects and evaluates expressions without checks. Therefore the archive is read here
+first. PyTorch receives a new archive that holds the graph, after a check of every name and expression that it would
+look up or evaluate, and the raw bytes of the weights; pickles are left out.
 """
 
 import ast
@@ -23,13 +23,13 @@ _GRAPH = "models/model.json"
 _TENSORS = ("data/weights", "data/constants")
 _FORMAT = ("archive_format", "archive_version", "byteorder", ".data/version")
 
-# What the nodes of a graph may call: PyTorch's own operations, and arithmetic on sizes.
+# Functions that the nodes of a graph may call: PyTorch's own operations, and arithmetic on sizes.
 _TARGET = re.compile(
     r"torch\.ops\.aten\.\w+\.\w+|torch\.ops\.higher_order\.wrap_with_(set_grad_enabled|autocast)"
     r"|_operator\.(add|sub|mul|floordiv|truediv|mod|neg|pow|eq|ne|lt|le|gt|ge|and_|or_|getitem)"
     r"|torch\.sym_\w+|math\.\w+"
 )
-# Of a size expression, such as Mul(Integer(4), Symbol('s77', positive=True, integer=True)).
+# Syntax and names allowed in sizes, such as Mul(Integer(4), Symbol('s77', positive=True, integer=True)).
 _EXPRESSION_NODES = (
     ast.Expression, ast.Call, ast.Name, ast.Load, ast.Constant, ast.keyword, ast.BinOp, ast.UnaryOp,
     ast.operator, ast.unaryop,
@@ -39,7 +39,7 @@ _EXPRESSION_NAMES = re.compile(
     r"|ceiling|Eq|Ne|Equality|Unequality|GreaterThan|LessThan|StrictGreaterThan|StrictLessThan|And|Or|Not|true|false"
     r"|IntTrueDiv|FloatTrueDiv|ToFloat|TruncToInt|CeilToInt|FloorToInt|RoundToInt|Identity"
 )
-# How inputs and outputs may be nested.
+# Containers in which inputs and outputs may be nested.
 _CONTAINERS = (None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
 
 
@@ -47,8 +47,8 @@ def load_program(data: bytes) -> ExportedProgram:
     """Loads the contents of a `.pt2` file.
 
     Raises:
-        JaxTransferError: It is something else, damaged, of another version of PyTorch, or holds more than a graph of
-            PyTorch's own operations and plain tensors.
+        JaxTransferError: The data are something else or damaged, come from another version of PyTorch, or hold more
+            than a graph of PyTorch's own operations and plain tensors.
     """
     try:
         archive = _checked(data)
@@ -62,14 +62,14 @@ def load_program(data: bytes) -> ExportedProgram:
         warnings.simplefilter("ignore")  # PyTorch's own deprecations
         try:
             return torch.export.load(io.BytesIO(archive))
-        except Exception as error:  # PyTorch raises many kinds; all mean the same to a user.
+        except Exception as error:  # PyTorch raises many types; all mean the same to a user.
             raise JaxTransferError(
                 f"PyTorch {torch.__version__} cannot load this program: export it again with this version."
             ) from error
 
 
 def _checked(data: bytes) -> bytes:
-    """A new archive with what is safe of the one in `data`."""
+    """Builds a new archive from the safe parts of the archive in `data`."""
     source = zipfile.ZipFile(io.BytesIO(data))
     root = next((n.removesuffix(_GRAPH) for n in source.namelist() if n.endswith("/" + _GRAPH)), None)
     if root is None:
@@ -96,7 +96,7 @@ def _checked(data: bytes) -> bytes:
 
 
 def _checked_graph(program: dict[str, Any]) -> dict[str, Any]:
-    """The graph without what is not needed of it; refuses what is not understood."""
+    """Returns the graph without the parts that are not needed; refuses parts that are unknown."""
     module = program["graph_module"]
     call = module["module_call_graph"][0]
     for spec in (call["signature"]["in_spec"], call["signature"]["out_spec"]):
@@ -117,7 +117,7 @@ def _check_container(spec: dict[str, Any]) -> None:
 
 
 def _check(data: Any) -> None:
-    """Looks at every name and expression in JSON data that PyTorch would look up or evaluate."""
+    """Checks every name and expression in JSON data that PyTorch would look up or evaluate."""
     if isinstance(data, list):
         for item in data:
             _check(item)
@@ -133,7 +133,7 @@ def _check(data: Any) -> None:
     if "expr_str" in data and not _is_size(data["expr_str"]):
         raise JaxTransferError(f"the size {data['expr_str']!r} is not understood.")
     if data.keys() & {"as_operator", "as_custom_obj"} or data.get("custom_obj_values"):
-        raise JaxTransferError("the network holds objects that are no tensors.")
+        raise JaxTransferError("the network holds objects that are not tensors: rewrite it without them.")
     for item in data.values():
         _check(item)
 

@@ -1,4 +1,4 @@
-"""The files of the `visualpriors` release become networks in a zoo."""
+"""Converts the files of the `visualpriors` release to networks in a zoo."""
 
 import hashlib
 import pickle
@@ -17,30 +17,31 @@ from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.networks.network import Network
 from jaxtransfer.networks.zoo import Zoo
 
-# PyTorch's names of what Flax calls otherwise; a kernel and a scale are both a weight.
+# From Flax's names of leaves to PyTorch's; kernels and scales are both called weight.
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 
 def convert(weights_dir: str | Path, zoo: Zoo, on_progress: Callable[[int, int, str], None] | None = None) -> list[str]:
-    """Adds the networks of the release files in a directory to a zoo, one a task.
+    """Adds the networks of the release files in a directory to a zoo, one network per task.
 
-    Nothing is added before every file has been read and checked. A task that the zoo has already from the same
+    Nothing is added before all files have been read and checked. A task that the zoo already holds from the same
     files is skipped, so an interrupted conversion resumes.
 
     Args:
-        weights_dir: Holds `{task}_encoder-{sha256}.pth`, and `{task}_decoder-{sha256}.pth` of some of these tasks;
-            files of other endings are ignored. A task may have either of its names; its network has the one of
-            Song et al., its params are `{"encoder": ..., "decoder": ...}`.
-        zoo: Where the networks go.
-        on_progress: Called with the files done, the files there are to check and to convert, and the task at hand.
+        weights_dir: Directory with `{task}_encoder-{sha256}.pth`, and for some of the tasks
+            `{task}_decoder-{sha256}.pth`; files with other endings are ignored. A task may have either of its names;
+            its network gets the name in Song et al. and the params `{"encoder": ..., "decoder": ...}`.
+        zoo: The zoo that receives the networks.
+        on_progress: Called with the number of finished steps, the number of all steps (a check and a conversion of
+            every file), and the current task.
 
     Returns:
         The names of the networks that were added.
 
     Raises:
-        JaxTransferError: There are no release files, one is not named like one, a task has two encoders or a
-            decoder only, the zoo has a task from other files, a file does not have the SHA-256 in its name, is not
-            a file of tensors only, or has missing, extra, misshaped or non-finite entries.
+        JaxTransferError: There are no release files, a file has another form of name, a task has two encoders or a
+            decoder only, the zoo has a task from other files, or a file does not have the SHA-256 in its name, does
+            not consist of tensors, or has missing, extra, misshaped or non-finite entries.
     """
     tasks = {task: files for task, files in _release_files(Path(weights_dir)).items() if not _is_done(task, files, zoo)}
     done, total = 0, 2 * sum(map(len, tasks.values()))
@@ -64,29 +65,29 @@ def convert(weights_dir: str | Path, zoo: Zoo, on_progress: Callable[[int, int, 
 
 
 def _release_files(directory: Path) -> dict[str, dict[str, Path]]:
-    """Task, then `encoder` or `decoder`, to file; in the order of `taskonomy.TASKS`."""
+    """Finds the files of every task by part (`encoder` or `decoder`), in the order of `taskonomy.TASKS`."""
     if not directory.is_dir():
-        raise JaxTransferError(f"{directory} is not a directory; give the one that holds the .pth files.")
-    found: dict[str, dict[str, Path]] = {}
+        raise JaxTransferError(f"{directory} is not a directory; name the directory that holds the .pth files.")
+    by_task: dict[str, dict[str, Path]] = {}
     for file in sorted(directory.glob("*.pth")):
         task, part, _ = parse_name(file.name)
-        other = found.setdefault(task, {}).setdefault(part, file)
+        other = by_task.setdefault(task, {}).setdefault(part, file)
         if other != file:
             raise JaxTransferError(f"{other} and {file.name} are both the {part} of {task}: move one of them away.")
-    if not found:
+    if not by_task:
         raise JaxTransferError(
             f"{directory} holds no .pth files; fetch them with: jaxtransfer download taskonomy {directory}"
         )
-    for task, files in found.items():
+    for task, files in by_task.items():
         if "encoder" not in files:
             raise JaxTransferError(
                 f"{files['decoder']} is a decoder without its encoder; fetch that with: "
                 f"jaxtransfer download taskonomy {directory} --task {task}"
             )
     return {
-        task: {part: found[task][part] for part in ("encoder", "decoder") if part in found[task]}
+        task: {part: by_task[task][part] for part in ("encoder", "decoder") if part in by_task[task]}
         for task in taskonomy.TASKS
-        if task in found
+        if task in by_task
     }
 
 
@@ -106,7 +107,7 @@ def _hashes(files: Mapping[str, Path]) -> dict[str, str]:
 
 
 def _read(file: Path, part: str) -> dict[str, Any]:
-    """The params in one release file."""
+    """Reads the params in a release file."""
     with file.open("rb") as opened:
         if hashlib.file_digest(opened, "sha256").hexdigest() != parse_name(file.name).sha256:
             raise JaxTransferError(
@@ -120,7 +121,7 @@ def _read(file: Path, part: str) -> dict[str, Any]:
             f"{file} holds something other than tensors, which could run code when opened, so it was not opened; "
             "use the file of the release."
         ) from error
-    except Exception as error:  # PyTorch raises many kinds; all mean the same to a user.
+    except Exception as error:  # PyTorch raises many types; all mean the same to a user.
         raise JaxTransferError(f"{file} is not a readable PyTorch file; use the file of the release.") from error
     if isinstance(tensors, Mapping) and "state_dict" in tensors:
         tensors = tensors["state_dict"]
@@ -138,20 +139,20 @@ def _to_params(tensors: Mapping[Any, Any], part: str) -> dict[str, Any]:
     if missing := expected.keys() - tensors.keys():
         raise JaxTransferError(f"it lacks {_list(missing)}.")
     if extra := tensors.keys() - expected.keys() - counters:
-        raise JaxTransferError(f"it has more than is known: {_list(extra)}.")
+        raise JaxTransferError(f"it has unknown entries: {_list(extra)}.")
     params = {path: _to_flax(tensors[name], name, shape) for name, (path, shape) in expected.items()}
     return traverse_util.unflatten_dict(params)
 
 
 def _expected(tensors: Mapping[Any, Any], part: str) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
-    """PyTorch's name of every entry to its path and shape in Flax."""
+    """Maps PyTorch's name of every entry to its path and shape in Flax."""
     if part == "encoder":
-        kind, channels = taskonomy.Encoder, _size(tensors, "conv1.weight", 1)
+        module, channels = taskonomy.Encoder, _size(tensors, "conv1.weight", 1)
     elif "fc0.weight" in tensors:
-        kind, channels = taskonomy.FullyConnectedDecoder, _size(tensors, "fc2.weight", 0)
+        module, channels = taskonomy.FullyConnectedDecoder, _size(tensors, "fc2.weight", 0)
     else:
-        kind, channels = taskonomy.ConvolutionalDecoder, _size(tensors, "decoder_output.0.weight", 0)
-    _, shapes = taskonomy.skeleton(kind, channels)
+        module, channels = taskonomy.ConvolutionalDecoder, _size(tensors, "decoder_output.0.weight", 0)
+    _, shapes = taskonomy.skeleton(module, channels)
     expected = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         path = tuple(str(key.key) for key in keys)
@@ -160,13 +161,13 @@ def _expected(tensors: Mapping[Any, Any], part: str) -> dict[str, tuple[tuple[st
 
 
 def _size(tensors: Mapping[Any, Any], name: str, axis: int) -> int:
-    """The length of one axis of an entry; 1 where there is none, which is then found missing or misshaped."""
+    """Returns the length of an axis of an entry, or 1 if it does not exist, which is reported later."""
     shape = getattr(tensors.get(name), "shape", ())
     return max(1, shape[axis]) if len(shape) > axis else 1
 
 
 def _to_flax(tensor: Any, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """One entry in Flax's layout: [out, in, h, w] becomes [h, w, in, out], a vector stays as it is."""
+    """Converts an entry to Flax's layout: [out, in, h, w] becomes [h, w, in, out]; vectors stay unchanged."""
     if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or not tensor.is_floating_point():
         raise JaxTransferError(f"{name} is not an array of floating-point numbers.")
     torch_shape = (*shape[:-3:-1], *shape[:-2])

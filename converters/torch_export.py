@@ -1,4 +1,4 @@
-"""Any trained PyTorch network: a `torch.export` program becomes a pure JAX function.
+"""Converts any trained PyTorch network: a `torch.export` program becomes a pure JAX function.
 
 In PyTorch, once:
 
@@ -7,11 +7,12 @@ In PyTorch, once:
     )
     torch.export.save(program, "network.pt2")
 
-The program is brought to the operations of `jaxtransfer.aten`, and each is then one node of an `AtenProgram`. PyTorch
-is needed to convert, never to compute.
+The program is rewritten to the operations of `jaxtransfer.aten`, which become the nodes of an `AtenProgram`. PyTorch
+is needed for the conversion alone.
 
-Gradients are those of PyTorch: none flow through `detach` and `torch.no_grad`. Of a `torch.autograd.Function` a program
-holds the forward pass alone, so its gradient is the derivative of that; of `torch.inference_mode` it holds nothing.
+Gradients are those of PyTorch: none flow through `detach` and `torch.no_grad`. A program holds only the forward pass of
+a `torch.autograd.Function`, so its gradient is the derivative of that pass; it does not record
+`torch.inference_mode`.
 """
 
 import hashlib
@@ -32,7 +33,7 @@ from jaxtransfer.networks.network import Network
 from jaxtransfer.networks.preprocess import Preprocess
 from jaxtransfer.networks.zoo import Zoo
 
-# They say where and how a result is stored, not what it is.
+# Arguments that say where and how a result is stored, not what it is.
 _STORAGE = frozenset({"device", "layout", "memory_format", "pin_memory", "non_blocking", "requires_grad"})
 
 _DYNAMIC = "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
@@ -49,16 +50,16 @@ def convert(
     """Reads a `.pt2` file and adds its network to a zoo.
 
     Args:
-        file: Written by `torch.export.save`. Nothing in it is run.
-        zoo: Where the network goes.
-        name: What it is called there.
-        mean: Of each colour channel, values in [0, 1]: what the network was trained with. Default: ImageNet's.
-        std: Likewise.
+        file: A file written by `torch.export.save`. Nothing in it is run.
+        zoo: The zoo that receives the network.
+        name: Name of the network in the zoo.
+        mean: Mean of every colour channel, values in [0, 1], that the network was trained with. Default: ImageNet's.
+        std: Standard deviation of every colour channel, likewise.
 
     Raises:
-        JaxTransferError: The file is not a `.pt2` file or is damaged, the network is not one from RGB images
-            to one array of floats, an operation is not supported, a weight is not finite, or the zoo cannot
-            take the network.
+        JaxTransferError: The file is not a `.pt2` file or is damaged, the network does not map RGB images to one
+            array of floats, an operation is not supported, a weight is not finite, or the zoo cannot store the
+            network.
     """
     file = Path(file)
     try:
@@ -84,22 +85,22 @@ def convert(
 
 
 def from_exported(exported: ExportedProgram) -> tuple[AtenProgram, dict[str, np.ndarray]]:
-    """Turns an exported network into a program for JAX and its weights under their PyTorch names.
+    """Converts an exported network to a program for JAX and its weights by their PyTorch names.
 
     Args:
-        exported: One input, float32 images [N, C, H, W], of fixed height and width; N dynamic, or 1. One
-            output, [N, ...], a float array.
+        exported: A program with one input, float32 images [N, C, H, W] with fixed height and width and N dynamic or
+            1, and one output, a float array [N, ...].
 
     Raises:
-        JaxTransferError: The network is another kind of network, is in training mode, has weights that are not
-            finite, or has an operation, or an argument of one, that is not supported.
+        JaxTransferError: The network has other inputs or outputs, is in training mode, has weights that are not
+            finite, or uses an operation or an argument that is not supported.
     """
     image = _image(exported)
     _refuse_training(exported)
     graph, exported = lower(exported)
     signature = exported.graph_signature
     for spec in signature.output_specs:
-        if spec.kind not in (OutputKind.USER_OUTPUT, OutputKind.TOKEN):  # a token stands for a check
+        if spec.kind not in (OutputKind.USER_OUTPUT, OutputKind.TOKEN):  # tokens are checks
             changed = "input" if spec.kind == OutputKind.USER_INPUT_MUTATION else f"buffer {spec.target}"
             raise JaxTransferError(f"the network changes its {changed} when it runs: export a network that does not.")
     placeholders = (node for node in graph.nodes if node.op == "placeholder")
@@ -117,7 +118,7 @@ def from_exported(exported: ExportedProgram) -> tuple[AtenProgram, dict[str, np.
 
 
 def _image(exported: ExportedProgram) -> torch.Tensor:
-    """The network's input, without values; or a sentence on why it is not an image."""
+    """Returns the network's input, without values; refuses inputs that are not images."""
     signature = exported.graph_signature
     if len(signature.user_inputs) != 1:
         raise JaxTransferError(f"the network has {len(signature.user_inputs)} inputs, not one batch of images.")
@@ -188,7 +189,7 @@ def _translate(output: torch.fx.Node, specs: dict[torch.fx.Node, InputSpec]) -> 
 def _weight(exported: ExportedProgram, name: str) -> np.ndarray:
     tensor = exported.state_dict[name] if name in exported.state_dict else exported.constants.get(name)
     if not isinstance(tensor, torch.Tensor):
-        raise JaxTransferError(f"the constant {name} is no tensor but {type(tensor).__name__}.")
+        raise JaxTransferError(f"the constant {name} is not a tensor but {type(tensor).__name__}.")
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         raise JaxTransferError(f"the weight {name} holds values that are not finite.")
     if tensor.dtype == torch.bfloat16 or tensor.dtype == torch.float16:
@@ -202,7 +203,7 @@ def _weight(exported: ExportedProgram, name: str) -> np.ndarray:
 
 
 def _check(program: AtenProgram, params: dict[str, np.ndarray], output: torch.fx.Node) -> None:
-    """Traces the program for three images, which finds unsupported arguments, and compares the shapes."""
+    """Traces the program for three images, which reveals unsupported arguments, and checks the shapes."""
     images = 3
     result = jax.eval_shape(program, params, jax.ShapeDtypeStruct((images, *program.shape), np.float32))
     expected = output.meta["val"]

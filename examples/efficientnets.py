@@ -1,12 +1,12 @@
-"""Real ImageNet weights from PyTorch: do trained networks look alike, and untrained ones not?
+"""Tests on real ImageNet weights whether trained networks are nearer to each other than to untrained ones.
 
-Three EfficientNet-Lite networks with the weights their authors published, each beside a control: a twin with
-fresh weights. They are exported from PyTorch, converted into a zoo and compared on crops of the photos that
-come with scikit-image. After `pip install ".[examples]"`:
+Three EfficientNet-Lite networks with their published weights are compared with each other and with controls: copies
+of the networks with fresh weights. All are exported from PyTorch, converted into a zoo and compared on crops of the
+photos that come with scikit-image. After `pip install ".[examples]"`:
 
     python examples/efficientnets.py --out DIRECTORY
 
-It goes on where it stopped.
+If it is interrupted, the same command resumes it.
 """
 
 import argparse
@@ -56,21 +56,21 @@ _PHOTOS = (
     "motorcycle_left.png",
     "rocket.jpg",
 )
-_CLEAR = 3.0  # t at 11 degrees of freedom; chance alone gives one so large in about 1 % of cases
+_MIN_T = 3.0  # at 11 degrees of freedom, chance alone exceeds this in about 1 % of cases
 
 
 @dataclasses.dataclass(frozen=True)
 class Contrast:
-    """How near trained networks are to each other and to the controls, by one method and similarity.
+    """Compares the affinity of trained networks to each other with their affinity to the controls.
 
-    Every number comes with its standard error over the photos.
+    Every number is paired with its standard error over the photos.
 
     Attributes:
         method: Attribution method.
         similarity: "cosine" or "correlation".
         trained: Mean affinity of two trained networks, within [-1, 1].
-        control: Mean affinity of a trained network and a control.
-        difference: `trained - control`, its standard error from the differences photo by photo.
+        control: Mean affinity of a trained network and a control, within [-1, 1].
+        difference: `trained - control`; its standard error is that of the differences per photo.
     """
 
     method: str
@@ -88,20 +88,20 @@ class Contrast:
 def compare(
     out: str | Path, *, command: Sequence[str], progress: Callable[[int, int, str], None]
 ) -> tuple[Contrast, ...]:
-    """Makes images, zoo and run directories in `out`, or goes on with those that are there.
+    """Creates images, a zoo and run directories in `out`, or resumes those that exist.
 
     Args:
-        out: Receives `images/`, `zoo/`, a run directory `cosine/` and another `correlation/` with one common
-            `points/`, and the figure `trained_and_control.png`.
-        command: What the user typed, for the run directories.
-        progress: Called with work done, work to do and what is at hand.
+        out: Directory that receives `images/`, `zoo/`, the run directories `cosine/` and `correlation/` with their
+            common `points/`, and the figure `trained_and_control.png`.
+        command: The command line, which the run directories record.
+        progress: Called with the finished steps, the number of steps and the current task.
 
     Returns:
-        One contrast per similarity and method.
+        A contrast for every similarity and method.
 
     Raises:
-        JaxTransferError: `out` holds runs of something else.
-        OSError: Something cannot be written.
+        JaxTransferError: `out` holds runs of other networks or images.
+        OSError: A file cannot be written.
     """
     out = Path(out)
     _write_crops(out / "images")
@@ -126,33 +126,33 @@ def compare(
 
 
 def sentences(contrasts: Sequence[Contrast]) -> list[str]:
-    """What the contrasts say, in words."""
-    said = []
-    for each in contrasts:
-        if not abs(each.t) >= _CLEAR:  # not even where a map was unusable and t is NaN
-            verdict = "cannot be told to be nearer to each other than to the controls, or farther"
+    """Describes every contrast in a sentence."""
+    lines = []
+    for contrast in contrasts:
+        if not abs(contrast.t) >= _MIN_T:  # also true if a map was unusable and t is NaN
+            verdict = "are neither clearly nearer to each other than to the controls nor clearly farther"
         else:
-            verdict = f"come out {'nearer to' if each.t > 0 else 'farther from'} each other than to the controls"
-        said.append(
-            f"By {each.method} with {each.similarity}, trained networks {verdict} "
-            f"({each.trained[0]:.3f} against {each.control[0]:.3f}, t = {each.t:.1f})."
+            verdict = f"are {'nearer to' if contrast.t > 0 else 'farther from'} each other than to the controls"
+        lines.append(
+            f"By {contrast.method} with {contrast.similarity}, trained networks {verdict} "
+            f"({contrast.trained[0]:.3f} against {contrast.control[0]:.3f}, t = {contrast.t:.1f})."
         )
-    return said
+    return lines
 
 
 def draw(contrasts: Sequence[Contrast], file: Path) -> None:
-    """Draws how near trained networks are to each other, beside how near to their controls."""
+    """Draws the affinity of trained networks to each other beside their affinity to the controls."""
     figure = Figure(figsize=(7, 0.8 + 0.5 * len(contrasts)), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for label, pairs, colour, marker, shift in (
-        ("trained with trained", [each.trained for each in contrasts], "#0072b2", "o", -0.13),
-        ("trained with control", [each.control for each in contrasts], "#d55e00", "s", 0.13),
+        ("trained with trained", [contrast.trained for contrast in contrasts], "#0072b2", "o", -0.13),
+        ("trained with control", [contrast.control for contrast in contrasts], "#d55e00", "s", 0.13),
     ):
         means, errors = np.transpose(pairs)
         rows = np.arange(len(contrasts)) + shift
         axes.errorbar(means, rows, xerr=errors, fmt=marker, color=colour, label=label, capsize=3, markersize=6)
     axes.axvline(0, color="0.6", linewidth=0.8, zorder=0)
-    axes.set_yticks(range(len(contrasts)), [f"{each.method}, {each.similarity}" for each in contrasts])
+    axes.set_yticks(range(len(contrasts)), [f"{contrast.method}, {contrast.similarity}" for contrast in contrasts])
     axes.set(ylim=(len(contrasts) - 0.5, -0.5), xlabel="mean affinity (bars: standard error)")
     axes.grid(axis="x", color="black", alpha=0.08)
     axes.set_axisbelow(True)
@@ -164,19 +164,19 @@ def draw(contrasts: Sequence[Contrast], file: Path) -> None:
 
 
 def _contrast(affinity: Affinity, method: str) -> list[tuple[float, float]]:
-    """Mean and standard error of: two trained networks, a trained one and a control, the difference."""
+    """Returns mean and standard error for two trained networks, a trained one and a control, and the difference."""
     by_pair = affinity.pseudo_values(method)
     assert by_pair is not None
     controls = [name.endswith(_CONTROL) for name in affinity.names]
-    kinds = np.array([one + other for one, other in itertools.combinations(controls, 2)])
-    near, far = by_pair[:, kinds == 0].mean(1), by_pair[:, kinds == 1].mean(1)
-    by_photo = np.array([near, far, near - far])
+    controls_in_pair = np.array([first + second for first, second in itertools.combinations(controls, 2)])
+    trained, control = by_pair[:, controls_in_pair == 0].mean(1), by_pair[:, controls_in_pair == 1].mean(1)
+    by_photo = np.array([trained, control, trained - control])
     errors = by_photo.std(axis=1, ddof=1) / np.sqrt(by_photo.shape[1])
     return [(float(mean), float(error)) for mean, error in zip(by_photo.mean(axis=1), errors, strict=True)]
 
 
 def _write_crops(folder: Path) -> None:
-    """The central square of each photo, without its margins."""
+    """Writes the central square of every photo, without its margins."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in _PHOTOS:
         with Image.open(_PHOTO_FOLDER / name) as photo:
@@ -186,7 +186,7 @@ def _write_crops(folder: Path) -> None:
 
 
 def _fill(zoo: Zoo, images: Path, progress: Callable[[int, int, str], None]) -> None:
-    """Converts the trained networks, and adds their controls, that the zoo does not have yet."""
+    """Converts the trained networks that are missing from the zoo, and adds their missing controls."""
     for index, (name, size) in enumerate(_SIZES.items()):
         progress(index, len(_SIZES), f"Converting {name}")
         if name not in zoo:
@@ -212,7 +212,7 @@ def _convert(network: EfficientNet, size: int, zoo: Zoo, name: str) -> None:
 
 
 class _Features(torch.nn.Module):
-    """The last feature map, which is the representation that is attributed."""
+    """Returns the last feature map, the representation that is attributed."""
 
     def __init__(self, network: EfficientNet) -> None:
         super().__init__()
@@ -231,10 +231,10 @@ def _trained(architecture: str, index: int) -> EfficientNet:
 
 
 def _untrained(architecture: str, size: int, images: Path, seed: int) -> EfficientNet:
-    """A twin with fresh weights, whose normalisation knows the images.
+    """Returns a network with fresh weights and with the statistics of the images in its normalisation.
 
-    With the statistics of a fresh normalisation, mean 0 and variance 1, activations would shrink from layer
-    to layer to 1e-8, far below the epsilon of epsilon-LRP.
+    With fresh statistics, mean 0 and variance 1, activations would shrink from layer to layer to 1e-8, far below
+    the epsilon of epsilon-LRP.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -243,33 +243,34 @@ def _untrained(architecture: str, size: int, images: Path, seed: int) -> Efficie
     inputs = Preprocess((size, size), _MEAN, _STD)(photos)
     for layer in network.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.train().momentum = 1.0  # takes the statistics as they are
+            layer.train().momentum = 1.0  # replaces the statistics by those of the images
     with torch.no_grad():
         network.extract_features(torch.from_numpy(np.array(inputs)).permute(0, 3, 1, 2))
     return network
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints what was found, and where the files are."""
+    """Runs the comparison and prints its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="for the zoo, the images and the results")
+    parser.add_argument("--out", type=Path, required=True, help="directory for the zoo, the images and the results")
     out = parser.parse_args(arguments).out
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        row = bar.add_task("")
+        task = bar.add_task("")
         contrasts = compare(
             out,
             command=sys.argv,
-            progress=lambda done, total, name: bar.update(row, completed=done, total=total, description=name),
+            progress=lambda done, total, name: bar.update(task, completed=done, total=total, description=name),
         )
     for similarity in SIMILARITIES:
         title = f"Mean affinity ± standard error over photos, by {similarity}"
         table = Table("method", title=title, title_justify="left", box=box.SIMPLE_HEAD)
         for column in ("trained with\ntrained", "trained with\ncontrol", "difference", "t"):
             table.add_column(column, justify="right")
-        for each in contrasts:
-            if each.similarity == similarity:
-                numbers = (each.trained, each.control, each.difference)
-                table.add_row(each.method, *(f"{mean:.3f} ± {error:.3f}" for mean, error in numbers), f"{each.t:.1f}")
+        for contrast in contrasts:
+            if contrast.similarity == similarity:
+                pairs = (contrast.trained, contrast.control, contrast.difference)
+                cells = [f"{mean:.3f} ± {error:.3f}" for mean, error in pairs]
+                table.add_row(contrast.method, *cells, f"{contrast.t:.1f}")
         Console().print(table)
     for sentence in sentences(contrasts):
         print(sentence)

@@ -1,4 +1,4 @@
-"""Compare Flax networks that jaxtransfer knows nothing about: `python examples/flax_network.py FOLDER_OF_PHOTOS`."""
+"""Compares Flax networks of your own: `python examples/flax_network.py FOLDER_OF_PHOTOS`."""
 
 import sys
 
@@ -9,7 +9,7 @@ import jaxtransfer as jt
 
 
 class Mixer(nnx.Module):
-    """A small network with a gated block, as a stand-in for yours."""
+    """A small network with a gated block; put your own in its place."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.stem = nnx.Conv(3, 32, (8, 8), strides=8, rngs=rngs)
@@ -26,7 +26,7 @@ class Mixer(nnx.Module):
 
 
 def main() -> None:
-    """Three of them, with different weights, on a folder of photos."""
+    """Compares three networks with different weights on a folder of photos."""
     graph, _ = nnx.split(Mixer(nnx.Rngs(0)))
 
     def apply(weights: nnx.State, images: jax.Array) -> jax.Array:

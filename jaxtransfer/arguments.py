@@ -1,4 +1,4 @@
-"""Checks of what users hand over, each of which ends in one sentence that says what to do."""
+"""Checks the arguments of public functions; every check fails with one sentence that says what to do."""
 
 import inspect
 import numbers
@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from jaxtransfer.errors import JaxTransferError
 
-# How a model of a library becomes a function of weights and images, by the library's first name.
+# How to turn a library's model into a function of weights and images, by the name of the library's package.
 _MODELS = {
     "equinox": "`params, static = eqx.partition(model, eqx.is_array)` and "
     "`apply = lambda params, x: jax.vmap(eqx.combine(params, static))(x)`",
@@ -24,15 +24,15 @@ _MODELS = {
 }
 _CALL = "apply must be a function called as apply(params, images)"
 _ARRAYS = np.ndarray, jax.Array
-# What libraries call an attempt to change a model's state during a call.
-_UPDATES = ("TraceContextError", "ModifyScopeVariableError", "UnexpectedTracerError", "LeakedTracer")
+# Names of the exceptions that libraries raise when a call changes a model's state.
+_STATE_ERRORS = ("TraceContextError", "ModifyScopeVariableError", "UnexpectedTracerError", "LeakedTracer")
 
 
 def checked_methods(methods: str | Sequence[str]) -> tuple[str, ...]:
-    """Names of methods as a tuple; a single name stands for itself.
+    """Returns the names of methods as a tuple; a single name may be given as text.
 
     Raises:
-        JaxTransferError: They are not names.
+        JaxTransferError: `methods` holds something other than names.
     """
     names = (methods,) if isinstance(methods, str) else methods
     if not isinstance(names, Sequence | set | frozenset | dict) or not all(isinstance(name, str) for name in names):
@@ -44,7 +44,7 @@ def check_positive(name: str, value: Any) -> None:
     """Checks that an argument is a finite number greater than 0.
 
     Raises:
-        JaxTransferError: It is not.
+        JaxTransferError: The argument is something else.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) < np.inf:
         raise JaxTransferError(f"{name} must be greater than 0, not {value!r}.")
@@ -54,16 +54,17 @@ def check_array(images: Any, name: str = "images") -> None:
     """Checks that images are one array with at least one image.
 
     Raises:
-        JaxTransferError: They are a list, a tensor of another library or a picture, or there are none.
+        JaxTransferError: The images are a list, a tensor of another library or a PIL image, or there are none.
     """
     if not isinstance(images, _ARRAYS):
-        kind = f"{type(images).__module__.partition('.')[0]}.{type(images).__name__}".removeprefix("builtins.")
-        how = {
+        library = type(images).__module__.partition(".")[0]
+        type_name = f"{library}.{type(images).__name__}".removeprefix("builtins.")
+        advice = {
             "torch": "take images.numpy(), with channels last: images.permute(0, 2, 3, 1)",
             "PIL": "stack them as np.stack([np.asarray(image) for image in images])",
-        }.get(type(images).__module__.partition(".")[0], "make one with np.stack or np.asarray")
+        }.get(library, "make one with np.stack or np.asarray")
         raise JaxTransferError(
-            f"{name} must be a NumPy or JAX array, [images, height, width, channels], not a {kind}; {how}."
+            f"{name} must be a NumPy or JAX array, [images, height, width, channels], not a {type_name}; {advice}."
         )
     if images.ndim == 4 and 0 in images.shape:
         raise JaxTransferError(f"There are no {name}: the shape is {images.shape}.")
@@ -73,44 +74,53 @@ def check_apply(apply: Any) -> None:
     """Checks that a network's function can be called with weights and images.
 
     Raises:
-        JaxTransferError: It cannot.
+        JaxTransferError: It cannot be called so, or it is not hashable.
     """
     _check_call(apply, 2, _CALL)
 
 
 def check_estimation(init: Any, losses: Iterable[Any], batches: Iterable[Any], key: Any) -> None:
-    """Checks what principal gradients are computed from.
+    """Checks the arguments that principal gradients are computed from.
+
+    Args:
+        init: Called as `init(key)`, returns the weights of a backbone.
+        losses: Called as `loss(params, batch, key)`.
+        batches: For every task a sampler, or a pair of arrays (images, labels), each [batches, n, ...].
+        key: A PRNG key.
 
     Raises:
-        JaxTransferError: The initialiser or a loss is no such function, batches are neither a sampler nor a pair of
-            arrays, or the key is no key.
+        JaxTransferError: `init` or a loss cannot be called so, batches are neither a sampler nor a pair of arrays of
+            equal length, or `key` is not an array.
     """
     _check_call(init, 1, 'init must be a function called as init(key), like jaxtransfer.backbone("conv4").init')
     for loss in losses:
         _check_call(loss, 3, "loss must be a function called as loss(params, batch, key), like Prototypical")
-    for each in batches:
-        if callable(each):
-            continue
-        arrays = [part for part in each if isinstance(part, _ARRAYS)] if isinstance(each, tuple | list) else []
-        if len(arrays) != 2 or len(each) != 2:
-            raise JaxTransferError(
-                "batches must be a sampler, like Episodes.of(images, labels), or a pair of arrays (images, labels), "
-                f"each [batches, n, ...], not {_named(each)}."
-            )
-        counts = [len(array) for array in arrays]
-        if counts[0] != counts[1] or not counts[0]:
-            raise JaxTransferError(
-                f"There are {counts[0]} batches of images and {counts[1]} of labels; there must be one of each."
-            )
+    for of_task in batches:
+        if not callable(of_task):
+            _check_pair(of_task)
     if not isinstance(key, _ARRAYS):
-        raise JaxTransferError(f"key must be a key, like jax.random.key(0), not {_named(key)}.")
+        raise JaxTransferError(f"key must be a key, like jax.random.key(0), not {_in_words(key)}.")
+
+
+def _check_pair(batches: Any) -> None:
+    arrays = [part for part in batches if isinstance(part, _ARRAYS)] if isinstance(batches, tuple | list) else []
+    if len(arrays) != 2 or len(batches) != 2:
+        raise JaxTransferError(
+            "batches must be a sampler, like Episodes.of(images, labels), or a pair of arrays (images, labels), "
+            f"each [batches, n, ...], not {_in_words(batches)}."
+        )
+    images, labels = (len(array) for array in arrays)
+    if images != labels or not images:
+        raise JaxTransferError(
+            f"There are {images} batches of images and {labels} of labels; give equal numbers, 1 or more."
+        )
 
 
 def check_target(target: Any) -> None:
-    """Checks that a target is a function.
+    """Checks that a target is a function or None.
 
     Raises:
-        JaxTransferError: It is not.
+        JaxTransferError: The target is something else.
     """
     if target is not None and not callable(target):
         raise JaxTransferError(
@@ -120,45 +130,46 @@ def check_target(target: Any) -> None:
 
 
 def call(apply: Callable[[Any, Any], Any], params: PyTree, images: Array) -> PyTree:
-    """Calls a network's function; what goes wrong with a library's model is said in one sentence.
+    """Calls a network's function and explains the errors that models of libraries raise.
 
     Raises:
-        JaxTransferError: The function changes the model's state, or is a model and no function of weights and images.
+        JaxTransferError: The function changes the model's state, is a model instead of a function of weights and
+            images, or returns something other than arrays.
     """
     try:
         outputs = apply(params, images)
     except Exception as error:
-        if any(each.__name__ in _UPDATES for each in type(error).__mro__):
+        if any(base.__name__ in _STATE_ERRORS for base in type(error).__mro__):
             raise JaxTransferError(
                 "apply changes the model's state, as batch normalisation in training mode does; use running "
                 f"statistics (model.eval(), use_running_average=True) ({type(error).__name__})."
             ) from error
         if _library(apply) is not None:
-            raise JaxTransferError(f"{_CALL}, not {_named(apply)}{_hint(apply)}.") from error
+            raise JaxTransferError(f"{_CALL}, not {_in_words(apply)}{_hint(apply)}.") from error
         raise
     for leaf in jax.tree.leaves(outputs):
         if not hasattr(leaf, "dtype"):
-            raise JaxTransferError(f"apply must return arrays, [images, ...], not {_named(leaf)}.")
+            raise JaxTransferError(f"apply must return arrays, [images, ...], not {_in_words(leaf)}.")
     return outputs
 
 
 def check_outputs(outputs: PyTree, images: int, *, floating: bool, chosen: bool) -> None:
-    """Checks what a network returned.
+    """Checks the shapes and types of a network's outputs.
 
     Args:
-        outputs: Arrays, or their shapes and types.
-        images: How many there were.
-        floating: They must be of a real floating-point type.
-        chosen: A target chooses among the outputs; otherwise all of them are attributed.
+        outputs: A tree of arrays, or of their shapes and types.
+        images: Number of images that the network was called with.
+        floating: Whether the outputs must have a real floating-point type.
+        chosen: Whether a target chooses among the outputs, so that one suitable output is enough; otherwise all
+            outputs are attributed and must be suitable.
 
     Raises:
-        JaxTransferError: There is no output, or (of those that are attributed) one whose first axis is not that of the
-            images or that is of a wrong type.
+        JaxTransferError: There is no output, or an output has a first axis other than the images or a wrong type.
     """
     leaves = jax.tree_util.tree_leaves_with_path(outputs)
     if not leaves:
         raise JaxTransferError("apply returned no arrays; it must return the representation, [images, ...].")
-    first, suitable = None, 0
+    first_problem, suitable = None, 0
     for path, leaf in leaves:
         where = f"{jax.tree_util.keystr(path)} of its output" if path else "its output"
         problem = None
@@ -169,55 +180,58 @@ def check_outputs(outputs: PyTree, images: int, *, floating: bool, chosen: bool)
             )
         elif floating and not jnp.issubdtype(leaf.dtype, jnp.floating):
             problem = (
-                f"Only floating-point outputs can be attributed, but {where} is {leaf.dtype}; return what it is made "
-                "from, scores instead of classes for example"
+                f"Only floating-point outputs can be attributed, but {where} is {leaf.dtype}; return the values that "
+                "it is computed from, for example scores instead of classes"
             )
         suitable += is_representation(leaf, images)
-        first = first or problem
-    if first is not None and not (chosen and suitable):
-        raise JaxTransferError(f"{first}.")
+        first_problem = first_problem or problem
+    if first_problem is not None and not (chosen and suitable):
+        raise JaxTransferError(f"{first_problem}.")
 
 
 def is_representation(output: Any, images: int) -> bool:
-    """Whether an output has an axis of images in front and can be differentiated."""
+    """Whether the first axis of an output is the images and its type can be differentiated."""
     return output.shape[:1] == (images,) and jnp.issubdtype(output.dtype, jnp.floating)
 
 
 def check_scalars(scalars: Any, images: int) -> None:
-    """Checks what a target returned.
+    """Checks that a target returned one floating-point number for each image.
 
     Raises:
-        JaxTransferError: It is not one floating-point number for each image.
+        JaxTransferError: The target returned something else.
     """
     if not hasattr(scalars, "dtype") or scalars.shape != (images,):
-        what = getattr(scalars, "shape", _named(scalars))
-        raise JaxTransferError(f"The target must give one scalar per image, shape {(images,)}, not {what}.")
+        returned = getattr(scalars, "shape", _in_words(scalars))
+        raise JaxTransferError(f"The target must return one scalar per image, shape {(images,)}, not {returned}.")
     if not jnp.issubdtype(scalars.dtype, jnp.floating):
-        raise JaxTransferError(f"The target must give floating-point numbers, not {scalars.dtype}.")
+        raise JaxTransferError(f"The target must return floating-point numbers, not {scalars.dtype}.")
 
 
-def _check_call(function: Any, count: int, must: str) -> None:
+def _check_call(function: Any, count: int, requirement: str) -> None:
+    """Checks that a function takes `count` positional arguments and is hashable, as `jax.jit` wants it."""
     if not callable(function):
-        raise JaxTransferError(f"{must}, not {_named(function)}.")
+        raise JaxTransferError(f"{requirement}, not {_in_words(function)}.")
     try:
         inspect.signature(function).bind(*[None] * count)
     except TypeError:
-        raise JaxTransferError(f"{must}, which {_named(function)} is not{_hint(function)}.") from None
+        raise JaxTransferError(f"{requirement}, which {_in_words(function)} is not{_hint(function)}.") from None
     except ValueError:
-        pass  # it does not say what it takes
+        pass  # a builtin without a signature
     try:
         hash(function)
     except TypeError:
-        raise JaxTransferError(f"{must}, and hashable, which {_named(function)} is not{_hint(function)}.") from None
+        raise JaxTransferError(
+            f"{requirement}, and hashable, which {_in_words(function)} is not{_hint(function)}."
+        ) from None
 
 
 def _library(value: Any) -> str | None:
-    """The library whose model a value is; None where it is none's."""
-    if inspect.isroutine(value) or type(value).__name__.startswith("_"):  # wrappers of functions, eqx.filter_jit's
+    """Returns the library whose model a value is, or None if it is no model."""
+    if inspect.isroutine(value) or type(value).__name__.startswith("_"):  # such as the wrapper of eqx.filter_jit
         return None
-    for each in type(value).__mro__:
-        library = each.__module__.partition(".")[0]
-        if library in _MODELS and each.__name__ in ("Module", "Layer", "Model"):
+    for base in type(value).__mro__:
+        library = base.__module__.partition(".")[0]
+        if library in _MODELS and base.__name__ in ("Module", "Layer", "Model"):
             return library
     return None
 
@@ -227,7 +241,8 @@ def _hint(value: Any) -> str:
     return "" if library is None else f"; from a model of {library}: {_MODELS[library]}"
 
 
-def _named(value: Any) -> str:
+def _in_words(value: Any) -> str:
+    """Describes a value for an error message: a short literal itself, otherwise its name or type."""
     if isinstance(value, str | int | float | None):
         return repr(value)
     if (library := _library(value)) is not None:

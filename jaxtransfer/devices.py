@@ -1,7 +1,8 @@
-"""Which devices share the work, and how the processes that hold them stay in step.
+"""Arranges devices in a mesh, distributes arrays over it, and keeps its processes in step.
 
-Devices form a mesh with the axes `model` and `data`. Networks are spread over the one and images over the other; of
-principal gradients, data sets and restarts. Weights lie once for each row of the mesh, images once for each column.
+A mesh has the axes `model` and `data`. Networks are spread over the rows (`model`) and images over the columns
+(`data`); for principal gradients, data sets over the rows and restarts over the columns. Every row of the mesh holds
+one copy of a network's weights, every column one copy of its images.
 """
 
 import contextlib
@@ -18,19 +19,26 @@ from jaxtransfer.errors import JaxTransferError, in_words
 
 MODEL, DATA = "model", "data"
 
-# The longest complaint that processes tell each other, in bytes, and the mark of an error that all have heard of.
-_LONGEST, _HEARD = 2048, "_heard"
+# Bytes of an error message that processes exchange, and the attribute of an error that all processes know of.
+_MESSAGE_BYTES, _SHARED = 2048, "_shared"
 
 
 def device_mesh(model: int = 1, data: int | None = None) -> Mesh:
-    """A mesh over the devices of all processes.
+    """Makes a mesh of devices for `affinity_matrix` and `principal_gradient`.
 
     Args:
-        model: Networks at a time.
-        data: Devices that share the images of each; None: all there are.
+        model: Number of networks (or data sets) that are computed at the same time; rows of the mesh.
+        data: Number of devices that share the images (or restarts) of a network; columns of the mesh. None: as many
+            as there are devices for.
+
+    Returns:
+        The mesh [model, data], over the devices of all processes.
 
     Raises:
-        JaxTransferError: There are not so many devices, or (with several processes) there are more.
+        JaxTransferError: JAX has fewer devices, or there are several processes and the mesh leaves some devices out.
+
+    >>> dict(jt.device_mesh(model=1, data=1).shape)
+    {'model': 1, 'data': 1}
     """
     devices = jax.devices()
     data = max(1, len(devices) // max(1, model)) if data is None else data
@@ -38,41 +46,42 @@ def device_mesh(model: int = 1, data: int | None = None) -> Mesh:
     if min(model, data) < 1 or wanted > len(devices) or (jax.process_count() > 1 and wanted < len(devices)):
         raise JaxTransferError(
             f"A mesh of model={model},data={data} needs {wanted} devices, but JAX sees {len(devices)} "
-            f"({devices[0].device_kind}); several processes have to use all of them."
+            f"({devices[0].device_kind}); ask for fewer, or with several processes for all of them."
         )
     return jax.make_mesh((model, data), (MODEL, DATA), axis_types=(AxisType.Auto,) * 2, devices=devices[:wanted])
 
 
 def default_mesh() -> Mesh:
-    """What is used where no mesh is asked for: one device, or all where there are several processes."""
+    """Returns the mesh for calls that name none: one device, or all devices if there are several processes."""
     return device_mesh(1, 1 if jax.process_count() == 1 else None)
 
 
 def parse_mesh(text: str) -> Mesh:
-    """The mesh that `model=A,data=B` describes; an axis that is left out is 1.
+    """Makes the mesh that a text such as `model=2,data=4` describes; an axis that is left out has size 1.
 
     Raises:
-        JaxTransferError: It does not read like that, or does not fit the devices there are.
+        JaxTransferError: The text has another form, or the mesh does not fit the devices.
     """
     axes = dict(part.split("=") for part in text.split(",") if re.fullmatch(r"(model|data)=[1-9]\d*", part))
     if len(axes) != len(text.split(",")):
-        raise JaxTransferError(f"A mesh reads like model=2,data=4, not {text!r}.")
+        raise JaxTransferError(f"A mesh is written like model=2,data=4, not {text!r}.")
     return device_mesh(**{MODEL: 1, DATA: 1} | {axis: int(size) for axis, size in axes.items()})
 
 
 def connect(text: str) -> None:
-    """Makes this process one of several that share a mesh; to be called before anything asks for devices.
+    """Connects this process with the others that share a mesh; call it before JAX is asked for devices.
 
     Args:
-        text: "auto" where JAX finds the others by itself (Cloud TPU, GKE, Slurm, Open MPI), or
-            `HOST:PORT,PROCESS/PROCESSES` with the address of process 0, this one's number, and how many there are.
+        text: "auto" where JAX finds the other processes by itself (Cloud TPU, GKE, Slurm, Open MPI), or
+            `HOST:PORT,PROCESS/PROCESSES`: the address of process 0, the number of this process, and the number of
+            processes.
 
     Raises:
-        JaxTransferError: It does not read like that, or the processes do not come together.
+        JaxTransferError: The text has another form, or the processes do not connect.
     """
     explicit = re.fullmatch(r"(.+:\d+),(\d+)/(\d+)", text)
     if explicit is None and text != "auto":
-        raise JaxTransferError(f"Processes are given as auto or like 10.0.0.1:1234,0/4, not {text!r}.")
+        raise JaxTransferError(f"Processes are written as auto or like 10.0.0.1:1234,0/4, not {text!r}.")
     try:
         if explicit is None:
             jax.distributed.initialize()
@@ -80,26 +89,27 @@ def connect(text: str) -> None:
             address, process, processes = explicit.groups()
             jax.distributed.initialize(address, num_processes=int(processes), process_id=int(process))
     except (RuntimeError, ValueError) as error:
-        raise JaxTransferError(f"The processes did not come together: {str(error).splitlines()[0]}") from error
+        raise JaxTransferError(f"The processes could not connect: {str(error).splitlines()[0]}") from error
 
 
 def distribute(
-    shape: tuple[int, ...], sharding: Sharding, part: Callable[[tuple[slice, ...]], Shaped[Array | np.ndarray, "..."]]
+    shape: tuple[int, ...], sharding: Sharding, shard: Callable[[tuple[slice, ...]], Shaped[Array | np.ndarray, "..."]]
 ) -> Shaped[Array, "..."]:
-    """An array of which each device of this process gets the part that is its own, and nothing else.
+    """Makes a sharded array; every device of this process receives its own shard alone.
 
     Args:
-        shape: Of the whole.
-        sharding: What lies where.
-        part: Gives what lies at an index.
+        shape: Shape of the whole array.
+        sharding: How the array is divided among the devices.
+        shard: Returns the part of the array at an index.
     """
     indices = sharding.addressable_devices_indices_map(shape)
-    parts = [jax.device_put(part(index), device) for device, index in indices.items() if index is not None]
-    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+    # Not jax.make_array_from_callback, whose transfers jax.transfer_guard("disallow") takes for implicit ones.
+    shards = [jax.device_put(shard(index), device) for device, index in indices.items() if index is not None]
+    return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
 
 def memory_per_device() -> int:
-    """Bytes that a device has for all that is on it, the least of any process; all processes have to ask for it."""
+    """Returns the bytes of memory of a device, the minimum over all processes; all processes must call it."""
     statistics = jax.local_devices()[0].memory_stats() or {}
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     own = statistics.get("bytes_limit", host // jax.local_device_count())
@@ -107,85 +117,90 @@ def memory_per_device() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that speaks and writes for all."""
+    """Whether this is process 0, which prints and writes for all processes."""
     return jax.process_index() == 0
 
 
 def is_writer(mesh: Mesh, row: int = 0) -> bool:
-    """Whether this process is the one that writes for a mesh, or for a row of it: it holds the first device."""
+    """Whether this process writes for a row of a mesh: the process that holds the first device of the row."""
     return mesh.devices[row, 0].process_index == jax.process_index()
 
 
 def own_rows(mesh: Mesh) -> list[int]:
-    """The rows of a mesh in which this process has devices."""
+    """Returns the rows of a mesh in which this process has devices."""
     process = jax.process_index()
-    return [row for row, some in enumerate(mesh.devices) if process in {device.process_index for device in some}]
+    return [row for row, devices in enumerate(mesh.devices) if process in {device.process_index for device in devices}]
 
 
 def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
-    """A tree's arrays, which all processes of a mesh hold alike, on each of its devices; None: on one."""
+    """Copies the arrays of a tree to every device of a mesh.
+
+    Args:
+        tree: A tree of arrays, the same in all processes of the mesh.
+        mesh: The mesh; None: JAX's default device alone.
+    """
     if mesh is None:
         return jax.device_put(tree)
-    everyone = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda leaf: distribute(np.shape(leaf), everyone, lambda _: leaf), tree)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda leaf: distribute(np.shape(leaf), replicated, lambda _: leaf), tree)
 
 
 def gather_to_host(array: Array) -> Shaped[np.ndarray, "..."]:
-    """All of an array, also where other processes hold parts of it; they have to ask for it too."""
+    """Returns a whole array as NumPy; if other processes hold parts of it, they must call this too."""
     if not (array.is_fully_addressable or array.is_fully_replicated):
         assert isinstance(array.sharding, NamedSharding)
-        everyone = NamedSharding(array.sharding.mesh, PartitionSpec())
-        array = jax.jit(_same, out_shardings=everyone)(array)
+        replicated = NamedSharding(array.sharding.mesh, PartitionSpec())
+        array = jax.jit(_identity, out_shardings=replicated)(array)
     return np.asarray(array)
 
 
-def _same(array: Array) -> Array:
+def _identity(array: Array) -> Array:
     return array
 
 
 def allgather(value: Shaped[np.ndarray, "..."], mesh: Mesh | None = None) -> Shaped[np.ndarray, "devices ..."]:
-    """What the processes of a mesh each have to say, in every one of them.
+    """All-gathers a host array over the processes of a mesh.
 
     Args:
-        value: Of the same shape and type in all.
-        mesh: None: all devices.
+        value: The array of this process; it has the same shape and type in all processes.
+        mesh: The mesh; None: all devices.
 
     Returns:
-        For each device, in the order of the mesh, what its process says; once where there is only one process.
+        The array of every device's process, in the order of the mesh; with a single process, one array [1, ...].
     """
     devices = np.array(jax.devices()) if mesh is None else mesh.devices.reshape(-1)
     if {device.process_index for device in devices} == {jax.process_index()}:
         return value[None]
-    said = np.frombuffer(value.tobytes(), np.uint8)[None]
-    each = NamedSharding(Mesh(devices, (DATA,)), PartitionSpec(DATA))
-    everyone = gather_to_host(distribute((len(devices), said.size), each, lambda _: said))
-    return everyone.copy().view(value.dtype).reshape(-1, *value.shape)
+    content = np.frombuffer(value.tobytes(), np.uint8)[None]
+    by_device = NamedSharding(Mesh(devices, (DATA,)), PartitionSpec(DATA))
+    gathered = gather_to_host(distribute((len(devices), content.size), by_device, lambda _: content))
+    return gathered.copy().view(value.dtype).reshape(-1, *value.shape)
 
 
 @contextlib.contextmanager
 def synchronised(mesh: Mesh | None = None) -> Iterator[None]:
-    """A step that ends for all processes of a mesh at once, and in the same error if it fails in one.
+    """Ends a step in all processes of a mesh at once, with the same error in all if it failed in any.
 
-    Within a step for all devices there may be others: whichever they are in, all processes hear of an error and leave.
+    Steps may be nested in a step for all devices: whichever of them a process is in, it receives the error and leaves.
 
     Args:
-        mesh: None: all devices.
+        mesh: The mesh; None: all devices.
 
     Raises:
         JaxTransferError: The step failed in another process.
     """
-    problem = None
+    own_error = None
     try:
         yield
     except (JaxTransferError, OSError) as error:
-        if hasattr(error, _HEARD):
+        if hasattr(error, _SHARED):
             raise
-        problem = error
-    text = f"Process {jax.process_index()}: {in_words(problem)}".encode()[:_LONGEST] if problem else b""
-    everyone = allgather(np.frombuffer(text.ljust(_LONGEST, b"\0"), np.uint8), mesh)
-    heard = [JaxTransferError(bytes(each[each > 0]).decode(errors="ignore")) for each in everyone if each.any()]
-    if heard:
-        error = problem or heard[0]
+        own_error = error
+    text = f"Process {jax.process_index()}: {in_words(own_error)}".encode()[:_MESSAGE_BYTES] if own_error else b""
+    messages = allgather(np.frombuffer(text.ljust(_MESSAGE_BYTES, b"\0"), np.uint8), mesh)
+    errors = [JaxTransferError(bytes(m[m > 0]).decode(errors="ignore")) for m in messages if m.any()]
+    if errors:
+        error = own_error or errors[0]
         if mesh is None:
-            setattr(error, _HEARD, True)
+            setattr(error, _SHARED, True)
         raise error

@@ -1,4 +1,4 @@
-"""The one exception that a user can cause, and the sentences that errors are reported in."""
+"""The exception for mistakes of the user, and the sentences that report errors."""
 
 import difflib
 import errno
@@ -6,27 +6,34 @@ from collections.abc import Iterable
 
 
 class JaxTransferError(ValueError):
-    """Bad input, said in one sentence that names the file or argument and what to do about it.
+    """Reports bad input in one sentence that names the file or argument and says what to do.
 
     The command line prints the sentence on stderr and ends with exit status 2.
     """
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> JaxTransferError:
-    """Returns the error for a name that does not exist, with the names that do, the closest one first.
+def unknown_name(
+    kind: str, name: object, known: Iterable[str], *, where: str = "", at_most: int | None = None
+) -> JaxTransferError:
+    """Returns the error for a name that does not exist, which lists the names that do, the closest first.
 
     Args:
-        kind: What is named, in the singular: "method", "network".
-        name: The name that was given.
-        known: The names there are.
+        kind: What the name should stand for, in the singular: "method", "network".
+        name: The unknown name.
+        known: The names that exist.
+        where: Place that was searched, with its preposition: "in the zoo /data/zoo".
+        at_most: Most names to list; None: all.
 
     >>> print(unknown_name("method", "salency", ["input_x_gradient", "saliency"]))
     There is no method 'salency'; there are: saliency, input_x_gradient.
+    >>> print(unknown_name("network", "c", ["a", "b"], where="in the zoo nets", at_most=1))
+    There is no network 'c' in the zoo nets; there are: a, and more.
     """
     known = list(known)
-    closest = difflib.get_close_matches(name, known, n=1)
-    names = ", ".join([*closest, *(other for other in known if other not in closest)])
-    return JaxTransferError(f"There is no {kind} {name!r}; there are: {names or 'none yet'}.")
+    closest = difflib.get_close_matches(str(name), known, n=1)
+    names = [*closest, *(other for other in known if other not in closest)]
+    listed = ", ".join(names[:at_most] + ["and more"] * (at_most is not None and len(names) > at_most))
+    return JaxTransferError(f"There is no {kind} {name!r}{where and ' '}{where}; there are: {listed or 'none yet'}.")
 
 
 def in_words(error: JaxTransferError | OSError) -> str:
@@ -34,6 +41,6 @@ def in_words(error: JaxTransferError | OSError) -> str:
     if not isinstance(error, OSError):
         return str(error)
     if error.errno == errno.ENOSPC:
-        where = f" ({error.filename})" if error.filename else ""
-        return f"The disk is full{where}; make room and start the same command again, what is finished is kept."
+        file = f" ({error.filename})" if error.filename else ""
+        return f"The disk is full{file}; free some space and run the same command again: finished work is kept."
     return f"{error.filename}: {error.strerror}." if error.filename and error.strerror else f"{error}."

@@ -1,29 +1,36 @@
-"""Files that appear whole or not at all."""
+"""Writes files that appear whole or not at all, and reads tables and arrays with errors a user understands."""
 
 import contextlib
 import csv
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
+from jaxtransfer.errors import JaxTransferError
 
-def beside(file: Path) -> Path:
-    """Where a file is written before it takes its place."""
+# What NumPy raises for damaged `.npz` files and for files of other formats.
+_DAMAGED = (EOFError, MemoryError, ValueError, TypeError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+
+
+def partial_path(file: Path) -> Path:
+    """Returns the path under which a file is written before it takes its place."""
     return file.with_name(f".{file.name}.partial")
 
 
 @contextlib.contextmanager
 def atomic_write(file: Path) -> Iterator[Path]:
-    """A path to write to; what is there in the end becomes `file`, and nothing is left of it after an error."""
-    partial = beside(file)
+    """Yields a path to write to; on success what was written becomes `file`, after an error nothing is left."""
+    partial = partial_path(file)
     try:
         yield partial
         partial.replace(file)
     except OSError as error:
-        error.filename = error.filename or str(file)  # a full disk says not where
+        error.filename = error.filename or str(file)  # the error of a full disk does not name the file
         raise
     finally:
         partial.unlink(missing_ok=True)
@@ -31,8 +38,8 @@ def atomic_write(file: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_directory(directory: Path) -> Iterator[Path]:
-    """A new directory to write into, which takes the place of `directory`; nothing is left of it after an error."""
-    partial = beside(directory)
+    """Yields a new directory to write into; on success it replaces `directory`, after an error nothing is left."""
+    partial = partial_path(directory)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
@@ -45,31 +52,89 @@ def atomic_directory(directory: Path) -> Iterator[Path]:
 
 
 def write_arrays(file: Path, arrays: Mapping[str, Any]) -> None:
-    """Writes an `.npz` file."""
+    """Writes named arrays to an `.npz` file."""
     with atomic_write(file) as partial, partial.open("wb") as stream:
         np.savez(stream, **arrays)
 
 
+def read_arrays(file: Path | IO[bytes], names: Iterable[str] | None = None) -> dict[str, Any]:
+    """Reads arrays from an `.npz` file; nothing is ever unpickled.
+
+    Args:
+        file: The file, or an open stream of its bytes.
+        names: Names of the arrays to read; None: all.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: The file is damaged, has another format, holds Python objects, or lacks one of the names. The
+            message is a clause that begins with "it", for the caller to put after the name of the file.
+    """
+    with file.open("rb") if isinstance(file, Path) else contextlib.nullcontext(file) as stream:
+        with _damage_as_value_error():
+            stored = np.load(stream, allow_pickle=False)
+        if not isinstance(stored, np.lib.npyio.NpzFile):
+            raise ValueError("it is a single array")
+        arrays = {}
+        for name in stored.files if names is None else names:
+            if name not in stored:
+                raise ValueError(f"it has no {name}, only {', '.join(stored) or 'nothing'}")
+            with _damage_as_value_error():
+                arrays[name] = stored[name]
+        return arrays
+
+
 def write_csv(file: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Writes a table; numbers so that they read back as the same, unknown ones as nothing."""
+    """Writes a CSV file; numbers read back exactly, and None and values that are not finite become empty cells."""
     with atomic_write(file) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
 
 
-def read_table(file: Path, dtype: type, *, missing: str = "") -> tuple[tuple[str, ...], np.ndarray]:
-    """Names and values of a square table with the names in its first row and column.
+def read_csv(file: Path, content: str = "a table") -> list[list[str]]:
+    """Reads the rows of a CSV file as text, without blank lines.
 
     Args:
-        file: The table.
-        dtype: Of the values.
-        missing: What an empty cell stands for.
+        file: The file, in UTF-8.
+        content: What the file should hold, as error messages call it: "an oracle".
 
     Raises:
-        OSError: The file cannot be read.
-        ValueError: Rows and columns differ, or a cell holds no value.
+        JaxTransferError: The file cannot be read, or is not a CSV file in UTF-8.
     """
-    with file.open(newline="", encoding="utf-8") as stream:
-        header, *rows = csv.reader(stream)
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            return [row for row in csv.reader(stream) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise JaxTransferError(f"{file} is not {content} that can be read: {reason}.") from error
+
+
+def read_records(file: Path) -> list[dict[str, str]]:
+    """Reads a CSV file with a header: each further row as a dict from the name of a column to the text of its cell.
+
+    Raises:
+        JaxTransferError: The file cannot be read, or a row does not have the length of the header.
+    """
+    header, *rows = read_csv(file) or [[]]
+    if wrong := [row for row in rows if len(row) != len(header)]:
+        raise JaxTransferError(f"{file} has {len(header)} columns, but a row has {len(wrong[0])} cells: {wrong[0]}.")
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def read_table(file: Path, dtype: type, *, missing: str = "") -> tuple[tuple[str, ...], np.ndarray]:
+    """Reads a square table that has the same names in its first row and its first column.
+
+    Args:
+        file: The table, a CSV file.
+        dtype: Type of the values.
+        missing: Text that stands for the value of an empty cell.
+
+    Returns:
+        The names [n] and the values [n, n].
+
+    Raises:
+        JaxTransferError: The file cannot be read.
+        ValueError: The names of rows and columns differ, or a cell holds no value.
+    """
+    header, *rows = read_csv(file) or [[]]
     names = tuple(header[1:])
     if tuple(row[0] for row in rows) != names:
         raise ValueError(f"rows and columns of {file.name} differ")
@@ -81,3 +146,14 @@ def _cell(value: Any) -> str:
     if value is None or (isinstance(value, float | np.floating) and not np.isfinite(value)):
         return ""
     return str(value) if not isinstance(value, bool) else "yes" if value else "no"
+
+
+@contextlib.contextmanager
+def _damage_as_value_error() -> Iterator[None]:
+    """Turns NumPy's errors for files that it cannot read into one `ValueError` that gives the reason."""
+    try:
+        yield
+    except _DAMAGED as error:
+        if "allow_pickle" in str(error) or "pickled" in str(error):
+            raise ValueError("it holds Python objects, which are not unpickled") from error
+        raise ValueError(f"it is damaged or no .npz file ({error})") from error

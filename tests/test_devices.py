@@ -15,7 +15,7 @@ from jaxtransfer.devices import connect, device_mesh, parse_mesh
         ("model=1,data=1", (1, 1)),
     ],
 )
-def test_meshes_read_as_they_are_written(text, shape):
+def test_mesh_of_a_text(text, shape):
     mesh = parse_mesh(text)
     assert mesh.axis_names == ("model", "data")
     assert mesh.devices.shape == shape
@@ -27,8 +27,8 @@ def test_all_devices_share_the_images_of_one_network():
 
 
 @pytest.mark.parametrize("text", ["", "2x4", "model=2;data=4", "model=0", "model=2,model=2", "pixels=2", "model=-1"])
-def test_what_is_no_mesh(text):
-    with pytest.raises(JaxTransferError, match="reads like model=2,data=4"):
+def test_texts_that_describe_no_mesh(text):
+    with pytest.raises(JaxTransferError, match="is written like model=2,data=4"):
         parse_mesh(text)
 
 
@@ -38,6 +38,6 @@ def test_a_mesh_of_more_devices_than_there_are():
 
 
 @pytest.mark.parametrize("text", ["", "host", "host:1", "host:1,2", "host:1,2/"])
-def test_what_are_no_processes(text):
+def test_texts_that_describe_no_processes(text):
     with pytest.raises(JaxTransferError, match=r"like 10\.0\.0\.1:1234,0/4"):
         connect(text)

@@ -1,1 +1,1 @@
-"""The networks of Rooms and what is known of them: trained, transferred, and held against every measure."""
+"""Trains the encoders of Rooms, measures their transfer, and compares every measure with it."""

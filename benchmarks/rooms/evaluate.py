@@ -1,4 +1,4 @@
-"""Does a measure predict measured transfer? Every measure that the package has, held against Rooms."""
+"""Tests whether the measures of the package predict the measured transfer of Rooms."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,140 +21,164 @@ from jaxtransfer.data.probe import load_probe
 from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.files import atomic_directory, write_csv
 
-_PROBES = (64, 250, 1000, 2000)
-_MOST_OF_SVCCA = 250  # images; its time grows with their cube
-_OF_SEEDS = 64
-_OF_VARIANTS = 200
+_PROBE_SIZES = (64, 250, 1000, 2000)
+_MAX_SVCCA_IMAGES = 250  # the time of SVCCA grows with the cube of the number of images
+_SEED_IMAGES = 64
+_VARIANT_IMAGES = 200
 _RESTARTS = 128
 
 Progress = Callable[[int, int], None]
 Images = UInt8[np.ndarray, "images 64 64 3"]
 
 
-def shown(photos: Path | None) -> dict[str, Images]:
-    """Images of every kind, of which probes are the first so many."""
-    rendered = {"rooms": rooms.probe(max(_PROBES))}
+def probe_images(photos: Path | None) -> dict[str, Images]:
+    """Returns rendered images, and photos if there is a folder of them; probes are the first images of either."""
+    rendered = {"rooms": rooms.probe(max(_PROBE_SIZES))}
     return rendered if photos is None else rendered | {"photos": load_probe(photos, size=64).images}
 
 
-def measured(work: Path, images: Mapping[str, Images], progress: Progress) -> dict[tuple[str, int], Affinity]:
-    """Affinities of the tasks' encoders by all measures, for probes of several kinds and sizes; kept in `work`.
+def measure_networks(work: Path, images: Mapping[str, Images], progress: Progress) -> dict[tuple[str, int], Affinity]:
+    """Computes the affinities of the tasks' encoders by all measures on several probes, and stores them in `work`.
 
-    And, as "seeds", those of all encoders that ship.
+    Args:
+        work: Folder for intermediate results; what exists there is not computed again.
+        images: Result of `probe_images`.
+        progress: Called with the number of finished probes and of all probes.
+
+    Returns:
+        Affinities by the name of the images and their number; under "seeds", those of all encoders of the zoo.
     """
-    probes = {("rooms", count): images["rooms"][:count] for count in _PROBES}
+    probes = {("rooms", count): images["rooms"][:count] for count in _PROBE_SIZES}
     if (photos := images.get("photos")) is not None:
         probes |= {("photos", count): photos[:count] for count in (64, len(photos))}
-    probes["seeds", _OF_SEEDS] = images["rooms"][:_OF_SEEDS]
-    found, zoo = {}, rooms.zoo()
-    for done, ((kind, count), probe) in enumerate(probes.items()):
-        folder = work / "evaluate" / f"{kind}-{count}"
-        methods = [each for each in (*METHODS, *RELATIVES) if each != "svcca" or count <= _MOST_OF_SVCCA]
+    probes["seeds", _SEED_IMAGES] = images["rooms"][:_SEED_IMAGES]
+    affinities, zoo = {}, rooms.zoo()
+    for done, ((name, count), probe) in enumerate(probes.items()):
+        folder = work / "evaluate" / f"{name}-{count}"
+        methods = [method for method in (*METHODS, *RELATIVES) if method != "svcca" or count <= _MAX_SVCCA_IMAGES]
         if not (folder / "affinity.json").exists() or {*methods} - {*Affinity.load(folder).methods}:
-            networks = zoo if kind == "seeds" else [zoo[name] for name in rooms.TASKS]
+            networks = zoo if name == "seeds" else [zoo[task] for task in rooms.TASKS]
             affinity_matrix(networks, probe, methods=methods).save(folder)
-        found[kind, count] = Affinity.load(folder)
+        affinities[name, count] = Affinity.load(folder)
         progress(done + 1, len(probes))
-    return found
+    return affinities
 
 
-def of_gradients(work: Path, examples: Examples, progress: Progress) -> dict[str, Affinity]:
-    """Affinities of the tasks by their gradients; kept in `work`."""
+def measure_gradients(work: Path, examples: Examples, progress: Progress) -> dict[str, Affinity]:
+    """Computes the affinities of the tasks by their gradients, and stores them in `work`."""
     folder = work / "evaluate" / "gradients"
     if not folder.exists():
-        found = gradients.measures(examples, _RESTARTS, progress)
-        with atomic_directory(folder) as place:
-            for name, affinity in found.items():
-                affinity.save(place / name)
-    return {each.name: Affinity.load(each) for each in sorted(folder.iterdir())}
+        affinities = gradients.measures(examples, _RESTARTS, progress)
+        with atomic_directory(folder) as partial:
+            for name, affinity in affinities.items():
+                affinity.save(partial / name)
+    return {path.name: Affinity.load(path) for path in sorted(folder.iterdir())}
 
 
 def score_all(
-    found: Mapping[tuple[str, int], Affinity], by_gradients: Mapping[str, Affinity], oracle: Oracle
+    by_probe: Mapping[tuple[str, int], Affinity], by_gradients: Mapping[str, Affinity], oracle: Oracle
 ) -> list[tuple[str, str, Score]]:
-    """Of every measure and probe, after what knows the truth but not the pair."""
+    """Scores every measure on every probe; first come two predictions from the measured transfer of other pairs."""
     names = tuple(oracle.scores)
     truth = scores.truth(oracle, names)
     ranks = scores.ranks(truth)
     others = (np.nansum(ranks, 0) - np.nan_to_num(ranks)) / (len(names) - 2)
-    known = {"the other direction": np.nan_to_num(ranks.T), "mean transfer to the other targets": others}
-    reference = Affinity.of(names, known)
+    predictions = {"the other direction": np.nan_to_num(ranks.T), "mean transfer to the other targets": others}
+    reference = Affinity.of(names, predictions)
     rows = [("(truth)", method, scores.score(reference, oracle, method)) for method in reference.methods]
-    for (kind, count), affinity in found.items():
-        if kind == "seeds":
+    for (images_name, count), affinity in by_probe.items():
+        if images_name == "seeds":
             continue
-        rows += [(f"{count} {kind}", method, scores.score(affinity, oracle, method)) for method in affinity.methods]
+        rows += [
+            (f"{count} {images_name}", method, scores.score(affinity, oracle, method)) for method in affinity.methods
+        ]
     for name, affinity in by_gradients.items():
         rows.append(("labels", name, scores.score(affinity, oracle, affinity.methods[0])))
     return rows
 
 
 def show_scores(rows: list[tuple[str, str, Score]], sources: int, console: Console) -> None:
-    """A table, with what random orders would give in its last line."""
+    """Prints the scores as a table; the last line is the expectation for random orders."""
     table = Table(
-        "probe", "measure", "P@1", "P@5", "95 %", "R@10", "Spearman", title="Agreement with measured transfer"
+        "probe",
+        "measure",
+        "P@1",
+        "P@5",
+        "95 % band of P@5",
+        "R@10",
+        "Spearman",
+        title="Agreement with measured transfer",
     )
-    for probe, measure, each in rows:
-        band, rank = f"{each.low:.2f} to {each.high:.2f}", f"{each.spearman:.2f} ± {each.stderr:.2f}"
-        table.add_row(probe, measure, f"{each.p1:.2f}", f"{each.p5:.2f}", band, f"{each.r10:.2f}", rank)
+    for probe, measure, score in rows:
+        band, rank = f"{score.low:.2f} to {score.high:.2f}", f"{score.spearman:.2f} ± {score.stderr:.2f}"
+        table.add_row(probe, measure, f"{score.p1:.2f}", f"{score.p5:.2f}", band, f"{score.r10:.2f}", rank)
     chance = scores.RELEVANT / sources
     table.add_row("", "random order", f"{chance:.2f}", f"{chance:.2f}", "", f"{10 / sources:.2f}", "0.00")
     console.print(table)
 
 
 def write_scores(rows: list[tuple[str, str, Score]], file: Path) -> None:
-    """The same as a file."""
-    scored = ([probe, measure, *(f"{value:.4f}" for value in each)] for probe, measure, each in rows)
+    """Writes the scores to a CSV file."""
+    scored = ([probe, measure, *(f"{value:.4f}" for value in score)] for probe, measure, score in rows)
     write_csv(file, [["probe", "measure", *Score._fields], *scored])
 
 
 def show_controls(affinity: Affinity, console: Console) -> None:
-    """Whether networks of one task from several seeds are nearer to each other than to other tasks' networks."""
+    """Prints whether encoders of the same task from several seeds are nearer to each other than to other tasks'."""
     task_of = [name.partition("-seed")[0] for name in affinity.names]
     controls = [i for i, task in enumerate(task_of) if task_of.count(task) > 1]
-    table = Table("measure", "same task", "other task", "nearest is of the same task", title="Seeds against tasks")
+    table = Table(
+        "measure",
+        "same task",
+        "other tasks",
+        "nearest has the same task",
+        title="Affinity between seeds and between tasks",
+    )
     for method in affinity.methods:
         same, other, nearest = [], [], 0
         for i in controls:
-            alike = np.array([task == task_of[i] and j != i for j, task in enumerate(task_of)])
-            rest = np.array([task != task_of[i] for task in task_of])
+            same_task = np.array([task == task_of[i] and j != i for j, task in enumerate(task_of)])
+            other_task = np.array([task != task_of[i] for task in task_of])
             row = affinity[method][i]
-            same.append(row[alike].mean())
-            other.append(row[rest].mean())
-            nearest += int(row[alike].max() > row[rest].max())
+            same.append(row[same_task].mean())
+            other.append(row[other_task].mean())
+            nearest += int(row[same_task].max() > row[other_task].max())
         table.add_row(method, f"{np.mean(same):.3f}", f"{np.mean(other):.3f}", f"{nearest} of {len(controls)}")
     console.print(table)
 
 
 def show_variants(images: Mapping[str, Images], oracle: Oracle, console: Console) -> None:
-    """What changing the maps brings; chosen on half of the targets and held against the truth on the others."""
+    """Prints how changes of the maps affect the agreement; the best change is also scored on held-out targets."""
     names = tuple(oracle.scores)
     truth = scores.truth(oracle, names)
     zoo = rooms.zoo()
-    for kind, every in images.items():
-        probe = every[:_OF_VARIANTS]
-        made = variants.bases([zoo[name] for name in names], jnp.asarray(probe, jnp.float32) / 255)
-        found = variants.affinities(made)
-        agreed = {name: float(scores.agreement(matrix, truth).mean()) for name, matrix in found.items()}
-        table = Table("maps", *variants.columns(), title=f"Spearman by what is done to maps, {len(probe)} {kind}")
-        for base in made:
-            table.add_row(base, *(f"{agreed[f'{base}, {column}']:.2f}" for column in variants.columns()))
+    for images_name, of_name in images.items():
+        probe = of_name[:_VARIANT_IMAGES]
+        maps = variants.bases([zoo[name] for name in names], jnp.asarray(probe, jnp.float32) / 255)
+        affinities = variants.affinities(maps)
+        agreement = {name: float(scores.agreement(matrix, truth).mean()) for name, matrix in affinities.items()}
+        table = Table("maps", *variants.columns(), title=f"Spearman by change of the maps, {len(probe)} {images_name}")
+        for base in maps:
+            table.add_row(base, *(f"{agreement[f'{base}, {column}']:.2f}" for column in variants.columns()))
         console.print(table)
-        first = {"input_x_gradient, cosine": found["input_x_gradient, cosine"]}
-        _show_held_out(scores.held_out(first | found, truth), kind, console)
+        reference = {"input_x_gradient, cosine": affinities["input_x_gradient, cosine"]}
+        _show_held_out(scores.held_out(reference | affinities, truth), images_name, console)
 
 
-def _show_held_out(found: Mapping[str, tuple[float, float]], kind: str, console: Console) -> None:
-    table = Table("maps", "Spearman, targets not chosen by", "chosen in", title=f"Held-out targets, {kind}")
-    for name, (value, share) in found.items():
+def _show_held_out(results: Mapping[str, tuple[float, float]], images_name: str, console: Console) -> None:
+    table = Table("maps", "Spearman on held-out targets", "chosen in", title=f"Held-out targets, {images_name}")
+    for name, (value, share) in results.items():
         table.add_row(name, f"{value:.2f}", f"{share:.0%}")
     console.print(table)
 
 
 def components(oracle: Oracle) -> dict[str, float]:
-    """What share of the variance of sources' places is a source's own, the same for all targets, or symmetric."""
+    """Returns the shares of the variance of ranks that depend on the source alone, and that are symmetric."""
     ranks: Matrix = scores.ranks(scores.truth(oracle, tuple(oracle.scores)))
     of_source = np.nanmean(ranks, 0) - np.nanmean(ranks)
     symmetric = (ranks + ranks.T) / 2
     total = np.nanvar(ranks)
-    return {"the source's own": float((of_source**2).mean() / total), "symmetric": float(np.nanvar(symmetric) / total)}
+    return {
+        "explained by the source alone": float((of_source**2).mean() / total),
+        "symmetric": float(np.nanvar(symmetric) / total),
+    }

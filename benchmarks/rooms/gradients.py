@@ -1,4 +1,4 @@
-"""Principal gradients of the tasks: their gaps and alignments on the same images, with a fresh encoder as backbone."""
+"""Computes gaps and alignments of the tasks' gradients on the same images, with an untrained encoder as backbone."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ from jaxtransfer.rooms import TASKS, Task
 from jaxtransfer.rooms.networks import Encoder
 
 _BATCH = 32
-_HEADS = 4  # mirrored pairs of random ones
+_HEADS = 4  # mirrored pairs of random heads
 
 
 def _fresh(key: Key[Array, ""]) -> Encoder:
@@ -33,87 +33,87 @@ def _fresh(key: Key[Array, ""]) -> Encoder:
 
 
 def init(key: Key[Array, ""]) -> PyTree:
-    """Weights of a fresh encoder."""
+    """Draws the weights of an untrained encoder."""
     return nnx.to_pure_dict(nnx.state(_fresh(key), nnx.Param))
 
 
 def symmetry() -> PyTree:
-    """Which units of an encoder can be exchanged; its last two blocks add to what they were given."""
+    """Returns which units of an encoder can be permuted; a block without a shortcut layer keeps its input's units."""
 
     def norm(group: str) -> dict[str, tuple[str]]:
         return {"bias": (group,), "scale": (group,)}
 
-    blocks, source = {}, "stem"
+    blocks, inputs = {}, "stem"
     for number, block in jax.eval_shape(init, jax.random.key(0))["blocks"].items():
-        inner, target = f"{number}.inner", str(number) if "shortcut" in block else source
+        inner, outputs = f"{number}.inner", str(number) if "shortcut" in block else inputs
         blocks[number] = {
-            "conv1": {"kernel": (None, None, source, inner)},
+            "conv1": {"kernel": (None, None, inputs, inner)},
             "norm1": norm(inner),
-            "conv2": {"kernel": (None, None, inner, target)},
-            "norm2": norm(target),
+            "conv2": {"kernel": (None, None, inner, outputs)},
+            "norm2": norm(outputs),
         }
         if "shortcut" in block:
-            blocks[number]["shortcut"] = {"kernel": (source, target)}
-        source = target
+            blocks[number]["shortcut"] = {"kernel": (inputs, outputs)}
+        inputs = outputs
     return {"conv": {"kernel": (None, None, None, "stem")}, "norm": norm("stem"), "blocks": blocks}
 
 
 @functools.cache
 def _structure() -> tuple[nnx.GraphDef, PyTree]:
-    graph, _, seen = nnx.split(nnx.eval_shape(_fresh, jax.random.key(0)), nnx.Param, ...)
-    return graph, nnx.to_pure_dict(seen)
+    graph, _, statistics = nnx.split(nnx.eval_shape(_fresh, jax.random.key(0)), nnx.Param, ...)
+    return graph, nnx.to_pure_dict(statistics)
 
 
 @dataclasses.dataclass(frozen=True)
 class Representation:
-    """Of an encoder that normalises by the batch; two views of 3 channels each become one of twice the width.
+    """The representation of an encoder that normalises by the batch; that of two views is their concatenation.
 
     Attributes:
-        flat: For targets that are vectors.
+        flat: Whether to flatten the representation, for labels that are vectors.
     """
 
     flat: bool = dataclasses.field(metadata={"free": True})
 
     def __call__(self, params: PyTree, images: Float[Array, "n h w c"]) -> Float[Array, "n ..."]:
-        """The features."""
-        graph, seen = _structure()
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), seen)
+        """Returns the features of images with 3 channels per view."""
+        graph, statistics = _structure()
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), statistics)
         encoder = nnx.merge(graph, params, zeros)
-        both = jnp.concatenate(jnp.split(images, images.shape[-1] // 3, -1))
-        found = jnp.concatenate(jnp.split(encoder(both), len(both) // len(images)), -1)
-        return found.reshape(len(found), -1) if self.flat else found
+        all_views = jnp.concatenate(jnp.split(images, images.shape[-1] // 3, -1))
+        features = jnp.concatenate(jnp.split(encoder(all_views), len(all_views) // len(images)), -1)
+        return features.reshape(len(features), -1) if self.flat else features
 
 
 def _batches(task: Task, examples: Examples) -> Minibatches:
-    """What a task shows, and its labels as numbers; examples without an answer are left out."""
+    """Makes batches of a task's inputs and numeric labels; examples without a label are left out."""
     example = unpacked({name: jnp.asarray(array) for name, array in examples.of(task).all().items()})
-    shown = views(task, example)
-    images = np.asarray(jnp.concatenate([2 * shown[:, view] - 1 for view in range(shown.shape[1])], -1))
+    inputs = views(task, example)
+    images = np.asarray(jnp.concatenate([2 * inputs[:, view] - 1 for view in range(inputs.shape[1])], -1))
     labels = np.asarray(example["label"])
     if task.loss == "softmax":
-        labels = np.eye(task.outputs + 1, dtype=np.float32)[labels][..., :-1]  # class -1: none of them
+        labels = np.eye(task.outputs + 1, dtype=np.float32)[labels][..., :-1]  # class -1 becomes zeros
     if not task.pixels:
-        answered = labels.any(-1)
-        images, labels = images[answered], labels[answered]
+        labelled = labels.any(-1)
+        images, labels = images[labelled], labels[labelled]
     return Minibatches.of(
         images, np.maximum(labels, 0).astype(np.float32) if task.loss == "logistic" else labels, size=_BATCH
     )
 
 
 def measures(examples: Examples, restarts: int, progress: Callable[[int, int], None]) -> dict[str, Affinity]:
-    """Affinities of all tasks: minus the gap between principal gradients, and the alignment of gradients.
+    """Computes affinities of all tasks: the negated gap of principal gradients, and the alignment of gradients.
 
     Args:
-        examples: Images and labels.
-        restarts: Fresh networks for each.
-        progress: Called with steps done and steps to do.
+        examples: Images and labels of all tasks.
+        restarts: Number of untrained networks per task.
+        progress: Called with the number of finished steps and of all steps.
     """
     batches = {task.name: _batches(task, examples) for task in TASKS.values()}
     heads: dict[str, Callable[[Task], Loss]] = {
         "random heads": lambda task: SquaredError(Representation(not task.pixels), task.outputs),
         "ridge heads": lambda task: RidgeHead(Representation(not task.pixels)),
     }
-    found, done, exchanged = {}, 0, symmetry()
+    affinities, done, units = {}, 0, symmetry()
     steps = len(heads) * len(TASKS) + 1
     for name, head in heads.items():
         gradients = {}
@@ -124,20 +124,20 @@ def measures(examples: Examples, restarts: int, progress: Callable[[int, int], N
                 batches[task.name],
                 jax.random.key(0),
                 restarts=restarts,
-                symmetry=exchanged,
+                symmetry=units,
                 heads=_HEADS if name == "random heads" else None,
                 control=False,
             )
             done += 1
             progress(done, steps)
         matrix = np.full((len(TASKS), len(TASKS)), np.nan)
-        for (i, one), (j, other) in itertools.combinations(enumerate(gradients.values()), 2):
+        for (i, first), (j, second) in itertools.combinations(enumerate(gradients.values()), 2):
             with contextlib.suppress(JaxTransferError):  # where a gradient is not resolved
-                matrix[i, j] = matrix[j, i] = -gap(one, other, "cosine").value
-        found[f"gap, {name}"] = Affinity.of([*TASKS], {f"gap, {name}": matrix})
+                matrix[i, j] = matrix[j, i] = -gap(first, second, "cosine").value
+        affinities[f"gap, {name}"] = Affinity.of([*TASKS], {f"gap, {name}": matrix})
     losses = {task.name: heads["ridge heads"](task) for task in TASKS.values()}
-    found["alignment, ridge heads"] = gradient_alignment(
+    affinities["alignment, ridge heads"] = gradient_alignment(
         init, losses, batches, jax.random.key(1), restarts=restarts, groups=16
     )
     progress(steps, steps)
-    return found
+    return affinities

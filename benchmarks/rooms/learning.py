@@ -1,4 +1,4 @@
-"""What all training has in common: losses, the answers that know nothing of the image, and steps of an optimiser."""
+"""Defines what all training shares: losses, the best constant predictions, and the optimiser."""
 
 import functools
 from collections.abc import Iterable
@@ -13,86 +13,92 @@ from benchmarks.rooms.examples import Examples, unpacked
 from benchmarks.rooms.settings import Learning
 from jaxtransfer.rooms import Task
 
-_AT_ONCE = 500
+_BATCH = 500
 
 
 class Units(NamedTuple):
-    """What a network's answers are in: label = centre + spread * answer, for tasks with a squared loss."""
+    """The units of a network's predictions with a squared loss: label = centre + spread * prediction."""
 
     centre: Float[np.ndarray, " outputs"]
     spread: Float[np.ndarray, " outputs"]
 
 
 class Prior(NamedTuple):
-    """The best answers without an image, from the training labels: each pixel's own mean, or its frequencies.
+    """The best constant prediction, from training labels: the mean of each pixel, or the log odds of its classes.
 
     Attributes:
-        units: Mean and standard deviation of each output over examples and pixels; 0 and 1 where they are not numbers.
-        answers: For every image the same.
+        units: Mean and standard deviation of each output over examples and pixels; 0 and 1 for other labels.
+        predictions: The predictions, the same for every image.
     """
 
     units: Units
-    answers: Float[np.ndarray, "..."]
+    predictions: Float[np.ndarray, "..."]
 
 
 def prior(task: Task, examples: Examples, every: int) -> Prior:
-    """What the labels of some examples say of others; of pixels, those of every such row and column."""
+    """Computes the best constant prediction from the labels of examples.
+
+    Args:
+        task: The task.
+        examples: The examples.
+        every: Stride of the rows and columns of pixels whose labels are used.
+    """
     labels = examples.of(task, every)["label"]
-    chunks = [labels[start : start + _AT_ONCE] for start in range(0, len(labels), _AT_ONCE)]
+    chunks = [labels[start : start + _BATCH] for start in range(0, len(labels), _BATCH)]
     if task.loss == "softmax":
         classes = np.arange(task.outputs)
         counts = _summed(chunk[..., None] == classes for chunk in chunks) + 1
-        answers, units = np.log(counts / counts.sum(-1, keepdims=True)), Units(np.zeros(1), np.ones(1))
+        predictions, units = np.log(counts / counts.sum(-1, keepdims=True)), Units(np.zeros(1), np.ones(1))
     elif task.loss == "logistic":
-        asked, yes = _summed(chunk >= 0 for chunk in chunks) + 2, _summed(chunk > 0 for chunk in chunks) + 1
-        answers, units = np.log(yes / (asked - yes)), Units(np.zeros(1), np.ones(1))
+        total, yes = _summed(chunk >= 0 for chunk in chunks) + 2, _summed(chunk > 0 for chunk in chunks) + 1
+        predictions, units = np.log(yes / (total - yes)), Units(np.zeros(1), np.ones(1))
     else:
         values = [chunk.astype(np.float64) / (255 if labels.dtype == np.uint8 else 1) for chunk in chunks]
         over_pixels = tuple(range(labels.ndim - 2))
-        mean, squares = _summed(values) / len(labels), _summed(each**2 for each in values) / len(labels)
+        mean, squares = _summed(values) / len(labels), _summed(value**2 for value in values) / len(labels)
         centre = mean.mean(over_pixels)
         units = Units(centre, np.sqrt(squares.mean(over_pixels) - centre**2))
-        answers = (mean - units.centre) / units.spread
-    return Prior(Units(*(each.astype(np.float32) for each in units)), answers.astype(np.float32))
+        predictions = (mean - units.centre) / units.spread
+    return Prior(Units(*(part.astype(np.float32) for part in units)), predictions.astype(np.float32))
 
 
 def _summed(chunks: Iterable[np.ndarray]) -> Float[np.ndarray, "..."]:
-    """Over the examples of all chunks."""
+    """Sums over the examples of all chunks."""
     return functools.reduce(np.add, (chunk.sum(0, dtype=np.float64) for chunk in chunks))
 
 
 def losses(
-    task: Task, units: Units, answers: Float[Array, "images ..."], labels: Shaped[Array, "images ..."]
+    task: Task, units: Units, predictions: Float[Array, "images ..."], labels: Shaped[Array, "images ..."]
 ) -> tuple[Float[Array, " images"], Float[Array, " images"]]:
-    """The loss of each image, and whether it has one (1 or 0): squared errors in standard deviations, or cross-entropy.
+    """Computes the loss of each image, and 1 where the image has a loss, else 0.
 
     Args:
-        task: Says what kind.
-        units: Of a squared loss.
-        answers: Of a network.
-        labels: Of the examples.
+        task: The task, which names the loss: squared error in variances of the label, or cross-entropy in nats.
+        units: Units of the predictions with a squared loss.
+        predictions: Predictions of a network.
+        labels: Labels; negative ones have no cross-entropy.
     """
-    inner = tuple(range(1, answers.ndim if task.loss != "softmax" else answers.ndim - 1))
+    inner = tuple(range(1, predictions.ndim if task.loss != "softmax" else predictions.ndim - 1))
     if task.loss == "squared":
         centre, spread = (part.reshape((1,) * (labels.ndim - 1) + (-1,)) for part in units)
-        wanted = (labels - centre) / spread
-        return ((answers - wanted) ** 2).mean(inner), jnp.ones(len(answers))
-    asked = (labels >= 0).astype(jnp.float32)
+        targets = (labels - centre) / spread
+        return ((predictions - targets) ** 2).mean(inner), jnp.ones(len(predictions))
+    labelled = (labels >= 0).astype(jnp.float32)
     if task.loss == "logistic":
-        each = optax.sigmoid_binary_cross_entropy(answers, jnp.maximum(labels, 0).astype(jnp.float32))
+        values = optax.sigmoid_binary_cross_entropy(predictions, jnp.maximum(labels, 0).astype(jnp.float32))
     else:
-        each = optax.softmax_cross_entropy_with_integer_labels(answers, jnp.maximum(labels, 0).astype(jnp.int32))
-    count = asked.sum(inner)
-    return (each * asked).sum(inner) / jnp.maximum(count, 1), (count > 0).astype(jnp.float32)
+        values = optax.softmax_cross_entropy_with_integer_labels(predictions, jnp.maximum(labels, 0).astype(jnp.int32))
+    count = labelled.sum(inner)
+    return (values * labelled).sum(inner) / jnp.maximum(count, 1), (count > 0).astype(jnp.float32)
 
 
-def mean_loss(each: Float[Array, " images"], counts: Float[Array, " images"]) -> Float[Array, ""]:
-    """Over the images that have one."""
-    return (each * counts).sum() / jnp.maximum(counts.sum(), 1)
+def mean_loss(values: Float[Array, " images"], counts: Float[Array, " images"]) -> Float[Array, ""]:
+    """Averages the losses of the images whose count is 1."""
+    return (values * counts).sum() / jnp.maximum(counts.sum(), 1)
 
 
 def optimiser(settings: Learning) -> optax.GradientTransformation:
-    """AdamW; the rate rises over a twentieth of the steps and falls to nothing as a cosine."""
+    """Returns AdamW with a linear warm-up over a twentieth of the steps and cosine decay to 0."""
     rate = optax.warmup_cosine_decay_schedule(
         0, settings.learning_rate, max(1, settings.steps // 20), max(2, settings.steps)
     )
@@ -100,23 +106,23 @@ def optimiser(settings: Learning) -> optax.GradientTransformation:
 
 
 class Loss(NamedTuple):
-    """A mean over images, and its standard error."""
+    """A mean loss over images, and its standard error."""
 
     value: float
     stderr: float
 
     @classmethod
-    def of(cls, each: np.ndarray, counts: np.ndarray) -> "Loss":
-        """Over the images that have one."""
-        some = np.asarray(each, np.float64)[np.asarray(counts) > 0]
-        return cls(float(some.mean()), float(some.std(ddof=1) / np.sqrt(len(some))))
+    def of(cls, values: np.ndarray, counts: np.ndarray) -> "Loss":
+        """Averages the losses of the images whose count is 1."""
+        counted = np.asarray(values, np.float64)[np.asarray(counts) > 0]
+        return cls(float(counted.mean()), float(counted.std(ddof=1) / np.sqrt(len(counted))))
 
 
 def prior_loss(task: Task, prior: Prior, examples: Examples, every: int) -> Loss:
-    """What answers that know nothing of the image cost."""
-    found, kept = [], examples.of(task, every)["label"]
-    for start in range(0, len(examples), _AT_ONCE):
-        labels = unpacked({"label": jnp.asarray(kept[start : start + _AT_ONCE])})["label"]
-        answers = jnp.broadcast_to(prior.answers, (len(labels), *prior.answers.shape))
-        found.append([np.asarray(part) for part in losses(task, prior.units, answers, labels)])
-    return Loss.of(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+    """Computes the loss of the best constant prediction."""
+    parts, stored = [], examples.of(task, every)["label"]
+    for start in range(0, len(examples), _BATCH):
+        labels = unpacked({"label": jnp.asarray(stored[start : start + _BATCH])})["label"]
+        predictions = jnp.broadcast_to(prior.predictions, (len(labels), *prior.predictions.shape))
+        parts.append([np.asarray(part) for part in losses(task, prior.units, predictions, labels)])
+    return Loss.of(*(np.concatenate(part) for part in zip(*parts, strict=True)))

@@ -1,4 +1,4 @@
-"""Contact sheets: pictures of many rooms, and of all labels of a few."""
+"""Draws contact sheets: images of many rooms, and all labels of a few."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ _ROWS, _COLUMNS = 6, 8
 
 
 def _picture(task: rooms.Task, example: rooms.Example) -> np.ndarray | str:
-    """A label as something to look at: an RGB image, or words."""
+    """Shows a label as an RGB image or as text."""
     label = np.asarray(example[task.label])
     if task.label == "image" or task.name == "jigsaw":
         return np.asarray(task.input(example))
@@ -40,7 +40,7 @@ def _picture(task: rooms.Task, example: rooms.Example) -> np.ndarray | str:
 
 
 def sheet(out: Path, seed: int, size: int) -> None:
-    """Writes `OUT_images.png`, images of many rooms, and `OUT_labels.png`, all labels of a few."""
+    """Writes `OUT_images.png` with images of many rooms, and `OUT_labels.png` with all labels of a few."""
     drawn = rooms.examples(jax.random.key(seed), _ROWS * _COLUMNS, size)
     examples = {name: np.asarray(values) for name, values in drawn.items()}
     images = examples["image"].reshape(_ROWS, _COLUMNS, size, size, 3).swapaxes(1, 2)
@@ -48,9 +48,10 @@ def sheet(out: Path, seed: int, size: int) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(f"{out}_images.png", optimize=True)
 
-    # One room of each of four types.
-    kinds = examples["class_scene"]
-    chosen = [int(np.flatnonzero(kinds == kind)[0]) for kind in range(len(rooms.ROOMS)) if (kinds == kind).any()][:4]
+    # A room of each of four types.
+    room_types = examples["class_scene"]
+    present = [number for number in range(len(rooms.ROOMS)) if (room_types == number).any()]
+    chosen = [int(np.flatnonzero(room_types == number)[0]) for number in present[:4]]
     figure = Figure(figsize=(1.25 * 8, 1.35 * 3 * len(chosen)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(3 * len(chosen), 8)
@@ -58,9 +59,9 @@ def sheet(out: Path, seed: int, size: int) -> None:
         axis.set_axis_off()
     for block, number in enumerate(chosen):
         example = {name: jax.numpy.asarray(values[number]) for name, values in examples.items()}
-        shown = {"image": np.asarray(example["image"])}
-        shown |= {task.name: _picture(task, example) for task in rooms.TASKS.values() if task.name != "autoencoding"}
-        for axis, (name, picture) in zip(axes[3 * block : 3 * block + 3].flat, shown.items(), strict=False):
+        panels = {"image": np.asarray(example["image"])}
+        panels |= {task.name: _picture(task, example) for task in rooms.TASKS.values() if task.name != "autoencoding"}
+        for axis, (name, picture) in zip(axes[3 * block : 3 * block + 3].flat, panels.items(), strict=False):
             axis.set_title(name, fontsize=7, pad=2)
             if isinstance(picture, str):
                 axis.text(0.5, 0.5, picture, ha="center", va="center", fontsize=7)

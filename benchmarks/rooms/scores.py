@@ -1,4 +1,4 @@
-"""How well a measure of nearness orders the sources of a target: hits, and rank correlations with their errors."""
+"""Scores how well affinities rank the sources of a target: precision, recall, and rank correlation with its error."""
 
 from typing import NamedTuple
 
@@ -16,16 +16,16 @@ Matrix = Float[np.ndarray, "targets sources"]
 
 
 class Score(NamedTuple):
-    """Agreement with measured transfer.
+    """The agreement of a measure with the measured transfer.
 
     Attributes:
         p1: P@1.
-        p5: P@5, which is also R@5: of a target's sources the best five are relevant.
-        low: Of the 95 % band of P@5, over networks and images.
-        high: Likewise.
+        p5: P@5, which equals R@5, because the best five sources of a target are relevant.
+        low: Lower end of the 95 % band of P@5 over networks and images.
+        high: Upper end of that band.
         r10: R@10.
-        spearman: Rank correlation with the truth, mean over targets.
-        stderr: Its jackknife standard error over networks.
+        spearman: Spearman's rank correlation with measured transfer, mean over targets.
+        stderr: Jackknife standard error of `spearman` over networks.
     """
 
     p1: float
@@ -38,89 +38,93 @@ class Score(NamedTuple):
 
 
 def truth(oracle: Oracle, names: tuple[str, ...]) -> Matrix:
-    """The oracle's scores of all pairs; the diagonal is nan."""
+    """Returns the oracle's scores of all pairs; the diagonal is NaN."""
     rows = [[oracle.scores[target].get(source, np.nan) for source in names] for target in names]
     return np.array(rows)
 
 
 def score(affinity: Affinity, oracle: Oracle, method: str) -> Score:
-    """Scores one method on the tasks that the oracle knows."""
+    """Scores a method of an affinity on the tasks that the oracle contains."""
     names = tuple(name for name in affinity.names if name in oracle.scores)
     affinity = affinity.only(names)
     curve = retrieval_curve(affinity, oracle, relevant=RELEVANT, method=method)
     band = retrieval_bands(affinity, oracle, relevant=RELEVANT, method=method).networks
     assert band is not None
-    values, wanted = np.asarray(affinity[method], np.float64), truth(oracle, names)
-    of_all = agreement(values, wanted).mean()
-    without = []
+    values, transfer = np.asarray(affinity[method], np.float64), truth(oracle, names)
+    spearman = agreement(values, transfer).mean()
+    without_network = []
     for left_out in range(len(names)):
         kept = np.delete(np.arange(len(names)), left_out)
-        without.append(agreement(values[np.ix_(kept, kept)], wanted[np.ix_(kept, kept)]).mean())
-    spread = np.square(np.array(without) - np.mean(without)).sum()
+        without_network.append(agreement(values[np.ix_(kept, kept)], transfer[np.ix_(kept, kept)]).mean())
+    spread = np.square(np.array(without_network) - np.mean(without_network)).sum()
     return Score(
         curve.precision[0],
         curve.precision[RELEVANT - 1],
         band.low[RELEVANT - 1] / curve.seen[RELEVANT - 1],
         band.high[RELEVANT - 1] / curve.seen[RELEVANT - 1],
         curve.recall[9],
-        of_all,
+        spearman,
         float(np.sqrt(spread * (len(names) - 1) / len(names))),
     )
 
 
-def ranks(wanted: Matrix) -> Matrix:
-    """The place of every source of a target, from -1 (worst) to 1 (best); the diagonal is nan."""
-    sources = len(wanted) - 1
-    found = np.full(wanted.shape, np.nan)
-    for target in range(len(wanted)):
-        others = np.arange(len(wanted)) != target
-        found[target, others] = (2 * rankdata(wanted[target, others]) - sources - 1) / (sources - 1)
-    return found
+def ranks(transfer: Matrix) -> Matrix:
+    """Ranks the sources of every target, from -1 (worst) to 1 (best); the diagonal is NaN."""
+    sources = len(transfer) - 1
+    result = np.full(transfer.shape, np.nan)
+    for target in range(len(transfer)):
+        others = np.arange(len(transfer)) != target
+        result[target, others] = (2 * rankdata(transfer[target, others]) - sources - 1) / (sources - 1)
+    return result
 
 
-def agreement(values: Matrix, wanted: Matrix) -> Float[np.ndarray, " targets"]:
-    """For every target Spearman's correlation over its sources with a value; 0 where all are equal."""
-    found = []
+def agreement(values: Matrix, transfer: Matrix) -> Float[np.ndarray, " targets"]:
+    """Computes Spearman's correlation over the sources of every target.
+
+    Sources without a value (NaN) are left out; the correlation is 0 if all values are equal.
+    """
+    correlations = []
     for target in range(len(values)):
         known = np.delete(np.arange(len(values)), target)
         known = known[~np.isnan(values[target, known])]
-        one, other = values[target, known], wanted[target, known]
-        varies = np.ptp(one) > 0 and np.ptp(other) > 0
-        found.append(np.asarray(spearmanr(one, other))[0] if varies else 0.0)
-    return np.array(found)
+        x, y = values[target, known], transfer[target, known]
+        varies = np.ptp(x) > 0 and np.ptp(y) > 0
+        correlations.append(np.asarray(spearmanr(x, y))[0] if varies else 0.0)
+    return np.array(correlations)
 
 
 def held_out(
-    variants: dict[str, Matrix], wanted: Matrix, splits: int = 500, seed: int = 0
+    variants: dict[str, Matrix], transfer: Matrix, splits: int = 500, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """What choosing a variant on half of the targets brings on the others.
+    """Chooses the best variant on a random half of the targets, and scores it on the other half.
 
     Args:
-        variants: Affinities by name; the first is what the others are held against.
-        wanted: The truth.
-        splits: How many random halves.
-        seed: For drawing them.
+        variants: Affinities by name; the first is the reference.
+        transfer: Measured transfer.
+        splits: Number of random splits of the targets.
+        seed: Seed of the splits.
 
     Returns:
-        The mean rank correlation on the targets that were not chosen by, and the share of splits: for `chosen` (its
-        share is 1), for the first variant, and for each variant that was chosen.
+        By name, the mean rank correlation on the held-out targets, and the share of splits in which the variant was
+        chosen: for "chosen" (the variant chosen in each split; share 1), for the reference over all splits, and for
+        each chosen variant over the splits in which it was chosen.
     """
-    of_targets = {name: agreement(values, wanted) for name, values in variants.items()}
+    of_targets = {name: agreement(values, transfer) for name, values in variants.items()}
     names, table = [*of_targets], np.stack([*of_targets.values()])
-    rng, picks, found = np.random.default_rng(seed), [], []
+    rng, picks, scores = np.random.default_rng(seed), [], []
     for _ in range(splits):
-        order = rng.permutation(len(wanted))
-        seen, unseen = order[: len(order) // 2], order[len(order) // 2 :]
-        picked = int(table[:, seen].mean(1).argmax())
+        order = rng.permutation(len(transfer))
+        half, other_half = order[: len(order) // 2], order[len(order) // 2 :]
+        picked = int(table[:, half].mean(1).argmax())
         picks.append(picked)
-        found.append(table[:, unseen].mean(1))
-    unseen_scores, chosen = np.array(found), np.array(picks)
+        scores.append(table[:, other_half].mean(1))
+    held_out_scores, chosen = np.array(scores), np.array(picks)
     result = {
-        "chosen": (float(unseen_scores[np.arange(splits), chosen].mean()), 1.0),
-        names[0]: (float(unseen_scores[:, 0].mean()), float((chosen == 0).mean())),
+        "chosen": (float(held_out_scores[np.arange(splits), chosen].mean()), 1.0),
+        names[0]: (float(held_out_scores[:, 0].mean()), float((chosen == 0).mean())),
     }
     for pick in np.argsort(-np.bincount(chosen, minlength=len(names)), kind="stable"):
         if pick and (chosen == pick).any():
             share = (chosen == pick).mean()
-            result[names[pick]] = (float(unseen_scores[chosen == pick, pick].mean()), float(share))
+            result[names[pick]] = (float(held_out_scores[chosen == pick, pick].mean()), float(share))
     return result

@@ -1,4 +1,4 @@
-"""The settings of `settings.toml`, typed."""
+"""Reads `settings.toml` into typed settings."""
 
 import dataclasses
 import tomllib
@@ -10,7 +10,15 @@ FILE = Path(__file__).with_name("settings.toml")
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """How many examples of what size."""
+    """The data.
+
+    Attributes:
+        size: Height and width of the images in pixels.
+        train: Number of training examples of the encoders.
+        test: Number of test examples of the encoders.
+        target: Number of training examples per target and seed of a transfer.
+        held_out: Number of test examples of the transfers.
+    """
 
     size: int
     train: int
@@ -21,18 +29,18 @@ class World:
 
 @dataclasses.dataclass(frozen=True)
 class Learning:
-    """How a network, or a readout alone, is trained.
+    """How a network or a readout is trained.
 
     Attributes:
-        steps: Of the optimiser.
-        batch: Examples in a step.
-        learning_rate: The highest.
-        weight_decay: Of AdamW.
-        momentum: What a step leaves of the means that an encoder normalises by when it is tested.
-        hidden: Channels of a readout.
-        kernel: Height and width of the convolution of a readout for pixels.
-        every: Of pixels, every such row and column is asked.
-        from_prior: Whether a readout's answers are added to those of the prior.
+        steps: Number of optimiser steps.
+        batch: Examples per step.
+        learning_rate: Highest learning rate.
+        weight_decay: Weight decay of AdamW.
+        momentum: Decay per step of the running statistics of batch normalisation.
+        hidden: Hidden channels of a readout.
+        kernel: Height and width of the convolution in a readout for pixels.
+        every: Stride of the rows and columns of pixels that are predicted.
+        from_prior: Whether a readout predicts the difference from the best constant prediction.
     """
 
     steps: int
@@ -48,7 +56,12 @@ class Learning:
 
 @dataclasses.dataclass(frozen=True)
 class Training(Learning):
-    """How encoders are trained; tasks without an entry in `seeds` are trained once."""
+    """How encoders are trained.
+
+    Attributes:
+        checkpoint: Steps between checkpoints.
+        seeds: Number of encoders by task; 1 for all other tasks.
+    """
 
     checkpoint: int
     seeds: Mapping[str, int]
@@ -56,14 +69,18 @@ class Training(Learning):
 
 @dataclasses.dataclass(frozen=True)
 class Transfer(Learning):
-    """How transfers are measured."""
+    """How transfers are measured.
+
+    Attributes:
+        seeds: Number of readouts per transfer, each with training examples of its own.
+    """
 
     seeds: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """All of them."""
+    """All settings."""
 
     world: World
     training: Training
@@ -71,6 +88,6 @@ class Settings:
 
 
 def read(file: Path = FILE) -> Settings:
-    """The settings of a file."""
+    """Reads the settings from a file."""
     table = tomllib.loads(file.read_text())
     return Settings(World(**table["world"]), Training(**table["training"]), Transfer(**table["transfer"]))

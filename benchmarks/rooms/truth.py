@@ -1,4 +1,4 @@
-"""From measured losses to a table: who transfers best, how sure that is, and Taskonomy's normalisation of it."""
+"""Turns measured losses into Taskonomy's ordinal affinities, and tests which orders of sources are significant."""
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -9,13 +9,13 @@ _CLIP = 0.001
 def standard_errors(
     differences: Float[np.ndarray, "pairs seeds images"],
 ) -> tuple[Float[np.ndarray, " pairs"], Float[np.ndarray, " pairs"]]:
-    """Means of differences and their standard errors, over seeds (each with a training set of its own) and images.
+    """Computes mean differences of losses and their standard errors over seeds and test images.
 
-    The variance of the means of seeds is pooled over pairs, since a few seeds say little of it each; that of images is
-    of the means over seeds.
+    Every seed has a training set of its own. The variance between seeds is pooled over pairs, because a few seeds of a
+    single pair are too few to estimate it; the variance between images is that of the means over seeds.
 
     Args:
-        differences: Losses of one source less those of another, of every seed and test image.
+        differences: Losses of a source minus those of another source, for every seed and test image.
     """
     seeds, images = differences.shape[1:]
     by_seed = differences.mean(2)
@@ -25,7 +25,7 @@ def standard_errors(
 
 
 def win_rates(losses: Float[np.ndarray, "sources seeds images"]) -> Float[np.ndarray, "sources sources"]:
-    """The share of test images on which one source's loss is below another's; ties count half."""
+    """Computes the share of test images on which the loss of the row's source is smaller; ties count half."""
     count = len(losses)
     rates = np.full((count, count), 0.5)
     for i in range(count):
@@ -36,10 +36,10 @@ def win_rates(losses: Float[np.ndarray, "sources seeds images"]) -> Float[np.nda
 
 
 def ordinal(rates: Float[np.ndarray, "sources sources"]) -> Float[np.ndarray, " sources"]:
-    """Taskonomy's affinities of sources to one target: they sum to 1, and only the order of losses matters.
+    """Computes Taskonomy's ordinal affinities of the sources of a target; they sum to 1.
 
-    The principal eigenvector of the ratios of win rates, clipped to [0.001, 0.999] (Zamir et al., CVPR 2018, section
-    3.3: Saaty's analytic hierarchy process).
+    They are the principal eigenvector of the matrix of ratios of win rates, which are clipped to [0.001, 0.999] (Zamir
+    et al., CVPR 2018, section 3.3: Saaty's analytic hierarchy process). They depend only on the order of losses.
     """
     clipped = rates.clip(_CLIP, 1 - _CLIP)
     values, vectors = np.linalg.eig(clipped / clipped.T)
@@ -50,10 +50,10 @@ def ordinal(rates: Float[np.ndarray, "sources sources"]) -> Float[np.ndarray, " 
 def significant(
     losses: Float[np.ndarray, "sources seeds images"], level: float = 1.96
 ) -> Bool[np.ndarray, "sources sources"]:
-    """Of which pairs of sources the order is sure: their means lie more than `level` standard errors apart."""
+    """Says for which pairs of sources the mean losses differ by more than `level` standard errors."""
     count = len(losses)
     first, second = np.tril_indices(count, -1)
     means, errors = standard_errors(losses[first] - losses[second])
-    found = np.zeros((count, count), bool)
-    found[first, second] = found[second, first] = np.abs(means) > level * errors
-    return found
+    result = np.zeros((count, count), bool)
+    result[first, second] = result[second, first] = np.abs(means) > level * errors
+    return result

@@ -1,4 +1,4 @@
-"""PyTorch's core operations (ATen) in JAX, and programs made of them."""
+"""Runs PyTorch programs in JAX: the core operations of PyTorch (ATen), and programs made of them."""
 
 from jaxtransfer.aten.program import AtenProgram as AtenProgram
 from jaxtransfer.aten.program import Node as Node

@@ -1,6 +1,6 @@
-"""Products, attention and reductions."""
+"""Implements products, attention and reductions."""
 
-# An operation is documented by the ATen overload it is named for.
+# PyTorch documents an operation under the ATen overload that it is named for.
 # ruff: noqa: D103
 
 import functools
@@ -60,7 +60,7 @@ def attention(
         return jnp.matmul(softmax(scores, -1), value)
     attn_mask = attn_mask.reshape((1,) * (scores.ndim - attn_mask.ndim) + attn_mask.shape)
     scores = jnp.where(attn_mask, scores, -jnp.inf) if attn_mask.dtype == bool else scores + attn_mask
-    empty = jnp.all(scores == -jnp.inf, axis=-1, keepdims=True)  # a query with nothing to attend to gives 0
+    empty = jnp.all(scores == -jnp.inf, axis=-1, keepdims=True)  # a query that may attend to nothing returns 0
     weights = softmax(jnp.where(empty, 0.0, scores), -1)
     return jnp.matmul(jnp.where(empty, 0.0, weights), value)
 
@@ -70,7 +70,7 @@ def _as(x: jax.Array, dtype: str | None) -> jax.Array:
 
 
 def _below_maximum(x: jax.Array, dim: int) -> jax.Array:
-    """`x` less its maximum, so that exponentials stay finite; the maximum has no part in the derivative."""
+    """Subtracts the maximum, so that exponentials stay finite; the derivative treats the maximum as constant."""
     return x - lax.stop_gradient(jnp.max(x, dim, keepdims=True))
 
 
@@ -129,7 +129,7 @@ def amin(x: jax.Array, dim: Sequence[int] = (), keepdim: bool = False) -> jax.Ar
 
 
 def _first(index: Callable[..., jax.Array], x: jax.Array, dim: int, keepdim: bool = False) -> Any:
-    """Unlike `amax` and `amin`, the first of equal extremes alone gets the gradient."""
+    """Returns extremes and indices; unlike in `amax` and `amin`, the first of equal extremes gets the gradient."""
     at = index(x, dim, keepdims=True)
     values = jnp.take_along_axis(x, at, dim)
     return (values, at) if keepdim else (values.squeeze(dim), at.squeeze(dim))
@@ -145,7 +145,7 @@ def argmax(x: jax.Array, dim: int | None = None, keepdim: bool = False) -> jax.A
 
 
 def _root(total: jax.Array, order: float = 2) -> jax.Array:
-    """Where the root is 0, so is its derivative."""
+    """Takes a root whose derivative is 0 where the root is 0."""
     zero = total == 0
     positive = jnp.where(zero, 1.0, total)
     return jnp.where(zero, 0.0, jnp.sqrt(positive) if order == 2 else positive ** (1 / order))
@@ -198,7 +198,7 @@ def vector_norm(
     *,
     dtype: str | None = None,
 ) -> jax.Array:
-    """Where the norm is 0, so is its derivative."""
+    """Computes a norm whose derivative is 0 where the norm is 0."""
     x, over = _as(x, dtype), axes(x, dim)
     if ord == 2:
         return _root(jnp.sum(x * x, over, keepdims=keepdim))

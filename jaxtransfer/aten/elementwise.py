@@ -1,11 +1,11 @@
-"""Element-wise operations: activations, arithmetic, comparisons.
+"""Implements element-wise operations: activations, arithmetic, comparisons.
 
-Derivatives where a function has a kink are PyTorch's (`derivatives.yaml` of its sources), which is why some
-functions are written out here rather than taken from `jax.nn`. Every activation is one jitted function of its
-own, so that a jaxpr shows it as one unit.
+Where a function has a kink, its derivative is PyTorch's (`derivatives.yaml` of its sources), which is why some
+functions are written here instead of taken from `jax.nn`. Every activation is a jitted function of its own, so that
+it is a single equation of a jaxpr.
 """
 
-# An operation is documented by the ATen overload it is named for.
+# PyTorch documents an operation under the ATen overload that it is named for.
 # ruff: noqa: D103
 
 import functools
@@ -123,7 +123,7 @@ def glu(x: jax.Array, dim: int = -1) -> jax.Array:
     return values * jax.nn.sigmoid(gates)
 
 
-# Functions of one array that JAX has as they are; integers are computed in float32.
+# Functions of one array that are the same in JAX; integers are computed in float32.
 for _name, _function in {
     "sqrt": jnp.sqrt, "rsqrt": jax.lax.rsqrt, "exp": jnp.exp, "expm1": jnp.expm1, "log": jnp.log,
     "log1p": jnp.log1p, "log2": jnp.log2, "sin": jnp.sin, "cos": jnp.cos, "atan": jnp.arctan,
@@ -131,7 +131,7 @@ for _name, _function in {
 }.items():  # fmt: skip
     op(f"{_name}.default")(lambda x, f=_function: f(floating(x)))
 
-# And those that keep the dtype.
+# Functions of one array that keep its dtype.
 for _name, _function in {
     "neg": jnp.negative, "sign": jnp.sign, "floor": jnp.floor, "ceil": jnp.ceil,
     "round": jnp.round, "square": jnp.square, "logical_not": jnp.logical_not, "bitwise_not": jnp.bitwise_not,
@@ -200,7 +200,7 @@ def power(x: Any, exponent: Any) -> jax.Array:
         return x**exponent
     x, exponent = match(x, exponent)
     if isinstance(x, jax.Array):
-        x = jnp.where((x == 0) & (exponent == 0), jnp.ones_like(x), x)  # 0 ** 0 has the derivative 0
+        x = jnp.where((x == 0) & (exponent == 0), jnp.ones_like(x), x)  # the derivative of 0 ** 0 is 0
     return jnp.power(x, exponent)
 
 
@@ -216,7 +216,7 @@ def minimum(x: jax.Array, y: jax.Array) -> jax.Array:
 
 @op("clamp.default", "clamp.Tensor")
 def clamp(x: jax.Array, min: Any = None, max: Any = None) -> jax.Array:
-    """On the bounds themselves the derivative is 1, hence neither `jnp.clip` nor `lax.clamp`."""
+    """Clamps with the derivative 1 on the bounds themselves, unlike `jnp.clip` and `lax.clamp`."""
     for bound, beyond in ((min, operator.lt), (max, operator.gt)):
         if bound is not None:
             x, bound = match(x, bound)
@@ -259,6 +259,6 @@ def masked_fill(x: jax.Array, mask: jax.Array, value: Any) -> jax.Array:
     return jnp.where(*same_rank(mask, jnp.asarray(value, x.dtype), x))
 
 
-# Arithmetic on sizes: evaluated on Python integers while JAX traces.
+# Arithmetic on sizes, which are Python integers while JAX traces.
 for _function in (operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.getitem):
     OPS[f"operator.{_function.__name__}"] = _function

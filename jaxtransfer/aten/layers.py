@@ -1,6 +1,6 @@
-"""Layers over the spatial axes: convolution, pooling, interpolation."""
+"""Implements layers over the spatial axes: convolution, pooling, interpolation."""
 
-# An operation is documented by the ATen overload it is named for.
+# PyTorch documents an operation under the ATen overload that it is named for.
 # ruff: noqa: D103
 
 import functools
@@ -16,12 +16,12 @@ from jax import lax
 from jaxtransfer.aten.table import op
 from jaxtransfer.errors import JaxTransferError
 
-# Depthwise kernels of more positions than this would make programs that take minutes to compile.
-_MOST_SHIFTS = 49
+# Programs for depthwise kernels of more positions would take minutes to compile.
+_MAX_DEPTHWISE_POSITIONS = 49
 
 
-def _each(value: int | Sequence[int], n: int) -> list[int]:
-    """One number per spatial axis; PyTorch lets one stand for all."""
+def _per_axis(value: int | Sequence[int], n: int) -> list[int]:
+    """Returns one number per spatial axis; PyTorch allows one number for all axes."""
     values = [value] if isinstance(value, int) else list(value)
     return values * n if len(values) == 1 else values
 
@@ -38,17 +38,17 @@ def convolution(
     output_padding: int | Sequence[int],
     groups: int,
 ) -> jax.Array:
-    """Computed with the channels last, which XLA's CPU convolutions want; XLA merges the transpositions."""
+    """Convolves with channels last, which is fast in XLA on CPUs; XLA merges the transpositions."""
     n = x.ndim - 2
-    stride, padding, dilation = (_each(value, n) for value in (stride, padding, dilation))
+    stride, padding, dilation = (_per_axis(value, n) for value in (stride, padding, dilation))
     kernel = weight.shape[2:]
     x = jnp.moveaxis(x, 1, -1)
     if transposed:
-        y = _transposed(x, weight, stride, padding, dilation, _each(output_padding, n), groups)
+        y = _transposed(x, weight, stride, padding, dilation, _per_axis(output_padding, n), groups)
     elif groups == 1 and math.prod(kernel) == 1 and not any(padding):
         strided = x[(slice(None), *(slice(None, None, s) for s in stride))]
         y = jnp.tensordot(strided, weight.reshape(weight.shape[:2]), axes=((-1,), (1,)))
-    elif groups == x.shape[-1] == weight.shape[0] and 1 < math.prod(kernel) <= _MOST_SHIFTS:
+    elif groups == x.shape[-1] == weight.shape[0] and 1 < math.prod(kernel) <= _MAX_DEPTHWISE_POSITIONS:
         y = _depthwise(x, weight, stride, padding, dilation)
     else:
         amounts = [(p, p) for p in padding]
@@ -70,7 +70,7 @@ def _conv(
 ) -> jax.Array:
     x = input if input.ndim == n + 2 else input[None]
     if padding == "same":
-        reach = [d * (k - 1) for d, k in zip(_each(dilation, n), weight.shape[2:], strict=True)]
+        reach = [d * (k - 1) for d, k in zip(_per_axis(dilation, n), weight.shape[2:], strict=True)]
         padding = [r // 2 for r in reach]
         if any(r % 2 for r in reach):
             x = jnp.pad(x, [(0, 0), (0, 0), *((0, r % 2) for r in reach)])
@@ -108,9 +108,9 @@ def _depthwise(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> jax.Array:
-    """A sum of shifted products, one per kernel position: XLA has no fast depthwise convolution on CPU.
+    """Sums shifted products, one per kernel position, because XLA has no fast depthwise convolution on CPUs.
 
-    EfficientNet-Lite0's maps took a quarter of the time, on two cores.
+    The maps of EfficientNet-Lite0 then took a quarter of the time on two cores.
     """
     x = jnp.pad(x, [(0, 0), *((p, p) for p in padding), (0, 0)])
     kernel = weight.shape[2:]
@@ -136,7 +136,7 @@ def _convolve(
     dilation: Sequence[int],
     groups: int,
 ) -> jax.Array:
-    """`x` is (N, *spatial, C), `weight` PyTorch's (O, I / groups, *kernel)."""
+    """Convolves `x`, (N, *spatial, C), with PyTorch's `weight`, (O, I / groups, *kernel)."""
     spatial = "DHW"[-len(stride) :]
     numbers = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
     weight = jnp.moveaxis(weight, (1, 0), (-2, -1))
@@ -154,7 +154,7 @@ def _transposed(
     output_padding: Sequence[int],
     groups: int,
 ) -> jax.Array:
-    """The gradient of a convolution, as a convolution of the input spread out by the stride."""
+    """Computes the gradient of a convolution as a convolution of the input dilated by the stride."""
     inputs, outputs, *kernel = weight.shape
     weight = weight.reshape(groups, inputs // groups, outputs, *kernel)
     weight = weight.swapaxes(1, 2).reshape(groups * outputs, inputs // groups, *kernel)
@@ -171,9 +171,9 @@ def _windows(
     padding: Sequence[int],
     ceil_mode: bool,
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """Number of windows and padding of each spatial axis.
+    """Computes the number of windows and the padding of every spatial axis.
 
-    With `ceil_mode` a last window may hang over the end, provided it starts inside the input or its left
+    With `ceil_mode` the last window may extend beyond the end if it starts inside the input or its left
     padding (`pooling_output_shape` in ATen/native/Pool.h).
     """
     counts, amounts = [], []
@@ -196,7 +196,7 @@ def _reduce_window(
     amounts: Sequence[tuple[int, int]],
 ) -> jax.Array:
     rest = x.ndim - len(kernel_size)
-    # A last window that does not fit leaves some input unread: XLA wants that as a slice, not as negative padding.
+    # Input after the last window is cut off with a slice, because XLA accepts no negative padding here.
     for axis, (_, high) in enumerate(amounts, rest):
         if high < 0:
             x = lax.slice_in_dim(x, 0, x.shape[axis] + high, axis=axis)
@@ -216,18 +216,18 @@ def max_pool(
     dilation: int | Sequence[int] = 1,
     ceil_mode: bool = False,
 ) -> jax.Array:
-    """Over the last `n` axes."""
-    kernel_size = _each(kernel_size, n)
-    stride = _each(stride, n) or kernel_size
-    padding = _each(padding, n)
-    if any(d != 1 for d in _each(dilation, n)):  # JAX cannot differentiate it
+    """Pools the last `n` axes."""
+    kernel_size = _per_axis(kernel_size, n)
+    stride = _per_axis(stride, n) or kernel_size
+    padding = _per_axis(padding, n)
+    if any(d != 1 for d in _per_axis(dilation, n)):  # JAX cannot differentiate it
         raise JaxTransferError("max pooling with dilation is not supported")
     _, amounts = _windows(x, kernel_size, stride, padding, ceil_mode)
     return _reduce_window(x, -np.inf, lax.max, kernel_size, stride, amounts)
 
 
 def max_pool_with_indices(*args: Any, **kwargs: Any) -> tuple[jax.Array]:
-    """The maxima only: a network that reads the indices (max-unpooling) fails at conversion."""
+    """Returns the maxima alone; the conversion of a network that reads the indices (max-unpooling) fails."""
     return (max_pool(*args, **kwargs),)
 
 
@@ -241,15 +241,15 @@ def avg_pool(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> jax.Array:
-    """Over the last `n` axes."""
-    kernel_size = _each(kernel_size, n)
-    stride = _each(stride, n) or kernel_size
-    padding = _each(padding, n)
+    """Pools the last `n` axes."""
+    kernel_size = _per_axis(kernel_size, n)
+    stride = _per_axis(stride, n) or kernel_size
+    padding = _per_axis(padding, n)
     counts, amounts = _windows(x, kernel_size, stride, padding, ceil_mode)
     total = _reduce_window(x, 0.0, lax.add, kernel_size, stride, amounts)
     if divisor_override is not None:
         return total / divisor_override
-    # What counts as inside a window: the input, or the input and its padding, never what ceil_mode added.
+    # The divisor counts the input, or the input and its padding, but never what ceil_mode added.
     extra = padding if count_include_pad else [0] * n
     divisor = np.ones((), x.dtype)
     for axis, count in enumerate(counts):
@@ -268,7 +268,7 @@ for _n in (1, 2, 3):
 
 
 def _bins(size: int, outputs: int) -> list[tuple[int, int]]:
-    """First and past-the-last input of every output of an adaptive pooling."""
+    """Returns the first and the past-the-last input of every output of an adaptive pooling."""
     return [((i * size) // outputs, -((-(i + 1) * size) // outputs)) for i in range(outputs)]
 
 
@@ -293,7 +293,7 @@ def adaptive_avg_pool(x: jax.Array, output_size: Sequence[int]) -> jax.Array:
 @op("adaptive_max_pool2d.default", "adaptive_max_pool3d.default")
 def adaptive_max_pool(x: jax.Array, output_size: Sequence[int]) -> tuple[jax.Array]:
     first = x.ndim - len(output_size)
-    # The last axis first, so that of equal maxima the first in the order of memory gets the gradient.
+    # The last axis comes first, so that the first of equal maxima in memory order gets the gradient.
     for axis, outputs in reversed(list(enumerate(output_size, first))):
         y = jnp.moveaxis(x, axis, -1)
         parts = [lax.slice_in_dim(y, *bounds, axis=-1) for bounds in _bins(y.shape[-1], outputs)]
@@ -308,16 +308,16 @@ def _along(x: jax.Array, weights: np.ndarray, axis: int) -> jax.Array:
 
 
 def _scaling(axis: int, inputs: int, size: Any, scales: Any) -> tuple[float | None, int]:
-    """The scale that was asked for, if one was, and the number of outputs of a spatial axis."""
+    """Returns the requested scale of a spatial axis, or None, and its number of outputs."""
     if size:
         return None, size[axis - 2]
     return scales[axis - 2], int(inputs * scales[axis - 2])
 
 
-def _sources(
+def _positions(
     inputs: int, outputs: int, scale: float | None, align_corners: bool, clip: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where the outputs of an interpolation lie among its inputs: whole and fractional part."""
+    """Returns the positions of the outputs of an interpolation among its inputs: whole and fractional parts."""
     at = np.arange(outputs, dtype=np.float64)
     if align_corners:
         at *= (inputs - 1) / (outputs - 1) if outputs > 1 else 0.0
@@ -329,11 +329,11 @@ def _sources(
 
 
 def _interpolate(x: jax.Array, size: Any, scales: Any, align_corners: bool, taps: Any, clip: bool) -> jax.Array:
-    """Separable interpolation; `taps` gives the weights of the neighbours from the fractional part."""
+    """Interpolates axis by axis; `taps` returns the weights of neighbours from fractional positions."""
     for axis in range(2, x.ndim):
         inputs = x.shape[axis]
         scale, outputs = _scaling(axis, inputs, size, scales)
-        whole, fraction = _sources(inputs, outputs, scale, align_corners, clip)
+        whole, fraction = _positions(inputs, outputs, scale, align_corners, clip)
         weights = np.zeros((outputs, inputs), x.dtype)
         for offset, weight in taps(fraction).items():
             np.add.at(weights, (np.arange(outputs), np.clip(whole + offset, 0, inputs - 1)), weight)
@@ -351,7 +351,7 @@ def upsample_linear(x: jax.Array, output_size: Any, align_corners: bool, scale_f
 
 @op("upsample_bicubic2d.vec")
 def upsample_bicubic(x: jax.Array, output_size: Any, align_corners: bool, scale_factors: Any) -> jax.Array:
-    """Keys' cubic convolution with a = -0.75, as in PyTorch."""
+    """Interpolates by Keys' cubic convolution with a = -0.75, as in PyTorch."""
     a = -0.75
 
     def near(d: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Normalisation with fixed statistics, and over the features of one image."""
+"""Implements normalisation with fixed statistics and over the features of one image."""
 
-# An operation is documented by the ATen overload it is named for.
+# PyTorch documents an operation under the ATen overload that it is named for.
 # ruff: noqa: D103
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ def batch_norm_core(
 
 
 def _with_statistics(x: jax.Array, weight: Any, bias: Any, running_mean: Any, running_var: Any, eps: float) -> Any:
-    """Scale and shift come from the weights alone, so that the images meet one product and one sum."""
+    """Computes scale and shift from the weights first, so that images need one product and one sum."""
     scale = lax.rsqrt(running_var + eps)
     scale = scale if weight is None else scale * weight
     shift = -running_mean * scale if bias is None else bias - running_mean * scale
@@ -95,7 +95,7 @@ def batch_norm_no_stats(
     momentum: float,
     eps: float,
 ) -> tuple[jax.Array]:
-    """Of a batch of one, as instance norm decomposes into and as standardises weights."""
+    """Normalises a batch of one image, which instance norm and weight standardisation decompose into."""
     if x.shape[0] != 1:
         raise JaxTransferError("batch norm without running statistics mixes the images of a batch")
     y = _standardise(x, (0, *range(2, x.ndim)), eps)

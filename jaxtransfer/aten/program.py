@@ -1,4 +1,4 @@
-"""A PyTorch program as data: a list of ATen operations that JAX carries out."""
+"""Represents a PyTorch program as data: a list of ATen operations that JAX executes."""
 
 import dataclasses
 import functools
@@ -18,28 +18,29 @@ from jaxtransfer.errors import JaxTransferError
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """An argument that an earlier node computed, or the images themselves."""
+    """An argument that is the result of an earlier node, or the images."""
 
     name: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """An argument that is a parameter, a buffer or a constant, under its PyTorch name."""
+    """An argument that is a parameter, a buffer or a constant with its PyTorch name."""
 
     name: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """One operation.
+    """An operation of a program with its arguments.
 
     Attributes:
-        op: Its name in the table, such as `aten.add.Tensor`.
+        op: Name of the operation in the table, such as `aten.add.Tensor`.
         args: Positional arguments: `Value`, `Weight`, numbers, booleans, strings, None, and lists of these.
-        kwargs: Keyword arguments, likewise.
-        output: The name its result goes by.
-        module: Path of the PyTorch module it came from, such as `blocks.0.bn1`; empty for the outermost.
+        kwargs: Keyword arguments of the same types.
+        output: Name of the result.
+        module: Path of the PyTorch module that the operation comes from, such as `blocks.0.bn1`; empty for the
+            outermost.
     """
 
     op: str
@@ -51,17 +52,16 @@ class Node:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AtenProgram:
-    """A network as a pure function `program(params, images)`; nothing in it but data, and no weights.
+    """Runs a PyTorch network as a pure function `program(params, images)`; it holds data only, and no weights.
 
-    Programs are equal when their contents are, so twins that differ only in their weights share one compiled
-    function.
+    Programs with equal contents are equal, so networks that differ only in their weights share a compiled function.
 
     Attributes:
-        nodes: The operations, in an order in which they can be carried out.
-        input: The name of the images among the values.
-        output: The name of the result among the values.
+        nodes: The operations in order of execution.
+        input: Name of the value that holds the images.
+        output: Name of the value that holds the result.
         shape: Height, width and channels of the images.
-        one_by_one: The program was exported for a batch of one, so that it is mapped over the images.
+        one_by_one: Whether the program was exported for a batch of one, so that it is mapped over the images.
 
     Raises:
         JaxTransferError: An operation is not in the table.
@@ -83,11 +83,11 @@ class AtenProgram:
     def __call__(
         self, params: Mapping[str, Array | np.ndarray], images: Float[Array, "images height width channels"]
     ) -> Float[Array, "images ..."]:
-        """Carries out the program.
+        """Executes the program.
 
         Args:
-            params: The weights under their PyTorch names.
-            images: Preprocessed images of the size the program was exported for.
+            params: The weights by their PyTorch names.
+            images: Preprocessed images of the size that the program was exported for.
 
         Raises:
             JaxTransferError: The images have another size, or an operation has arguments that are not supported.
@@ -119,7 +119,7 @@ class AtenProgram:
         return values[self.output]
 
     def to_json(self) -> dict[str, Any]:
-        """The program as plain JSON data."""
+        """Returns the program as data that JSON can hold."""
         nodes = [[n.op, _map(_encode, n.args), _map(_encode, n.kwargs), n.output, n.module] for n in self.nodes]
         return {
             "nodes": nodes,
@@ -131,14 +131,14 @@ class AtenProgram:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "AtenProgram":
-        """The program that `to_json` made `data` from."""
+        """Restores the program from the data that `to_json` returned."""
         nodes = tuple(
             Node(op, tuple(_decode(args)), {k: _decode(v) for k, v in kwargs.items()}, output, module)
             for op, args, kwargs, output, module in data["nodes"]
         )
         return cls(nodes, data["input"], data["output"], tuple(data["shape"]), data["one_by_one"])
 
-    # As text, because in Python 1 == 1.0 == True, and because a text remembers its hash.
+    # Compared as text, because in Python 1 == 1.0 == True, and because text caches its hash.
     @functools.cached_property
     def _text(self) -> str:
         return json.dumps(self.to_json(), sort_keys=True)

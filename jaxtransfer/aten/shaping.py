@@ -1,6 +1,6 @@
-"""Operations that make, move, cut, join and pad arrays without computing on their values."""
+"""Implements operations that create, move, cut, join and pad arrays without computing on their values."""
 
-# An operation is documented by the ATen overload it is named for.
+# PyTorch documents an operation under the ATen overload that it is named for.
 # ruff: noqa: D103
 
 import math
@@ -249,7 +249,7 @@ def pixel_unshuffle(x: jax.Array, downscale_factor: int) -> jax.Array:
 
 @op("constant_pad_nd.default")
 def constant_pad_nd(x: jax.Array, pad: Sequence[int], value: float = 0) -> jax.Array:
-    """Negative amounts cut, as in PyTorch."""
+    """Pads with a constant; negative amounts cut, as in PyTorch."""
     amounts = [(low, high, 0) for low, high in _amounts(x, pad)]
     return lax.pad(x, jnp.asarray(value, x.dtype), amounts)
 
@@ -275,27 +275,27 @@ def pad(x: jax.Array, pad: Sequence[int], mode: str = "constant", value: float |
 
 
 def _amounts(x: jax.Array, pad: Sequence[int]) -> list[tuple[int, int]]:
-    """PyTorch lists the last axis first."""
+    """Returns the padding of every axis; PyTorch lists the last axis first."""
     pairs = [(pad[i], pad[i + 1]) for i in range(0, len(pad), 2)]
     return [(0, 0)] * (x.ndim - len(pairs)) + pairs[::-1]
 
 
 @op("arange.default", "arange.start", "arange.start_step")
 def arange(start: Any, end: Any = None, step: Any = 1, *, dtype: str | None = None) -> jax.Array:
-    """Every number is computed as start + i * step, as PyTorch does."""
+    """Computes every number as start + i * step, as PyTorch does."""
     start, end = (0, start) if end is None else (start, end)
-    found = result_dtype(start, end, step) if dtype is None else as_dtype(dtype)
+    out_dtype = result_dtype(start, end, step) if dtype is None else as_dtype(dtype)
     count = jnp.arange(math.ceil((end - start) / step), dtype=as_dtype("int64"))
-    return (cast(count, found) * cast(step, found) + cast(start, found)).astype(found)
+    return (cast(count, out_dtype) * cast(step, out_dtype) + cast(start, out_dtype)).astype(out_dtype)
 
 
 @op("full.default", "full_like.default", "scalar_tensor.default")
 def full(like: Any, value: Any = None, *, dtype: str | None = None) -> jax.Array:
-    """`like` is a shape, an array, or (`scalar_tensor`) itself the value."""
+    """Fills an array; `like` is a shape, an array of that shape, or (`scalar_tensor`) the value itself."""
     if value is None:
         like, value = (), like
-    shape, found = (like.shape, like.dtype) if isinstance(like, jax.Array) else (like, result_dtype(value))
-    return jnp.full(shape, value, found if dtype is None else as_dtype(dtype))
+    shape, default = (like.shape, like.dtype) if isinstance(like, jax.Array) else (like, result_dtype(value))
+    return jnp.full(shape, value, default if dtype is None else as_dtype(dtype))
 
 
 @op("fill.Scalar", "fill.Tensor")

@@ -1,8 +1,8 @@
-"""The table of operations, and PyTorch's rules for mixing dtypes and ranks.
+"""Holds the table of operations and PyTorch's rules for mixing dtypes and ranks.
 
-A function in the table is named by the ATen overload it stands for and takes that overload's arguments, in its
-order and under its names, with the same defaults. Axes mean what they mean in PyTorch. Arguments that say where
-or how a result is stored (device, layout, memory format) never reach the table.
+A function in the table has the name of an ATen overload and takes that overload's arguments, in the same order and
+with the same names and defaults. Axes have their PyTorch meaning. Arguments that say where or how a result is stored
+(device, layout, memory format) never reach the table.
 """
 
 import functools
@@ -14,29 +14,29 @@ import jax.numpy as jnp
 import numpy as np
 
 OPS: dict[str, Callable[..., Any]] = {}
-"""From the name of an ATen overload, such as `aten.add.Tensor`, to the function that computes it in JAX."""
+"""Maps the name of an ATen overload, such as `aten.add.Tensor`, to the function that computes it in JAX."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def op(*names: str) -> Callable[[_F], _F]:
-    """Enters a function into the table under the names of one or more ATen overloads."""
+    """Registers a function in the table under the names of one or more ATen overloads."""
 
-    def enter(function: _F) -> _F:
+    def register(function: _F) -> _F:
         for name in names:
             OPS[f"aten.{name}"] = function
         return function
 
-    return enter
+    return register
 
 
 def as_dtype(name: str) -> np.dtype:
-    """The dtype PyTorch calls `name`, or the 32-bit one in its place where JAX runs without 64-bit types."""
+    """Returns the dtype of a PyTorch name, or its 32-bit substitute if JAX runs without 64-bit types."""
     return jax.dtypes.canonicalize_dtype(jnp.dtype(name))
 
 
 def _rank(dtype: np.dtype) -> tuple[int, int]:
-    """PyTorch's order of dtypes: bool < integer < floating, then by size."""
+    """Returns a key that orders dtypes as PyTorch does: bool < integer < floating, then by size."""
     kinds = (jnp.bool_, jnp.integer, jnp.floating)
     return next(i for i, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind)), dtype.itemsize
 
@@ -46,9 +46,10 @@ def _scalar_dtype(value: Any) -> np.dtype:
 
 
 def result_dtype(*operands: Any) -> np.dtype:
-    """`torch.result_type`: arrays decide first, then arrays of rank 0, then Python numbers.
+    """Returns the dtype of mixed operands as `torch.result_type` does.
 
-    A later group only counts when it is of a higher kind (bool < integer < floating).
+    Arrays decide first, then arrays of rank 0, then Python numbers; a later group counts only if its category is
+    higher (bool < integer < floating).
     """
     arrays = [x for x in operands if isinstance(x, jax.Array | np.ndarray)]
     groups = (
@@ -61,31 +62,31 @@ def result_dtype(*operands: Any) -> np.dtype:
 
 
 def cast(x: Any, dtype: np.dtype) -> Any:
-    """An array or a Python number in another dtype; numbers stay numbers."""
+    """Converts an array or a Python number to a dtype; numbers stay Python numbers."""
     if isinstance(x, jax.Array | np.ndarray):
         return jnp.asarray(x).astype(dtype)
     return float(x) if jnp.issubdtype(dtype, jnp.floating) else x
 
 
 def floating(x: jax.Array) -> jax.Array:
-    """`x`, in float32 where it holds integers or booleans."""
+    """Converts integers and booleans to float32; floating-point arrays stay unchanged."""
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)
 
 
 def same_rank(*operands: Any) -> list[Any]:
-    """Arrays with axes of size 1 in front until all have the same rank; numbers as they are."""
+    """Adds leading axes of size 1 until all arrays have the same rank; numbers stay unchanged."""
     rank = max((x.ndim for x in operands if isinstance(x, jax.Array)), default=0)
     return [x.reshape((1,) * (rank - x.ndim) + x.shape) if isinstance(x, jax.Array) else x for x in operands]
 
 
 def match(*operands: Any) -> list[Any]:
-    """Operands in the dtype PyTorch computes in, arrays of equal rank: ready to be broadcast."""
+    """Converts operands to the dtype that PyTorch computes in and arrays to equal rank, ready to broadcast."""
     dtype = result_dtype(*operands)
     return same_rank(*(cast(x, dtype) for x in operands))
 
 
 def axes(x: jax.Array, dim: int | Sequence[int] | None) -> tuple[int, ...]:
-    """The axes a reduction runs over: all for None or an empty list, as in PyTorch."""
+    """Returns the axes of a reduction: all axes for None or an empty list, as in PyTorch."""
     if isinstance(dim, int):
         dim = (dim,)
     return tuple(d % x.ndim for d in dim) if dim else tuple(range(x.ndim))

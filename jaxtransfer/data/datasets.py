@@ -1,11 +1,9 @@
-"""Tasks on disk: data sets as class folders, as `.npz` files, or named in a `.toml` file."""
+"""Reads labelled tasks from disk: class folders, `.npz` files, or data sets that a `.toml` file lists."""
 
 import dataclasses
 import hashlib
 import itertools
 import tomllib
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,48 +14,59 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from jaxtransfer.data.probe import decoding, files_below, printable
-from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.errors import JaxTransferError, unknown_name
+from jaxtransfer.files import read_arrays
+from jaxtransfer.pixels import centred_crop
 
-Kind = Literal["classes", "numbers", "dense"]
-KINDS: tuple[Kind, ...] = ("classes", "numbers", "dense")
+TargetType = Literal["classes", "numbers", "dense"]
+TARGET_TYPES: tuple[TargetType, ...] = ("classes", "numbers", "dense")
 _OPTIONS = ("path", "target", "classes", "limit")
 
-# Values resized at once.
-_CHUNK = 1 << 24
+# Most pixel values that are resized in one step.
+_VALUES_PER_STEP = 1 << 24
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Task:
-    """A data set, and what is to be told from its images.
+class LabelledTask:
+    """Images with labels that are to be predicted from them.
 
     Attributes:
-        name: Of the task; can be part of a file name.
-        source: Where it was read from.
+        name: The task's name, which can be part of a file name.
+        path: The folder or `.npz` file that it was read from.
         images: [n, size, size, channels], uint8 or float32.
         labels: Class names [n], float32 numbers [n, outputs], or dense float32 targets [n, size, size, outputs].
-        kind: "classes", "numbers" or "dense".
+        target_type: What the labels are: "classes", "numbers" or "dense".
         sha256: SHA-256 over the images and labels that are used, before they are resized.
         skipped: Name and reason of every file that could not be used.
         left_out: Name and number of images of every class that is too small.
     """
 
     name: str
-    source: str
+    path: str
     images: Shaped[np.ndarray, "n size size channels"]
     labels: Shaped[np.ndarray, "n ..."]
-    kind: Kind
+    target_type: TargetType
     sha256: str
     skipped: tuple[tuple[str, str], ...] = ()
     left_out: tuple[tuple[str, int], ...] = ()
 
 
-class _Source(NamedTuple):
-    """A data set that was named, and how it is to be read."""
+class _DatasetSpec(NamedTuple):
+    """A data set to read, and the options for reading it.
+
+    Attributes:
+        name: The task's name.
+        path: The folder or `.npz` file.
+        listed_in: The folder or `.toml` file that lists the data set, for error messages.
+        target_type: What the labels are; None: to be inferred from them.
+        classes: The classes to use; None: all.
+        limit: Most images to use; None: all.
+    """
 
     name: str
     path: Path
-    named_in: Path
-    kind: Kind | None = None
+    listed_in: Path
+    target_type: TargetType | None = None
     classes: tuple[str, ...] | None = None
     limit: int | None = None
 
@@ -70,83 +79,87 @@ def read_tasks(
     ways: int = 1,
     smallest: int = 1,
     strict: bool = False,
-) -> tuple[Task, ...]:
-    """Reads data sets.
+) -> tuple[LabelledTask, ...]:
+    """Reads labelled tasks from folders, `.npz` files and `.toml` files.
 
-    Each path is one of
+    A path can be
 
-    * a folder with a folder for each data set, in which there is a folder of images for each class; images may lie in
-      folders below that. A data set may be an `.npz` file there as well;
-    * an `.npz` file with `x`, images [n, h, w] or [n, h, w, channels], integers 0..255 or floating point, which is used
-      as it is; and `y`: classes [n] as integers or text, floating-point numbers [n, outputs], or floating-point dense
-      targets [n, h, w, outputs]. Its name is the task's. Objects that would have to be unpickled are refused;
-    * a `.toml` file with a table `[datasets.NAME]` for each data set: `path`, relative to the file, to a folder of
-      class folders or an `.npz` file; and where wanted `target`, which says what `y` is ("classes", "numbers" or
-      "dense"), `classes` (those to use) and `limit`.
+    * a folder of data sets. A data set is a folder that holds a folder of images for every class (images may also lie
+      in folders below that), or an `.npz` file;
+    * an `.npz` file with images `x`, [n, h, w] or [n, h, w, channels], integers 0..255, or floating point, which is
+      used unchanged; and labels `y`: classes [n] as integers or text, floating-point numbers [n, outputs], or
+      floating-point dense targets [n, h, w, outputs]. The task has the name of the file. Files that hold pickled
+      objects are refused;
+    * a `.toml` file with a table `[datasets.NAME]` for every data set. Its `path`, relative to the file, leads to a
+      folder of class folders or to an `.npz` file. Optional are `target` (what `y` is: "classes", "numbers" or
+      "dense"), `classes` (the classes to use) and `limit` (most images to use).
 
-    Pictures are decoded as by `load_probe`. Images are cut to their centred square and resized bilinearly with
-    anti-aliasing; so are dense targets. Where some tasks are grey and others have three channels, grey is repeated.
+    Image files are decoded as by `load_probe`. Images and dense targets are cropped to their centred square and
+    resized bilinearly with anti-aliasing. If some tasks are grey and others have three channels, grey is repeated.
 
     Args:
-        paths: Of the data sets.
+        paths: Paths of folders, `.npz` files and `.toml` files.
         size: Height and width of the images in pixels.
-        limit: Use at most so many images of each data set, of its classes in turn; what a `.toml` file says goes first.
-        ways: How many classes of sufficient size a task of classes must have.
+        limit: Most images to use of each data set, drawn from its classes in turn; the `limit` of a `.toml` file has
+            precedence. None: all.
+        ways: Number of classes that a classification task must have, each with at least `smallest` images.
         smallest: Classes with fewer images are left out.
-        strict: A file that is no usable image is an error; otherwise it is listed in `Task.skipped`.
+        strict: Whether a file that is not a usable image is an error; otherwise it is listed in
+            `LabelledTask.skipped`.
 
     Returns:
-        The tasks, in the order of the paths, those of one folder in the order of their names.
+        The tasks in the order of the paths; the tasks of a folder in the order of their names.
 
     Raises:
-        JaxTransferError: Something cannot be used; the message names the file.
+        JaxTransferError: A data set cannot be used; the message names the file.
     """
     if size < 1:
         raise JaxTransferError(f"The size of images must be 1 pixel or more, not {size}.")
     if limit is not None and limit < 1:
         raise JaxTransferError(f"The limit on the number of images must be 1 or more, not {limit}.")
-    sources = [source for path in paths for source in _sources(Path(path))]
-    if not sources:
+    specs = [spec for path in paths for spec in _specs(Path(path))]
+    if not specs:
         raise JaxTransferError("There are no tasks; name a folder of datasets, .npz files or a .toml file.")
-    by_name: dict[str, _Source] = {}
-    for source in sources:
-        _check_name(source)
-        if (other := by_name.setdefault(source.name, source)) is not source:
+    by_name: dict[str, _DatasetSpec] = {}
+    for spec in specs:
+        _check_name(spec)
+        if (other := by_name.setdefault(spec.name, spec)) is not spec:
             raise JaxTransferError(
-                f"Two datasets have the name {source.name!r}: {other.path} and {source.path}; rename one of them."
+                f"Two datasets have the name {spec.name!r}: {other.path} and {spec.path}; rename one of them."
             )
     tasks = []
-    for source in sources:
-        source = source if source.limit else source._replace(limit=limit)
-        read = _read_folder if source.path.is_dir() else _read_npz
-        tasks.append(_without_small_classes(read(source, size, strict), source, ways, smallest))
+    for spec in specs:
+        spec = spec if spec.limit else spec._replace(limit=limit)
+        read = _read_folder if spec.path.is_dir() else _read_npz
+        tasks.append(_without_small_classes(read(spec, size, strict), spec, ways, smallest))
     return _same_channels(tasks)
 
 
-def _sources(path: Path) -> list[_Source]:
-    """The data sets that one path stands for."""
+def _specs(path: Path) -> list[_DatasetSpec]:
+    """Lists the data sets of a path."""
     if not path.exists():
         raise JaxTransferError(f"{path} does not exist; name a folder of datasets, an .npz file or a .toml file.")
     if path.is_dir():
-        found = [
-            _Source(printable(Path(entry.name if entry.is_dir() else entry.stem)), entry, path)
+        specs = [
+            _DatasetSpec(printable(Path(entry.name if entry.is_dir() else entry.stem)), entry, path)
             for entry in sorted(path.iterdir())
             if not entry.name.startswith(".") and (entry.is_dir() or entry.suffix == ".npz")
         ]
-        if not found:
+        if not specs:
             raise JaxTransferError(
-                f"The folder {path} holds no datasets; put one folder for each into it, with a folder for each class."
+                f"The folder {path} holds no datasets; a dataset is a folder with a folder of images for each class, "
+                "or an .npz file."
             )
-        return found
+        return specs
     if path.suffix == ".toml":
-        return _named_in(path)
+        return _specs_in_toml(path)
     if path.suffix == ".npz":
-        return [_Source(printable(Path(path.stem)), path, path)]
+        return [_DatasetSpec(printable(Path(path.stem)), path, path)]
     raise JaxTransferError(f"{path} is neither a folder of datasets nor an .npz nor a .toml file.")
 
 
-def _named_in(file: Path) -> list[_Source]:
-    """The data sets that a TOML file names."""
+def _specs_in_toml(file: Path) -> list[_DatasetSpec]:
+    """Lists the data sets of a TOML file."""
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -154,55 +167,61 @@ def _named_in(file: Path) -> list[_Source]:
     datasets = content.get("datasets")
     if not isinstance(datasets, dict) or not datasets or len(content) > 1:
         raise JaxTransferError(f"{file} must hold tables [datasets.NAME], one or more, and nothing else.")
-    return [_described(file, name, options) for name, options in datasets.items()]
+    return [_spec_of_table(file, name, options) for name, options in datasets.items()]
 
 
-def _described(file: Path, name: str, options: Any) -> _Source:
-    """One table of a TOML file."""
-
-    def whole(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool)
-
+def _spec_of_table(file: Path, name: str, options: Any) -> _DatasetSpec:
+    """Reads one table of a TOML file."""
     where = f"{file}, datasets.{name}"
     if not isinstance(options, Mapping):
         raise JaxTransferError(f"{where} must be a table with a path.")
-    if unknown := [option for option in options if option not in _OPTIONS]:
-        raise JaxTransferError(f"{where} has an unknown key {unknown[0]!r}; there are: {', '.join(_OPTIONS)}.")
-    path, kind, classes, limit = (options.get(option) for option in _OPTIONS)
+    for option in options:
+        if option not in _OPTIONS:
+            raise unknown_name("option", option, _OPTIONS, where=f"for {where}")
+    path, target_type, classes, limit = (options.get(option) for option in _OPTIONS)
     if not isinstance(path, str):
         raise JaxTransferError(f"{where} needs a path, as text.")
-    if kind is not None and kind not in KINDS:
-        raise JaxTransferError(f"{where} has an unknown target {kind!r}; there are: {', '.join(KINDS)}.")
-    if classes is not None and not (
-        isinstance(classes, list) and classes and all(isinstance(each, str) or whole(each) for each in classes)
-    ):
-        raise JaxTransferError(f"{where}: classes must be a list of text or integers, not {classes!r}.")
-    if classes is not None and kind not in (None, "classes"):
-        raise JaxTransferError(f"{where} has classes, which do not go with the target {kind!r}.")
-    if limit is not None and not (whole(limit) and limit >= 1):
+    if target_type is not None and target_type not in TARGET_TYPES:
+        raise unknown_name("target", target_type, TARGET_TYPES, where=f"for {where}")
+    if classes is not None:
+        if not isinstance(classes, list) or not classes or not all(map(_is_class_name, classes)):
+            raise JaxTransferError(f"{where}: classes must be a list of text or integers, not {classes!r}.")
+        if target_type not in (None, "classes"):
+            raise JaxTransferError(
+                f"{where} lists classes, which the target {target_type!r} does not have; leave out one of the two."
+            )
+        classes = tuple(dict.fromkeys(map(str, classes)))
+    if limit is not None and not (_is_integer(limit) and limit >= 1):
         raise JaxTransferError(f"{where}: limit must be a number of images, 1 or more, not {limit!r}.")
-    found = file.parent / path
-    if not found.is_dir() and not (found.is_file() and found.suffix == ".npz"):
-        raise JaxTransferError(f"{where}: {found} is neither a folder nor an .npz file.")
-    wanted = None if classes is None else tuple(dict.fromkeys(map(str, classes)))
-    return _Source(name, found, file, kind, wanted, limit)
+    dataset = file.parent / path
+    if not dataset.is_dir() and not (dataset.is_file() and dataset.suffix == ".npz"):
+        raise JaxTransferError(f"{where}: {dataset} is neither a folder nor an .npz file.")
+    return _DatasetSpec(name, dataset, file, target_type, classes, limit)
 
 
-def _check_name(source: _Source) -> None:
-    name = source.name
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_class_name(value: Any) -> bool:
+    return isinstance(value, str) or _is_integer(value)
+
+
+def _check_name(spec: _DatasetSpec) -> None:
+    name = spec.name
     if not name or len(name) > 100 or not name.isprintable() or name[0] == "." or {*name} & {*"/\\"}:
         raise JaxTransferError(
-            f"{source.named_in}: the name {name!r} of a dataset cannot be part of a file name; rename it."
+            f"{spec.listed_in}: the name {name!r} of a dataset cannot be part of a file name; rename it."
         )
     if name.endswith(".partial"):
-        raise JaxTransferError(f"{source.named_in}: a dataset's name must not end in .partial, as {name!r} does.")
+        raise JaxTransferError(f"{spec.listed_in}: a dataset's name must not end in .partial, as {name!r} does.")
 
 
-def _read_folder(source: _Source, size: int, strict: bool) -> Task:
-    """A folder of class folders."""
-    folder = source.path
-    if source.kind not in (None, "classes"):
-        raise JaxTransferError(f"{source.named_in}: {folder} is a folder, its target must be classes.")
+def _read_folder(spec: _DatasetSpec, size: int, strict: bool) -> LabelledTask:
+    """Reads a folder of class folders."""
+    folder = spec.path
+    if spec.target_type not in (None, "classes"):
+        raise JaxTransferError(f"{spec.listed_in}: {folder} is a folder, so its target must be classes.")
     files: dict[str, list[Path]] = {
         printable(Path(entry.name)): []
         for entry in sorted(folder.iterdir())
@@ -219,14 +238,14 @@ def _read_folder(source: _Source, size: int, strict: bool) -> Task:
             f"{folder} has no class folders; a dataset is a folder with a folder of images for each class, and the "
             "datasets lie in one folder."
         )
-    if source.classes is not None:
-        _check_classes(source, files)
-        files = {name: files[name] for name in source.classes}
-    # In turn, so that a limit takes as many of each class.
-    turns = itertools.zip_longest(*([(name, file) for file in some] for name, some in files.items()))
+    if spec.classes is not None:
+        _check_classes(spec, files)
+        files = {name: files[name] for name in spec.classes}
+    # Classes take turns, so that a limit takes the same number of images of every class.
+    turns = itertools.zip_longest(*([(name, file) for file in of_class] for name, of_class in files.items()))
     ordered = [pair for turn in turns for pair in turn if pair is not None]
 
-    count = min(len(ordered), source.limit or len(ordered))
+    count = min(len(ordered), spec.limit or len(ordered))
     images, labels, digest = np.empty((count, size, size, 3), np.uint8), [], hashlib.sha256()
     with decoding(folder, [file for _, file in ordered], size) as pictures:
         for (label, _), (name, decoded) in zip(ordered, pictures, strict=True):
@@ -236,113 +255,103 @@ def _read_folder(source: _Source, size: int, strict: bool) -> Task:
                 images[len(labels)], content_hash = decoded
                 digest.update(f"{content_hash}  {label}\n".encode())
                 labels.append(label)
-            if (skipped and strict) or len(labels) == source.limit:
+            if (skipped and strict) or len(labels) == spec.limit:
                 break
     if skipped and strict:
         name, reason = skipped[0]
         raise JaxTransferError(f"{folder / name} cannot be used as an image of a class: {reason}.")
     if not labels:
-        why = f"; of {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
-        raise JaxTransferError(f"The class folders in {folder} hold no image that can be used{why}.")
+        example = f"; of {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
+        raise JaxTransferError(f"The class folders in {folder} hold no image that can be used{example}.")
     missing = tuple((name, 0) for name in files if name not in labels)
-    return Task(
-        source.name, str(folder), images[: len(labels)], np.array(labels), "classes", digest.hexdigest(),
+    return LabelledTask(
+        spec.name, str(folder), images[: len(labels)], np.array(labels), "classes", digest.hexdigest(),
         tuple(skipped), missing,
     )  # fmt: skip
 
 
-def _read_npz(source: _Source, size: int, strict: bool) -> Task:
-    """An `.npz` file; all of it can be used, or it is refused."""
-    file = source.path
-    x, y = (_array(file, name) for name in "xy")
+def _read_npz(spec: _DatasetSpec, size: int, strict: bool) -> LabelledTask:
+    """Reads an `.npz` file, which is refused unless all of its images can be used."""
+    file = spec.path
+    x, y = _arrays(file)
     if x.ndim not in (3, 4) or 0 in x.shape:
         raise JaxTransferError(f"{file}: x must hold images [n, h, w] or [n, h, w, channels], not {_shape(x)}.")
     if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[1] < min(x.shape[2:]):
         raise JaxTransferError(f"{file}: x, {_shape(x)}, has its channels first; save it as [n, h, w, channels].")
     if len(x) != len(y):
-        raise JaxTransferError(f"{file}: x holds {len(x)} images and y {len(y)} labels; there must be one of each.")
-    kind = _kind(source, y)
+        raise JaxTransferError(f"{file}: x holds {len(x)} images and y {len(y)} labels; the numbers must be equal.")
+    target_type = _target_type(spec, y)
     x = x if x.ndim == 4 else x[..., None]
-    if kind == "dense" and y.shape[1:3] != x.shape[1:3]:
+    if target_type == "dense" and y.shape[1:3] != x.shape[1:3]:
         raise JaxTransferError(
             f"{file}: dense targets, {_shape(y)}, must have the height and width of the images, {_shape(x)}."
         )
-    x, y = _images(file, x), _class_names(y) if kind == "classes" else _floats(file, "y", y)
-    if kind == "numbers" and y.ndim == 1:
+    x, y = _images(file, x), _class_names(y) if target_type == "classes" else _floats(file, "y", y)
+    if target_type == "numbers" and y.ndim == 1:
         y = y[:, None]
     missing: tuple[tuple[str, int], ...] = ()
     order = np.arange(len(y))
-    if kind == "classes":
-        if source.classes is not None:
-            _check_classes(source, y.tolist())
-            order = order[np.isin(y, source.classes)]
+    if target_type == "classes":
+        if spec.classes is not None:
+            _check_classes(spec, y.tolist())
+            order = order[np.isin(y, spec.classes)]
         order = order[_in_turn(y[order])]
-        missing = tuple((name, 0) for name in np.unique(y[order]) if name not in y[order[: source.limit]])
-    elif source.classes is not None:
-        raise JaxTransferError(f"{source.named_in} names classes of {file}, whose targets are {kind}.")
-    order = order[: source.limit]
+        missing = tuple((name, 0) for name in np.unique(y[order]) if name not in y[order[: spec.limit]])
+    elif spec.classes is not None:
+        raise JaxTransferError(f"{spec.listed_in} lists classes of {file}, whose targets are {target_type}.")
+    order = order[: spec.limit]
     x, y = x[order], y[order]
     digest = hashlib.sha256()
     for array in (x, y):
         digest.update(f"{array.dtype.str} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-    y = _resized(y, size) if kind == "dense" else y
-    return Task(source.name, str(file), _resized(x, size), y, kind, digest.hexdigest(), (), missing)
+    y = _resized(y, size) if target_type == "dense" else y
+    return LabelledTask(spec.name, str(file), _resized(x, size), y, target_type, digest.hexdigest(), (), missing)
 
 
-def _array(file: Path, name: str) -> np.ndarray:
-    """One array of an `.npz` file; nothing is ever unpickled."""
+def _arrays(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Reads images `x` and labels `y` from an `.npz` file."""
     if not file.is_file():  # opening a pipe would wait for ever
         raise JaxTransferError(f"{file} is not a regular file.")
     try:
-        with file.open("rb") as stream:
-            stored = np.load(stream, allow_pickle=False)
-            if not isinstance(stored, np.lib.npyio.NpzFile):
-                raise JaxTransferError(f"{file} is a single array; save x and y with np.savez.")
-            if name not in stored:
-                has = ", ".join(stored) or "nothing"
-                raise JaxTransferError(f"{file} has no {name}, only {has}; it needs x (images) and y (labels).")
-            found = stored[name]
-    except JaxTransferError:
-        raise
-    except (EOFError, MemoryError, ValueError, TypeError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        if "allow_pickle" in str(error) or "pickled" in str(error):
-            why = "holds Python objects, which are not unpickled; save arrays of numbers or text"
-        else:
-            why = f"is damaged or no .npz file ({error})"
-        raise JaxTransferError(f"{file} {why}.") from error
-    if not isinstance(found, np.ndarray) or not found.ndim or found.dtype.kind not in "biufSU":
-        raise JaxTransferError(f"{file}: {name} must be an array of numbers or text.")
-    return found
+        arrays = read_arrays(file, "xy")
+    except ValueError as error:
+        raise JaxTransferError(
+            f"{file}: {error}; save images as x and labels as y, arrays of numbers or text, with np.savez."
+        ) from error
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray) or not array.ndim or array.dtype.kind not in "biufSU":
+            raise JaxTransferError(f"{file}: {name} must be an array of numbers or text.")
+    return arrays["x"], arrays["y"]
 
 
-def _kind(source: _Source, y: np.ndarray) -> Kind:
-    """What the targets are: as told, if that fits, or as they look."""
-    looks, wrong = None, None
+def _target_type(spec: _DatasetSpec, y: np.ndarray) -> TargetType:
+    """Infers the type of the targets, or checks that the type which was given fits."""
+    inferred = None
     if y.ndim == 1 and y.dtype.kind != "f":
-        looks = "classes"
+        inferred = "classes"
     elif y.ndim in (2, 4) and y.dtype.kind == "f":
-        looks = "numbers" if y.ndim == 2 else "dense"
+        inferred = "numbers" if y.ndim == 2 else "dense"
     fits = {
-        None: looks is not None,
+        None: inferred is not None,
         "classes": y.ndim == 1 and (y.dtype.kind != "f" or bool((y == np.round(y)).all())),
         "numbers": y.ndim in (1, 2) and y.dtype.kind in "iuf",
         "dense": y.ndim == 4 and y.dtype.kind in "iuf",
     }
-    if fits[source.kind] and y.size:
-        return source.kind or looks or "classes"
-    if source.kind is None:
-        wrong = (
+    if fits[spec.target_type] and y.size:
+        return spec.target_type or inferred or "classes"
+    if spec.target_type is None:
+        problem = (
             "save classes as integers or text [n], numbers to predict as floating point [n, outputs] and dense targets "
             "as floating point [n, h, w, outputs]"
         )
     else:
-        wrong = f"that does not fit the target {source.kind!r} that {source.named_in} gives it"
-    raise JaxTransferError(f"{source.path}: y is {y.dtype} {_shape(y)}; {wrong}.")
+        problem = f"that does not fit the target {spec.target_type!r} that {spec.listed_in} gives it"
+    raise JaxTransferError(f"{spec.path}: y is {y.dtype} {_shape(y)}; {problem}.")
 
 
 def _images(file: Path, x: np.ndarray) -> Shaped[np.ndarray, "n h w channels"]:
-    """Images as uint8 or float32."""
+    """Converts images to uint8 or float32."""
     if x.dtype.kind == "f":
         return _floats(file, "x", x)
     if x.dtype.kind not in "iu":
@@ -356,31 +365,31 @@ def _images(file: Path, x: np.ndarray) -> Shaped[np.ndarray, "n h w channels"]:
 
 def _floats(file: Path, name: str, array: np.ndarray) -> Float[np.ndarray, "..."]:
     with np.errstate(over="ignore"):
-        found = array.astype(np.float32)
-    if not np.isfinite(found).all():
+        floats = array.astype(np.float32)
+    if not np.isfinite(floats).all():
         raise JaxTransferError(f"{file}: {name} holds values that are not finite numbers; remove them.")
-    return found
+    return floats
 
 
 def _class_names(y: np.ndarray) -> np.ndarray:
-    """Classes as text."""
+    """Converts classes to text."""
     if y.dtype.kind == "f":
         y = y.astype(np.int64)
     names = y.tolist()
     return np.array(
-        [each.decode(errors="backslashreplace") if isinstance(each, bytes) else str(each) for each in names]
+        [name.decode(errors="backslashreplace") if isinstance(name, bytes) else str(name) for name in names]
     )
 
 
-def _check_classes(source: _Source, known: Iterable[str]) -> None:
+def _check_classes(spec: _DatasetSpec, known: Iterable[str]) -> None:
     known = sorted({*known})
-    if unknown := [name for name in source.classes or () if name not in known]:
-        has = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
-        raise JaxTransferError(f"{source.named_in}: {source.path} has no class {unknown[0]!r}; it has: {has}.")
+    for name in spec.classes or ():
+        if name not in known:
+            raise unknown_name("class", name, known, where=f"in {spec.path} (listed in {spec.listed_in})", at_most=20)
 
 
 def _in_turn(labels: np.ndarray) -> np.ndarray:
-    """An order that takes the first of every class, then the second of every class, and so on."""
+    """Returns an order that takes the first image of every class, then the second of every class, and so on."""
     _, classes = np.unique(labels, return_inverse=True)
     by_class = np.argsort(classes, kind="stable")
     counts = np.bincount(classes)
@@ -390,35 +399,33 @@ def _in_turn(labels: np.ndarray) -> np.ndarray:
 
 
 def _resized(images: Shaped[np.ndarray, "n h w c"], size: int) -> Shaped[np.ndarray, "n size size c"]:
-    """The centred square of every image, resized bilinearly with anti-aliasing."""
-    height, width = images.shape[1:3]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
+    """Resizes the centred square of every image bilinearly with anti-aliasing."""
+    top, left, side, _ = centred_crop(images.shape[1], images.shape[2], (1, 1))
     images = images[:, top : top + side, left : left + side]
     if side == size:
         return np.ascontiguousarray(images)
-    found = np.empty((len(images), size, size, images.shape[-1]), images.dtype)
-    step = max(_CHUNK // (side * side * images.shape[-1]), 1)
+    resized = np.empty((len(images), size, size, images.shape[-1]), images.dtype)
+    step = max(_VALUES_PER_STEP // (side * side * images.shape[-1]), 1)
     for start in range(0, len(images), step):
-        some = images[start : start + step].astype(np.float32)
-        new = np.asarray(jax.image.resize(some, (len(some), size, size, some.shape[-1]), "linear"))
-        found[start : start + step] = np.rint(np.clip(new, 0, 255)) if images.dtype == np.uint8 else new
-    return found
+        batch = images[start : start + step].astype(np.float32)
+        new = np.asarray(jax.image.resize(batch, (len(batch), size, size, batch.shape[-1]), "linear"))
+        resized[start : start + step] = np.rint(np.clip(new, 0, 255)) if images.dtype == np.uint8 else new
+    return resized
 
 
-def _without_small_classes(task: Task, source: _Source, ways: int, smallest: int) -> Task:
-    """The task with what cannot take part put aside."""
-    if task.kind != "classes":
+def _without_small_classes(task: LabelledTask, spec: _DatasetSpec, ways: int, smallest: int) -> LabelledTask:
+    """Leaves out the classes of a task that have fewer than `smallest` images."""
+    if task.target_type != "classes":
         return task
     counts = Counter(task.labels.tolist())
     small = sorted((name, count) for name, count in counts.items() if count < smallest)
     large = len(counts) - len(small)
     if large < ways:
-        of = f"{smallest} images or more" if smallest > 1 else "images"
-        limited = f" within the limit of {source.limit} images" if source.limit else ""
+        images = f"{smallest} images or more" if smallest > 1 else "images"
+        limited = f" within the limit of {spec.limit} images" if spec.limit else ""
         raise JaxTransferError(
-            f"{task.source} needs {ways} classes with {of}{limited}, but only {large} of its "
-            f"{len(counts) + len(task.left_out)} classes have as many; ask for fewer ways, shots or queries."
+            f"{task.path} needs {ways} classes with {images}{limited}, but only {large} of its "
+            f"{len(counts) + len(task.left_out)} classes have enough; ask for fewer ways, shots or queries."
         )
     kept = np.isin(task.labels, [name for name, count in counts.items() if count >= smallest])
     return dataclasses.replace(
@@ -426,8 +433,8 @@ def _without_small_classes(task: Task, source: _Source, ways: int, smallest: int
     )
 
 
-def _same_channels(tasks: Sequence[Task]) -> tuple[Task, ...]:
-    """The tasks with as many channels each: grey repeated where others have three."""
+def _same_channels(tasks: Sequence[LabelledTask]) -> tuple[LabelledTask, ...]:
+    """Gives all tasks the same number of channels: grey is repeated if other tasks have three."""
     channels = {task.images.shape[-1] for task in tasks}
     if channels == {1, 3}:
         return tuple(
@@ -435,10 +442,8 @@ def _same_channels(tasks: Sequence[Task]) -> tuple[Task, ...]:
             for task in tasks
         )
     if len(channels) > 1:
-        found = ", ".join(f"{task.name} {task.images.shape[-1]}" for task in tasks)
-        raise JaxTransferError(
-            f"The images of all tasks must have as many channels ({found}); bring them to one number."
-        )
+        counts = ", ".join(f"{task.name} {task.images.shape[-1]}" for task in tasks)
+        raise JaxTransferError(f"The images of all tasks must have the same number of channels, not {counts}.")
     return tuple(tasks)
 
 

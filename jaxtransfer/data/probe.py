@@ -1,4 +1,4 @@
-"""Probe images: a folder of pictures of any kind, decoded safely to one array."""
+"""Decodes a folder of images of any format safely into one array of probe images."""
 
 import dataclasses
 import hashlib
@@ -15,20 +15,21 @@ from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.pixels import centred_crop
 
-# Formats that Pillow decodes itself; others run programs (EPS) or hold drawings.
+# Formats that Pillow decodes itself; others run programs (EPS) or hold vector graphics.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _THREADS = min(os.cpu_count() or 1, 8)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Probe:
-    """Probe images read from a folder.
+    """Holds the probe images of a folder.
 
     Attributes:
-        images: Values 0 to 255, RGB.
-        names: Paths relative to the folder, in the order of the images, separated by `/`.
-        sha256: SHA-256 over the content hash and the name of every image, in order; equal for equal files.
+        images: RGB values 0 to 255.
+        names: Path of every image relative to the folder, separated by `/`.
+        sha256: SHA-256 over the content hashes and names of the images, in order.
         skipped: Name and reason of every file that could not be used.
     """
 
@@ -39,25 +40,35 @@ class Probe:
 
 
 def load_probe(folder: str | Path, *, size: int = 256, limit: int | None = None, strict: bool = False) -> Probe:
-    """Reads the pictures in a folder and the folders below it, in the order of their names.
+    """Reads the images in a folder and the folders below it, in the order of their names.
 
-    Each is turned upright by its EXIF orientation, cropped to its largest centred square and resized
-    bilinearly with anti-aliasing. Greyscale is repeated over the channels, transparency laid on white, 16
-    bits scaled to 8; of an animation the first frame is taken. Floating-point images must lie in [0, 1].
-    Files of equal content are kept, each as an image of its own. Hidden files and folders are passed over.
+    Every image is turned upright by its EXIF orientation, cropped to its largest centred square and resized
+    bilinearly with anti-aliasing. Greyscale is repeated over the channels, transparency is laid on white, 16
+    bits are scaled to 8, and of an animation the first frame is used. Floating-point images must lie in [0, 1].
+    Files of equal content all count. Hidden files and folders are ignored.
 
     Args:
-        folder: Where the pictures are.
+        folder: The folder of images.
         size: Height and width of the result in pixels.
-        limit: Use the first so many pictures that can be decoded; None: all.
-        strict: A file that cannot be used is an error; otherwise it is listed in `Probe.skipped`.
+        limit: Most images to read, from the start; files that cannot be decoded do not count. None: all.
+        strict: Whether a file that cannot be used is an error; otherwise it is listed in `Probe.skipped`.
 
     Returns:
-        The images, their names, a hash of them, and what was skipped.
+        The images, their names, a hash over both, and the skipped files.
 
     Raises:
-        JaxTransferError: `folder` is not a folder or holds no picture that can be decoded, `limit` or `size`
+        JaxTransferError: `folder` is not a folder or holds no image that can be decoded, `limit` or `size`
             is smaller than 1, or (with `strict`) a file cannot be used.
+
+    >>> import pathlib
+    >>> from PIL import Image
+    >>> folder = pathlib.Path("photos")
+    >>> folder.mkdir()
+    >>> for colour in ("red", "lime"):
+    ...     Image.new("RGB", (640, 480), colour).save(folder / f"{colour}.png")
+    >>> probe = jt.load_probe(folder, size=64)
+    >>> probe.names, probe.images.shape
+    (('lime.png', 'red.png'), (2, 64, 64, 3))
     """
     folder = Path(folder)
     if limit is not None and limit < 1:
@@ -65,16 +76,16 @@ def load_probe(folder: str | Path, *, size: int = 256, limit: int | None = None,
     if size < 1:
         raise JaxTransferError(f"The size of probe images must be 1 pixel or more, not {size}.")
     if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "does not exist"
-        raise JaxTransferError(f"{folder} {what}; name a folder of probe images.")
+        problem = "is not a folder" if folder.exists() else "does not exist"
+        raise JaxTransferError(f"{folder} {problem}; name a folder of probe images.")
     files = files_below(folder)
     if not files:
         raise JaxTransferError(f"The folder {folder} holds no files; put probe images into it.")
 
     images = np.empty((min(len(files), limit or len(files)), size, size, 3), np.uint8)
     names, skipped, digest = [], [], hashlib.sha256()
-    with decoding(folder, files, size) as pictures:
-        for name, decoded in pictures:
+    with decoding(folder, files, size) as decoded_files:
+        for name, decoded in decoded_files:
             if not isinstance(decoded, str):
                 images[len(names)], content_hash = decoded
                 digest.update(f"{content_hash}  {name}\n".encode())
@@ -96,20 +107,20 @@ def load_probe(folder: str | Path, *, size: int = 256, limit: int | None = None,
 def read_images(
     folder: str | Path, names: Sequence[str], *, size: int = 256
 ) -> UInt8[np.ndarray, "images size size 3"]:
-    """Reads some pictures of a folder as `load_probe` does.
+    """Reads the named images of a folder as `load_probe` does.
 
     Args:
-        folder: Where the pictures are.
-        names: Paths relative to the folder, as in `Probe.names`; one or more.
+        folder: The folder of images.
+        names: Paths relative to the folder, as in `Probe.names`; at least one.
         size: Height and width of the result in pixels.
 
     Raises:
-        JaxTransferError: A picture is not there or cannot be used.
+        JaxTransferError: An image does not exist or cannot be used.
     """
     folder = Path(folder)
     images = []
-    with decoding(folder, [Path(name) for name in names], size) as pictures:
-        for name, decoded in pictures:
+    with decoding(folder, [Path(name) for name in names], size) as decoded_files:
+        for name, decoded in decoded_files:
             if isinstance(decoded, str):
                 raise JaxTransferError(f"{folder / name} cannot be used as a probe image: {decoded}.")
             images.append(decoded[0])
@@ -117,23 +128,23 @@ def read_images(
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Paths relative to `folder` of all files in it that are not hidden, sorted, each folder visited once."""
-    visited = set()
-    found = []
-    for where, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(where)
+    """Lists the files in `folder` and below that are not hidden, as sorted relative paths; links are followed."""
+    visited = set()  # a link may lead back to a folder above it
+    paths = []
+    for current, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(current)
         if real in visited:
             folders.clear()
             continue
         visited.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        relative = Path(where).relative_to(folder)
-        found += [relative / name for name in files if not name.startswith(".")]
-    return sorted(found, key=Path.as_posix)
+        relative = Path(current).relative_to(folder)
+        paths += [relative / name for name in files if not name.startswith(".")]
+    return sorted(paths, key=Path.as_posix)
 
 
 def printable(path: Path) -> str:
-    """A path as text that fits into a JSON file and on a terminal even where it is not UTF-8."""
+    """Returns a path as text that JSON and terminals can hold; bytes that are not UTF-8 are escaped."""
     return os.fsencode(path.as_posix()).decode(errors="backslashreplace")
 
 
@@ -141,9 +152,13 @@ def printable(path: Path) -> str:
 def decoding(
     folder: Path, files: Sequence[Path], size: int
 ) -> Iterator[Iterator[tuple[str, tuple[np.ndarray, str] | str]]]:
-    """Gives name and image with content hash, or name and reason, of each file in `folder`, in order, as they come."""
+    """Opens an iterator over the files of a folder that decodes them in several threads, in order.
+
+    It yields the name of a file, and either its image [size, size, 3] and the SHA-256 of its content, or the reason
+    why it cannot be used.
+    """
     Image.init()
-    # Whatever Pillow warns of is either harmless or too large; the filter is set here, outside the threads.
+    # Pillow warns of harmless things and of images that are too large; filters must be set outside the threads.
     with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -153,7 +168,7 @@ def decoding(
 def _decode_all(
     pool: ThreadPoolExecutor, folder: Path, files: Sequence[Path], size: int
 ) -> Iterator[tuple[str, tuple[np.ndarray, str] | str]]:
-    # In portions, so that a limit or an interrupt does not wait for the whole folder.
+    # In portions, so that a limit or an interrupt need not wait for the whole folder.
     for start in range(0, len(files), 8 * _THREADS):
         portion = files[start : start + 8 * _THREADS]
         decoded = pool.map(partial(_decode, size=size), [folder / file for file in portion])
@@ -161,7 +176,7 @@ def _decode_all(
 
 
 def _decode(path: Path, size: int) -> tuple[np.ndarray, str] | str:
-    """The image [size, size, 3] and the SHA-256 of its file, or the reason why there is none."""
+    """Returns the image [size, size, 3] and the SHA-256 of its file, or the reason why it cannot be used."""
     if not path.is_file():  # opening a pipe would wait for ever
         return "it is not a regular file"
     formats = [name for name in _FORMATS if name in Image.OPEN]
@@ -183,21 +198,20 @@ def _decode(path: Path, size: int) -> tuple[np.ndarray, str] | str:
 
 
 class _UnknownRange(Exception):
-    """Pixel values that cannot be told to be dark or bright."""
+    """Pixel values outside the range in which their brightness is known."""
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:
-    """The upright, centred square of `image` as RGB, `size` pixels a side."""
+    """Returns the upright, centred square of `image` as RGB, `size` pixels wide."""
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
+    top, left, side, _ = centred_crop(image.height, image.width, (1, 1))
     image = image.crop((left, top, left + side, top + side))
     return _rgb(image).resize((size, size), Image.Resampling.BILINEAR)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """`image` of any mode with 8 bits a channel, transparency laid on the background."""
+    """Converts an image of any mode to RGB with 8 bits per channel, transparency laid on white."""
     if image.mode == "F" or image.mode.startswith("I"):
         return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:
@@ -207,8 +221,8 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(values: Shaped[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width"]:
-    """Pixel values 0 to 65535, or 0 to 1 in floating point, as 0 to 255."""
+    """Scales pixel values 0 to 65535, or 0 to 1 in floating point, to 0 to 255."""
     top = 1 if values.dtype.kind == "f" else 65535
-    if not (values.min() >= 0 and values.max() <= top):  # not so for NaN either
+    if not (values.min() >= 0 and values.max() <= top):  # also true for NaN
         raise _UnknownRange(f"its values run from {values.min()} to {values.max()}, not within 0 to {top}")
     return np.rint(values.astype(np.float64) * (255 / top)).astype(np.uint8)

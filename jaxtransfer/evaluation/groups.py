@@ -1,10 +1,10 @@
 """Groups of networks: who belongs together, for the colours of a report."""
 
-import csv
 from pathlib import Path
 
 from jaxtransfer import rooms
 from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.files import read_csv
 from jaxtransfer.taskonomy.tasks import TASKS
 
 
@@ -25,11 +25,8 @@ def load_groups(file: str | Path) -> dict[str, str]:
         JaxTransferError: The file cannot be read or is none of that kind, or a name is in two groups.
     """
     file = Path(file)
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            header, *rows = [[cell.strip() for cell in row] for row in csv.reader(stream) if any(row)] or [[]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise JaxTransferError(f"{file} is no file of groups that can be read: {error}.") from error
+    lines = read_csv(file, "a file of groups")
+    header, *rows = [[cell.strip() for cell in row] for row in lines if any(row)] or [[]]
     if header != ["name", "group"]:
         raise JaxTransferError(f"{file} needs the header name,group, not {','.join(header)!r}.")
     groups: dict[str, str] = {}

@@ -1,6 +1,5 @@
 """Oracles: how well sources really transferred to targets, as somebody measured it."""
 
-import csv
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
@@ -9,6 +8,7 @@ from typing import Self
 
 from jaxtransfer import rooms
 from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.files import read_csv
 from jaxtransfer.taskonomy.tasks import TASKS
 
 
@@ -69,11 +69,7 @@ class Oracle:
             JaxTransferError: The file cannot be read, or a cell is not a number, or a pair stands there twice.
         """
         file = Path(file)
-        try:
-            with file.open(newline="", encoding="utf-8-sig") as stream:
-                lines = [[cell.strip() for cell in row] for row in csv.reader(stream) if any(row)]
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise JaxTransferError(f"{file} is not an oracle that can be read: {error}.") from error
+        lines = [[cell.strip() for cell in row] for row in read_csv(file, "an oracle") if any(row)]
         header, *rows = lines or [[]]
         in_rows = header == ["source", "target", "score"]
         cells = _from_rows(rows, file) if in_rows else _from_matrix(header[1:], rows, file)

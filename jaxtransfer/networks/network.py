@@ -1,4 +1,4 @@
-"""A network: a name, a pure function, its weights, and how it wants its images."""
+"""Defines a network: a name, a pure function, its weights, and the preprocessing of its images."""
 
 import dataclasses
 import hashlib
@@ -20,39 +20,45 @@ ApplyFn = Callable[[Any, Float[Array, "images h w channels"]], Float[Array, "ima
 
 @runtime_checkable
 class Storable(Protocol):
-    """A callable that a zoo can write as plain data and make again."""
+    """A callable that a zoo can store as plain data and restore."""
 
     def to_json(self) -> Any:
-        """What JSON can hold of it."""
+        """Returns the callable as data that JSON can hold."""
         ...
 
     @classmethod
     def from_json(cls, config: Any) -> Self:
-        """The same callable again."""
+        """Restores the callable from the data that `to_json` returned."""
         ...
 
 
-# A name becomes a folder's name in a zoo and in a run.
+# Networks name folders of zoos and of runs.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:
-    """One pre-trained network.
+    """Describes a trained network: its name, function, weights and preprocessing.
 
     Attributes:
-        name: Letters, digits and `. _ + -`; the first a letter or digit.
-        apply: Pure function `apply(params, images) -> [images, ...]`, the representation to compare. Networks
-            that share an architecture should share this object: they are then compiled once.
-        params: Its weights, any pytree of arrays; PRNG keys and Python numbers may be among them, as in what
-            `flax.nnx.split` returns.
+        name: Letters, digits and `. _ + -`, beginning with a letter or digit.
+        apply: Pure function `apply(params, images) -> [images, ...]` that returns the representation to compare.
+            Networks of one architecture should share this object, so that it is compiled once for all of them.
+        params: The weights, any pytree of arrays. It may also hold PRNG keys and Python numbers, as the states of
+            `flax.nnx.split` do.
         preprocess: Maps probe images with values in [0, 1] to the network's input; usually a
-            `jaxtransfer.Preprocess`. None: the network takes the probe images as they are. Networks with equal
+            `jaxtransfer.Preprocess`. None: the network takes the probe images unchanged. Networks with equal
             preprocessings share one preprocessed copy of the probe.
 
     Raises:
-        JaxTransferError: The name could not be the name of a folder, `apply` cannot be called with weights and images,
-            the weights hold something that is no array, or `preprocess` is no function.
+        JaxTransferError: The name cannot be the name of a folder, `apply` cannot be called with weights and images,
+            the weights hold something other than arrays, or `preprocess` is not a function.
+
+    >>> def apply(params, images):
+    ...     return jax.nn.relu(images.mean((1, 2)) @ params["w"])
+    >>> network = jt.Network("tiny", apply, {"w": np.ones((3, 8), np.float32)}, jt.Preprocess((32, 32)))
+    >>> network.apply(network.params, jnp.ones((4, 32, 32, 3))).shape
+    (4, 8)
     """
 
     name: str
@@ -79,11 +85,11 @@ class Network:
 
 
 def check_weights(params: PyTree, what: str = "params") -> None:
-    """Raises an error unless every leaf of a tree is an array, a PRNG key or a Python number.
+    """Checks that every leaf of a tree is an array, a PRNG key or a Python number.
 
     Args:
         params: The tree.
-        what: What the error calls it.
+        what: Name of the tree in error messages.
 
     Raises:
         JaxTransferError: A leaf is something else, or the keys of a dict cannot be sorted.
@@ -106,12 +112,12 @@ def check_weights(params: PyTree, what: str = "params") -> None:
 
 
 def is_key(leaf: Any) -> TypeGuard[Array]:
-    """Whether a leaf is an array of typed PRNG keys (`jax.random.key`), which NumPy cannot hold."""
+    """Whether a leaf is an array of typed PRNG keys (`jax.random.key`), which cannot become a NumPy array."""
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def weights_hash(params: PyTree) -> str:
-    """SHA-256 over the paths, types, shapes and bytes of all weights, as 64 hexadecimal digits."""
+    """Returns the SHA-256 over the paths, types, shapes and bytes of all weights, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         array = np.ascontiguousarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)

@@ -1,13 +1,16 @@
-"""From probe images to what one network wants to see, and from its maps back to the probe."""
+"""Maps probe images to the input of a network, and the network's maps back to the probe images."""
 
 import dataclasses
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# sRGB (D65) to the Y of CIE XYZ, and the constants of CIE lightness.
+from jaxtransfer.pixels import centred_crop, srgb_to_linear
+
+# Weights of linear sRGB (D65) in the Y of CIE XYZ, and the constants of CIE lightness.
 _LUMINANCE = (0.212671, 0.715160, 0.072169)
 _CIE_EPSILON, _CIE_KAPPA = 216 / 24389, 24389 / 27
 
@@ -16,20 +19,24 @@ PreprocessFn = Callable[[Float[Array, "images height width 3"]], Float[Array, "i
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """Centre crop, resize, clip and scale; pure, hashable, and written to a zoo's manifest as it stands.
+    """Crops, resizes, clips and scales images; a pure, hashable function that a zoo can store.
 
-    The largest centred rectangle of the aspect ratio of `size` is cut out, resized bilinearly with
-    anti-aliasing, clipped, reduced to lightness if asked, and scaled to `(value - mean) / std`.
+    The largest centred rectangle with the aspect ratio of `size` is cropped, resized bilinearly with
+    anti-aliasing, clipped, reduced to lightness if asked for, and scaled to `(value - mean) / std`.
 
     Attributes:
-        size: Height and width of the network's input, in pixels.
-        mean: Subtracted from values in [0, 1]; one number, or one per channel.
-        std: Divides afterwards; one number, or one per channel.
+        size: Height and width of the network's input in pixels.
+        mean: Number that is subtracted from values in [0, 1], or one number per channel.
+        std: Number that divides the differences, or one number per channel.
         clip: Range to which values in [0, 1] are limited before they are scaled. Taskonomy's "low
             saturation" tasks use (0.1, 0.9) (`resize_rescale_image_low_sat` in its task bank).
-        lightness: Keep only CIE L*, as one channel in [0, 1] (`to_light` in Taskonomy's task bank).
-        mask_centre: Zero the centred half-height, half-width rectangle of the scaled image
+        lightness: Whether only CIE L* is kept, as one channel in [0, 1] (`to_light` in Taskonomy's task bank).
+        mask_centre: Whether the centred rectangle of half the height and width is set to zero after scaling
             (`context_encoder_input` in Taskonomy's task bank).
+
+    >>> preprocess = jt.Preprocess((224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    >>> preprocess(jnp.zeros((2, 256, 320, 3))).shape
+    (2, 224, 224, 3)
     """
 
     size: tuple[int, int]
@@ -43,7 +50,8 @@ class Preprocess:
         self, images: Float[Array, "images height width 3"]
     ) -> Float[Array, "images {self.size[0]} {self.size[1]} channels"]:
         """Maps probe images with values in [0, 1] to the network's input."""
-        top, left, height, width = self._crop(images.shape[1], images.shape[2])
+        chex.assert_rank(images, 4)
+        top, left, height, width = centred_crop(images.shape[1], images.shape[2], self.size)
         images = images[:, top : top + height, left : left + width]
         images = _resize(images, self.size)
         if self.clip is not None:
@@ -58,26 +66,24 @@ class Preprocess:
         return images
 
     def restore(self, maps: Float[Array, "images h w"], shape: tuple[int, int]) -> Float[Array, "images height width"]:
-        """Brings maps of the network's input back to probe images of `shape`, zero outside the crop."""
-        top, left, height, width = self._crop(*shape)
+        """Resizes maps of the network's input to its crop of probe images of `shape`; zero outside the crop."""
+        chex.assert_rank(maps, 3)
+        top, left, height, width = centred_crop(*shape, self.size)
         maps = _resize(maps, (height, width))
         bottom, right = shape[0] - top - height, shape[1] - left - width
         return jnp.pad(maps, ((0, 0), (top, bottom), (left, right)))
-
-    def _crop(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Top, left, height and width of the largest centred rectangle of the aspect ratio of `size`."""
-        h, w = self.size
-        scale = min(height / h, width / w)
-        crop_h, crop_w = min(height, max(1, round(h * scale))), min(width, max(1, round(w * scale)))
-        return (height - crop_h) // 2, (width - crop_w) // 2, crop_h, crop_w
 
 
 def restore_maps(
     preprocess: PreprocessFn | None, maps: Float[Array, "images h w"], shape: tuple[int, int]
 ) -> Float[Array, "images height width"]:
-    """Brings maps of a network's input back to probe size, whatever preprocessing made that input.
+    """Maps the maps of a network's input back to the probe images.
 
-    A preprocessing of our own knows what it cropped; of any other function it is assumed that it resized.
+    Args:
+        preprocess: The network's preprocessing. A `Preprocess` knows its crop; any other function is assumed to have
+            resized the images as a whole.
+        maps: Maps of the network's input.
+        shape: Height and width of the probe images in pixels.
     """
     if isinstance(preprocess, Preprocess):
         return preprocess.restore(maps, shape)
@@ -91,8 +97,7 @@ def _resize(images: Float[Array, "images ..."], size: tuple[int, int]) -> Float[
 
 
 def _lightness(images: Float[Array, "images h w 3"]) -> Float[Array, "images h w"]:
-    """CIE 1976 lightness L* of sRGB images, divided by 100."""
-    linear = jnp.where(images <= 0.04045, images / 12.92, ((images + 0.055) / 1.055) ** 2.4)
-    y = jnp.einsum("nhwc,c->nhw", linear, jnp.asarray(_LUMINANCE, images.dtype), precision="highest")
+    """Computes the CIE 1976 lightness L* of sRGB images, divided by 100."""
+    y = jnp.einsum("nhwc,c->nhw", srgb_to_linear(images), jnp.asarray(_LUMINANCE, images.dtype), precision="highest")
     lightness = jnp.where(y > _CIE_EPSILON, 116 * jnp.cbrt(y) - 16, _CIE_KAPPA * y)
     return lightness / 100

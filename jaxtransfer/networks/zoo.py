@@ -1,4 +1,4 @@
-"""A zoo: a directory of networks, each an Orbax checkpoint beside a manifest that a person can read."""
+"""Stores networks in a directory: Orbax checkpoints beside manifests that a person can read."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from flax import nnx
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
-from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.errors import JaxTransferError, unknown_name
 from jaxtransfer.networks.network import ApplyFn, Network, Storable, is_key, weights_hash
 from jaxtransfer.networks.preprocess import Preprocess, PreprocessFn
 
@@ -29,37 +29,46 @@ _MANIFEST, _WEIGHTS = "network.json", "weights"
 
 # The functions of jaxtransfer that a manifest may name, and where each is defined. The names are part of the format of
 # manifests and of the keys of points: they stay the same when a module moves.
-_OWN = {
+_FUNCTIONS = {
     "jaxtransfer.aten.program:AtenProgram": "jaxtransfer.aten.program:AtenProgram",
     "jaxtransfer.rooms.networks:encode": "jaxtransfer.rooms.networks:encode",
     "jaxtransfer.taskonomy:encode": "jaxtransfer.taskonomy.networks:encode",
 }
-_STABLE = {definition: name for name, definition in _OWN.items()}
-# In a manifest, what stands for something that JSON does not have; no dict of weights holds a string.
+_STORED_NAMES = {definition: name for name, definition in _FUNCTIONS.items()}
+# Marks in a manifest for containers and leaves that JSON does not have; no dict of weights holds a string.
 _KIND, _INTEGERS, _TUPLE, _KEY = "kind", "dict with integer keys", "tuple", "PRNG key"
 
 _Path = tuple[str, ...]
-_ALONE: _Path = ("params",)
+# Name in a checkpoint of weights that are a single array.
+_SINGLE: _Path = ("params",)
 
 
 class Zoo:
-    """Networks in a directory, one folder each, loaded one at a time when they are asked for.
+    """Stores networks in a directory, one folder per network, and loads them one by one on demand.
 
     A folder holds `network.json` (the manifest: architecture, preprocessing, shapes, hash and origin of the
     weights) and `weights/` (an Orbax checkpoint). A folder appears whole or not at all.
 
-    A network's `apply` is stored by name, never as code: it has to be a function at the top level of a module,
+    A network's `apply` is stored by name, never as code: it must be a function at the top level of a module,
     or an object with `to_json()` whose class has `from_json(config)`. Opening a network imports nothing but
-    jaxtransfer itself, and looks functions up only in modules that the program has imported.
+    jaxtransfer itself; functions are looked up only in modules that the program has imported.
+
+    >>> from jaxtransfer import rooms
+    >>> zoo = jt.Zoo("zoo")
+    >>> zoo.add(rooms.zoo()["curvature"], source={"copied from": "Rooms"})
+    >>> zoo.names
+    ('curvature',)
+    >>> zoo["curvature"].preprocess == rooms.zoo()["curvature"].preprocess
+    True
     """
 
     def __init__(self, path: str | Path, *, modules: Sequence[str] | None = None) -> None:
-        """Opens the zoo at `path`; the directory is made when the first network is added.
+        """Opens the zoo at `path`; the directory is created when the first network is added.
 
         Args:
             path: The directory.
-            modules: Names of the modules and packages, imported already, whose functions the networks may use besides
-                those of jaxtransfer. None: all that the program has imported, but for those of Python itself.
+            modules: Names of imported modules and packages whose functions the networks may use besides those of
+                jaxtransfer. None: all modules that the program has imported, except those of Python itself.
 
         Raises:
             JaxTransferError: `path` is something other than a directory.
@@ -71,7 +80,7 @@ class Zoo:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of all networks, sorted."""
+        """Sorted names of all networks."""
         return tuple(sorted(manifest.parent.name for manifest in self.path.glob(f"*/{_MANIFEST}")))
 
     def __len__(self) -> int:
@@ -84,20 +93,19 @@ class Zoo:
         return (self.path / name / _MANIFEST).is_file()
 
     def manifest(self, name: str) -> dict[str, Any]:
-        """The manifest of one network, as it stands in its `network.json`.
+        """Reads the manifest of a network, its `network.json`.
 
         Raises:
-            JaxTransferError: There is no such network, or its manifest cannot be read.
+            JaxTransferError: The network does not exist, or its manifest cannot be read.
         """
         if name not in self:
-            known = ", ".join(self.names) or "none yet"
-            raise JaxTransferError(f"The zoo {self.path} has no network {name!r}; it has: {known}.")
+            raise unknown_name("network", name, self.names, where=f"in the zoo {self.path}")
         file = self.path / name / _MANIFEST
         try:
             manifest = json.loads(file.read_text())
             if manifest["format"] != _FORMAT:
                 raise JaxTransferError(
-                    f"{file} has format {manifest['format']}, this version of jaxtransfer reads {_FORMAT}."
+                    f"{file} has format {manifest['format']}, but this version of jaxtransfer reads format {_FORMAT}."
                 )
         except (OSError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, JaxTransferError):
@@ -108,36 +116,36 @@ class Zoo:
         return manifest
 
     def preprocess(self, name: str) -> Preprocess | None:
-        """The preprocessing of one network, without loading its weights.
+        """Reads the preprocessing of a network without its weights.
 
         Raises:
-            JaxTransferError: As for `manifest`.
+            JaxTransferError: The network does not exist, or its manifest cannot be read.
         """
         stored = self.manifest(name)["preprocess"]
         return _preprocess_from_json(stored) if stored else None
 
     def check_modules(self, manifests: Iterable[Mapping[str, Any]]) -> None:
-        """Raises an error unless the functions of networks are in modules that may be used, before any is loaded.
+        """Checks that the functions of networks are in modules that may be used, before any network is loaded.
 
         Args:
-            manifests: Of the networks.
+            manifests: The manifests of the networks.
 
         Raises:
-            JaxTransferError: Some are not; it names all modules that are needed.
+            JaxTransferError: Some functions are not; the message names all modules that are needed.
         """
         functions = {manifest["name"]: manifest["apply"]["name"] for manifest in manifests}
-        if closed := {name: function for name, function in functions.items() if not self._may_use(function)}:
-            name, function = next(iter(closed.items()))
+        if refused := {name: function for name, function in functions.items() if not self._may_use(function)}:
+            name, function = next(iter(refused.items()))
             raise JaxTransferError(
-                f"Network {name!r} of the zoo {self.path} has the function {function}: {_how_to_open(closed.values())}."
+                f"Network {name!r} of the zoo {self.path} has the function {function}: {_advice(refused.values())}."
             )
 
     def __getitem__(self, name: str) -> Network:
-        """Loads one network.
+        """Loads a network.
 
         Raises:
-            JaxTransferError: There is no such network, it is damaged or not what was added, or its function is not at
-                hand.
+            JaxTransferError: The network does not exist, is damaged, or was changed after it was added, or its
+                function is not in a module that may be used.
         """
         manifest = self.manifest(name)
         try:
@@ -146,13 +154,13 @@ class Zoo:
             params = _restore(self.path / name / _WEIGHTS, manifest["params"])
         except JaxTransferError as error:
             raise JaxTransferError(f"Network {name!r} of the zoo {self.path}: {error}") from error
-        except Exception as error:  # Orbax and TensorStore raise many kinds; all mean the same to a user.
+        except Exception as error:  # Orbax and TensorStore raise many types; all mean the same to a user.
             raise JaxTransferError(
                 f"Network {name!r} of the zoo {self.path} is damaged; remove its folder and add it again."
             ) from error
         if weights_hash(params) != manifest["weights_sha256"]:
             raise JaxTransferError(
-                f"The weights of network {name!r} of the zoo {self.path} are not those it was added with; remove its "
+                f"The weights of network {name!r} of the zoo {self.path} have changed since it was added; remove its "
                 "folder and add it again."
             )
         return Network(name, apply, params, preprocess)
@@ -161,20 +169,20 @@ class Zoo:
         """Writes a network into the zoo.
 
         Args:
-            network: Its `apply` must be storable by name (see the class). Its `params` may be dicts (with strings or
-                integers as keys), lists, tuples, None, arrays, PRNG keys and Python numbers, in each other; a
-                `flax.nnx.State` comes back as the dicts that `flax.nnx.to_pure_dict` makes of it, which
-                `flax.nnx.merge` takes as well. Its `preprocess` is a `jaxtransfer.Preprocess` or None.
-            source: Where the weights come from; anything JSON can hold.
+            network: Its `apply` must be storable by name (see the class). Its `params` may be nested dicts (with
+                strings or integers as keys), lists and tuples of arrays, PRNG keys, Python numbers and None; a
+                `flax.nnx.State` is restored as the dicts that `flax.nnx.to_pure_dict` makes of it, which
+                `flax.nnx.merge` also accepts. Its `preprocess` must be a `jaxtransfer.Preprocess` or None.
+            source: Origin of the weights, a dict that JSON can hold.
 
         Raises:
-            JaxTransferError: The zoo has a network of that name, or the network cannot be stored.
+            JaxTransferError: The zoo already has a network of that name, or the network cannot be stored.
         """
         if network.name in self:
             raise JaxTransferError(f"The zoo {self.path} already has a network {network.name!r}.")
         try:
             arrays: dict[_Path, np.ndarray] = {}
-            params = json.loads(json.dumps(_describe(network.params, (), arrays)))  # JSON knows only one NaN
+            params = json.loads(json.dumps(_describe(network.params, (), arrays)))  # JSON has a single NaN
             names = Counter(".".join(path) for path in arrays)
             if names.total() > len(names):
                 name = names.most_common(1)[0][0]
@@ -192,41 +200,41 @@ class Zoo:
         except (JaxTransferError, TypeError) as error:
             raise JaxTransferError(f"Network {network.name!r} cannot be stored in a zoo: {error}") from error
         self.path.mkdir(parents=True, exist_ok=True)
-        # Written beside and renamed, so that a folder with the network's name is always whole.
-        beside = Path(tempfile.mkdtemp(prefix=".adding-", dir=self.path))
+        # Written under another name and renamed, so that a folder with the network's name is always complete.
+        partial = Path(tempfile.mkdtemp(prefix=".adding-", dir=self.path))
         try:
             if saved := {path: array for path, array in arrays.items() if array.size}:
-                ocp.save(str(beside / _WEIGHTS), _nested(saved))
-                # Orbax wants this file in object stores, and writes into it the path that is about to be renamed.
-                (beside / _WEIGHTS / "commit_success.txt").write_text("Written as a whole.\n")
-            (beside / _MANIFEST).write_text(text)
-            beside.chmod(0o755)
-            beside.rename(self.path / network.name)
+                ocp.save(str(partial / _WEIGHTS), _nested(saved))
+                # Object stores need this file, and Orbax writes into it the path that is renamed below.
+                (partial / _WEIGHTS / "commit_success.txt").write_text("Written as a whole.\n")
+            (partial / _MANIFEST).write_text(text)
+            partial.chmod(0o755)
+            partial.rename(self.path / network.name)
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
 
     def _may_use(self, function: str) -> bool:
-        """Whether a function is one of jaxtransfer's, or in a module that may be used."""
+        """Whether a stored function is part of jaxtransfer or of a module that may be used."""
         module = function.partition(":")[0]
         if module.split(".")[0] == "jaxtransfer":
-            return True  # which of them, `_apply` decides
-        named = self._modules is None or any(f"{module}.".startswith(f"{each}.") for each in self._modules)
-        return named and module in sys.modules
+            return True  # `_by_name` accepts only the functions in `_FUNCTIONS`
+        allowed = self._modules is None or any(f"{module}.".startswith(f"{name}.") for name in self._modules)
+        return allowed and module in sys.modules
 
     def _apply(self, stored: Mapping[str, Any]) -> ApplyFn:
-        """The function that a manifest names."""
+        """Looks up the function that a manifest names."""
         name = stored["name"]
         if not self._may_use(name):
-            raise JaxTransferError(f"its function is {name}: {_how_to_open([name])}.")
-        if name in _OWN:
-            importlib.import_module(_OWN[name].partition(":")[0])
-        found = _by_name(name)
-        if found is None or isinstance(found, type) != ("config" in stored):
-            raise JaxTransferError(f"its function {name} is not one of a network, or does not exist any more.")
-        return found.from_json(stored["config"]) if "config" in stored else found
+            raise JaxTransferError(f"its function is {name}: {_advice([name])}.")
+        if name in _FUNCTIONS:
+            importlib.import_module(_FUNCTIONS[name].partition(":")[0])
+        function = _by_name(name)
+        if function is None or isinstance(function, type) != ("config" in stored):
+            raise JaxTransferError(f"its function {name} is not the function of a network, or no longer exists.")
+        return function.from_json(stored["config"]) if "config" in stored else function
 
 
-def _how_to_open(functions: Iterable[str]) -> str:
+def _advice(functions: Iterable[str]) -> str:
     modules = sorted({name.partition(":")[0] for name in functions})
     return (
         f"a zoo imports nothing by itself, so import {' and '.join(modules)} before you open it, on the command line "
@@ -237,45 +245,45 @@ def _how_to_open(functions: Iterable[str]) -> str:
 def function_name(function: Any) -> str:
     """Returns the name `module:qualname` that manifests and the keys of points give a function or class."""
     name = f"{function.__module__}:{function.__qualname__}"
-    return _STABLE.get(name, name)
+    return _STORED_NAMES.get(name, name)
 
 
 def _by_name(name: str) -> Any:
-    """Finds what an imported module, not of Python itself, defines under a stored name; None: nothing."""
+    """Returns what an imported module (none of Python's own) defines under a stored name, or None."""
     package = name.partition(":")[0].split(".")[0]
-    if package in sys.stdlib_module_names or (package == "jaxtransfer" and name not in _OWN):
+    if package in sys.stdlib_module_names or (package == "jaxtransfer" and name not in _FUNCTIONS):
         return None
-    module, _, qualname = _OWN.get(name, name).partition(":")
-    found: Any = sys.modules.get(module)
+    module, _, qualname = _FUNCTIONS.get(name, name).partition(":")
+    value: Any = sys.modules.get(module)
     for part in qualname.split("."):
-        found = getattr(found, part, None)
-    # What a module has only imported is not meant to be found there.
-    return found if callable(found) and getattr(found, "__module__", None) == module else None
+        value = getattr(value, part, None)
+    # A manifest must not reach what a module merely imports.
+    return value if callable(value) and getattr(value, "__module__", None) == module else None
 
 
 def _restore(path: Path, description: PyTree) -> PyTree:
-    """The weights that a manifest describes."""
+    """Loads the weights that a manifest describes."""
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    wanted: dict[_Path, Any] = {}
+    templates: dict[_Path, Any] = {}
 
     def expect(path: _Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
         if 0 not in shape:
-            numbers = np.empty(shape, dtype)
-            # Where JAX would round them, 64-bit numbers stay in NumPy.
-            exact = jnp.result_type(numbers) == dtype
-            wanted[path] = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) if exact else numbers
+            array = np.empty(shape, dtype)
+            # 64-bit numbers that JAX would round stay NumPy arrays.
+            exact = jnp.result_type(array) == dtype
+            templates[path] = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) if exact else array
 
     _rebuild(description, (), expect)
-    loaded = ocp.load(str(path), _nested(wanted)) if wanted else {}
+    loaded = ocp.load(str(path), _nested(templates)) if templates else {}
 
     def take(path: _Path, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-        return functools.reduce(operator.getitem, path or _ALONE, loaded) if 0 not in shape else np.empty(shape, dtype)
+        return functools.reduce(operator.getitem, path or _SINGLE, loaded) if 0 not in shape else np.empty(shape, dtype)
 
     return _rebuild(description, (), take)
 
 
 def _describe(node: Any, path: _Path, arrays: dict[_Path, np.ndarray]) -> Any:
-    """A tree of weights as JSON, see `_rebuild`; its arrays are put into `arrays`."""
+    """Describes a tree of weights as JSON data, see `_rebuild`, and collects its arrays in `arrays`."""
     if isinstance(node, nnx.State | nnx.Variable):
         node = nnx.to_pure_dict(node) if isinstance(node, nnx.State) else node.get_value()
     if node is None or type(node) in (bool, int, float):
@@ -292,8 +300,8 @@ def _describe(node: Any, path: _Path, arrays: dict[_Path, np.ndarray]) -> Any:
         where = f"at {'/'.join(path)}" if path else "at the top"
         raise JaxTransferError(
             f"its params hold a {type(node).__name__} {where}; a zoo takes dicts with strings or with integers as "
-            "keys, lists, tuples, None, arrays, PRNG keys and Python numbers. Give it jax.tree.leaves(params), and let "
-            "the function put them back with jax.tree.unflatten."
+            "keys, lists, tuples, None, arrays, PRNG keys and Python numbers: pass jax.tree.leaves(params), and let "
+            "the function rebuild the tree with jax.tree.unflatten."
         )
     array = arrays[path] = np.asarray(jax.random.key_data(node) if is_key(node) else node)
     description = {"shape": list(array.shape), "dtype": str(array.dtype)}
@@ -303,33 +311,33 @@ def _describe(node: Any, path: _Path, arrays: dict[_Path, np.ndarray]) -> Any:
 
 
 def _rebuild(description: Any, path: _Path, array: Callable[[_Path, tuple[int, ...], np.dtype], Any]) -> Any:
-    """The tree that `_describe` described.
+    """Rebuilds the tree that `_describe` described.
 
     Args:
-        description: From a manifest.
-        path: Where it stands in the whole.
-        array: Gives the array at a path, of a shape and type.
+        description: The description of a tree or of a part of it.
+        path: Path of this part in the whole tree.
+        array: Returns the array at a path, of a shape and type.
     """
     if isinstance(description, list):
-        return [_rebuild(each, (*path, str(index)), array) for index, each in enumerate(description)]
+        return [_rebuild(item, (*path, str(index)), array) for index, item in enumerate(description)]
     if not isinstance(description, dict):
         return description
     kind = description.get(_KIND)
     if kind == _INTEGERS:
-        return {int(key): _rebuild(each, (*path, key), array) for key, each in description["items"].items()}
+        return {int(key): _rebuild(item, (*path, key), array) for key, item in description["items"].items()}
     if kind == _TUPLE:
         return tuple(_rebuild(description["items"], path, array))
     if isinstance(description.get("dtype"), str):
-        found = array(path, tuple(description["shape"]), np.dtype(description["dtype"]))
-        return found if kind != _KEY or found is None else jax.random.wrap_key_data(found, impl=description["impl"])
-    return {key: _rebuild(each, (*path, key), array) for key, each in description.items()}
+        leaf = array(path, tuple(description["shape"]), np.dtype(description["dtype"]))
+        return leaf if kind != _KEY or leaf is None else jax.random.wrap_key_data(leaf, impl=description["impl"])
+    return {key: _rebuild(item, (*path, key), array) for key, item in description.items()}
 
 
 def _nested(flat: Mapping[_Path, Any]) -> dict[str, Any]:
-    """Nested dicts with what lies at paths; an array that is all there is gets a name."""
+    """Nests values by their paths in dicts; a single array at the empty path is named `params`."""
     root: dict[str, Any] = {}
     for path, value in flat.items():
-        *folders, name = path or _ALONE
+        *folders, name = path or _SINGLE
         functools.reduce(lambda node, folder: node.setdefault(folder, {}), folders, root)[name] = value
     return root
 
@@ -342,12 +350,12 @@ def _apply_to_json(apply: ApplyFn) -> dict[str, Any]:
     name = function_name(owner)
     if owner.__module__ == "__main__":
         raise JaxTransferError(
-            f"its function {owner.__qualname__} stands in the program that runs, where no other finds it; move it to a "
-            "module of its own, a file like my_nets.py, and import it from there."
+            f"its function {owner.__qualname__} stands in the program that runs, which other programs cannot import; "
+            "move it to a module of its own, a file like my_nets.py, and import it from there."
         )
     if _by_name(name) is not owner:
         raise JaxTransferError(
-            f"its function {name} cannot be found by that name; write one with def at the top level of a module."
+            f"its function {name} cannot be found by that name; define it with def at the top level of a module."
         )
     return {"name": name} if config is None else {"name": name, "config": config}
 

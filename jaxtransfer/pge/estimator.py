@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -16,7 +15,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from jaxtransfer.arguments import check_estimation
 from jaxtransfer.devices import replicate
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.files import write_arrays
+from jaxtransfer.files import read_arrays, write_arrays
 from jaxtransfer.pge.batches import Batches, as_sampler, draw, shuffled
 from jaxtransfer.pge.losses import Loss, describe, with_heads
 from jaxtransfer.pge.restarts import Accumulation, Progress, Sums, add_restarts
@@ -184,13 +183,12 @@ class PrincipalGradient:
             JaxTransferError: The file is damaged, or comes from another backbone or symmetry.
         """
         try:
-            with Path(file).open("rb") as stream, np.load(stream) as stored:
-                arrays = dict(stored)
+            arrays = read_arrays(Path(file))
             recipe = Recipe(*map(str, arrays["recipe"]))
             common = (int(arrays["restarts"]), recipe, _orbits(init, symmetry), bool(arrays["label_blind"]))
             control = cls(arrays["control"], *common) if "control" in arrays else None
             gradient = cls(arrays["groups"], *common, control)
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise JaxTransferError(f"{file} holds no principal gradient that can be read: {error}") from error
         if gradient.groups.shape[1] != gradient.orbits.dimension or recipe.backbone != _shapes(init):
             raise JaxTransferError(f"{file} comes from another backbone or symmetry; load it with its own.")

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxtransfer.networks import pooling
+
 _EPSILON = 1e-5
 # With fewer pixels than this, the order of the factors does not matter, and one product and nine additions are faster
 # than nine products (measured on two CPU cores with ResNet-18 and conv4).
@@ -229,15 +231,5 @@ def _to_first(x: Array, chosen: Array, values: Array) -> Array:
 
 
 def max_pool_3x3(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
-    """Takes the maximum of 3x3 windows with stride 2 and padding 1, of values that are not negative.
-
-    Pooling columns before rows, with `>=`, gives the gradient to the first of equal maxima, as PyTorch does.
-    """
-    for axis in (2, 1):
-        padding = [(0, 0)] * 4
-        padding[axis] = (1, 1)
-        x = jnp.pad(x, padding)
-        last = (x.shape[axis] - 3) // 2 * 2 + 1
-        parts = (jax.lax.slice_in_dim(x, i, i + last, 2, axis) for i in range(3))
-        x = functools.reduce(lambda a, b: jnp.where(a >= b, a, b), parts)
-    return x
+    """Max-pools 3x3 windows with stride 2 and one pixel of padding on every side, of values that are not negative."""
+    return pooling.max_pool_3x3(x, ((1, 1), (1, 1)))

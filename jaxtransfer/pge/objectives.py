@@ -6,19 +6,19 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from jaxtransfer.data.datasets import Kind, Task
+from jaxtransfer.data.datasets import LabelledTask, TargetType
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.pge.backbones import Backbone
 from jaxtransfer.pge.batches import Episodes, Minibatches, Sampler
 from jaxtransfer.pge.losses import Loss, Prototypical, RandomHead, SquaredError
 from jaxtransfer.pge.options import LossName, PGEOptions
 
-_TARGETS_OF_LOSS: dict[LossName, tuple[Kind, ...]] = {
+_TARGETS_OF_LOSS: dict[LossName, tuple[TargetType, ...]] = {
     "prototypical": ("classes",),
     "random-head": ("classes",),
     "squared-error": ("numbers", "dense"),
 }
-_DEFAULT_LOSS: dict[Kind, LossName] = {
+_DEFAULT_LOSS: dict[TargetType, LossName] = {
     "classes": "prototypical",
     "numbers": "squared-error",
     "dense": "squared-error",
@@ -36,13 +36,13 @@ class Objective:
         batches: Draws batches of the task's images and labels.
     """
 
-    task: Task
+    task: LabelledTask
     loss_name: LossName
     loss: Loss
     batches: Sampler
 
 
-def make_objectives(tasks: Sequence[Task], options: PGEOptions, backbone: Backbone) -> list[Objective]:
+def make_objectives(tasks: Sequence[LabelledTask], options: PGEOptions, backbone: Backbone) -> list[Objective]:
     """Returns the objective of every task, in the order of the tasks.
 
     Args:
@@ -54,9 +54,9 @@ def make_objectives(tasks: Sequence[Task], options: PGEOptions, backbone: Backbo
         JaxTransferError: The tasks do not fit the measure, the loss or the backbone, or there are too few of them.
     """
     if options.measure == "alignment" and len(tasks) < 2:
-        raise JaxTransferError(f"An alignment needs two tasks or more, but there is only {tasks[0].source}; add one.")
+        raise JaxTransferError(f"An alignment needs two tasks or more, but there is only {tasks[0].path}; add one.")
     losses = [_loss_of(task, options.loss) for task in tasks]
-    target_types = dict.fromkeys(task.kind for task in tasks)
+    target_types = dict.fromkeys(task.target_type for task in tasks)
     if options.measure == "gap" and len(target_types) > 1:
         raise JaxTransferError(
             f"Gaps compare tasks of one kind, not {' and '.join(target_types)}; name one kind, or use the measure "
@@ -71,31 +71,31 @@ def make_objectives(tasks: Sequence[Task], options: PGEOptions, backbone: Backbo
     return objectives
 
 
-def _loss_of(task: Task, loss: LossName | None) -> LossName:
+def _loss_of(task: LabelledTask, loss: LossName | None) -> LossName:
     if loss is None:
-        return _DEFAULT_LOSS[task.kind]
-    if task.kind not in _TARGETS_OF_LOSS[loss]:
-        fitting = [name for name, target_types in _TARGETS_OF_LOSS.items() if task.kind in target_types]
+        return _DEFAULT_LOSS[task.target_type]
+    if task.target_type not in _TARGETS_OF_LOSS[loss]:
+        fitting = [name for name, target_types in _TARGETS_OF_LOSS.items() if task.target_type in target_types]
         raise JaxTransferError(
-            f"The loss {loss} needs {' or '.join(_TARGETS_OF_LOSS[loss])}, but the targets of {task.source} are "
-            f"{task.kind}; use {' or '.join(fitting)}."
+            f"The loss {loss} needs {' or '.join(_TARGETS_OF_LOSS[loss])}, but the targets of {task.path} are "
+            f"{task.target_type}; use {' or '.join(fitting)}."
         )
     return loss
 
 
-def _objective(task: Task, loss: LossName, options: PGEOptions, backbone: Backbone) -> Objective:
+def _objective(task: LabelledTask, loss: LossName, options: PGEOptions, backbone: Backbone) -> Objective:
     if loss == "prototypical":
         ways, shots = options.ways, options.shots
         episodes = Episodes.of(task.images, task.labels, ways=ways, shots=shots, queries=options.queries)
         return Objective(task, loss, Prototypical(backbone.features, ways, shots), episodes)
     if len(task.images) < options.batch_size:
         raise JaxTransferError(
-            f"{task.source} has {len(task.images)} images that can be used, fewer than a batch of "
+            f"{task.path} has {len(task.images)} images that can be used, fewer than a batch of "
             f"{options.batch_size}; ask for smaller batches."
         )
     batches = Minibatches.of(task.images, task.labels, size=options.batch_size)
     if loss == "random-head":
         classes = len(np.unique(task.labels))
         return Objective(task, loss, RandomHead(backbone.features, classes, options.pairs_of_heads), batches)
-    features = backbone.maps if task.kind == "dense" else backbone.features
+    features = backbone.maps if task.target_type == "dense" else backbone.features
     return Objective(task, loss, SquaredError(features, task.labels.shape[-1], options.pairs_of_heads), batches)

@@ -4,7 +4,6 @@ import contextlib
 import math
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from jax.sharding import Mesh
 
 from jaxtransfer.devices import allgather, is_writer, synchronised
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.files import write_arrays
+from jaxtransfer.files import read_arrays, write_arrays
 from jaxtransfer.pge.restarts import Accumulation, Progress
 
 # Checkpoints are at least this many seconds apart, and writing them takes at most this fraction of the time.
@@ -97,8 +96,7 @@ def read_noted(file: Path, note: str, names: Sequence[str] | None = None) -> dic
         The arrays by name; None where the file is missing, is damaged, or has another note.
     """
     try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in names or stored}
+        arrays = read_arrays(file, names)
         return arrays if str(arrays["note"]) == note else None
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError):
         return None

@@ -10,7 +10,6 @@ import io
 import json
 import os
 import re
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import tensorstore as ts
 from jaxtyping import Float
 
 from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.files import read_arrays
 
 Key = dict[str, Any]
 
@@ -98,8 +98,8 @@ class Points:
         with self._said():
             content = self._folder(folder).read(f"{name}.npz").result().value
         try:
-            return dict(np.load(io.BytesIO(content), allow_pickle=False)) if content else None
-        except (ValueError, EOFError, zipfile.BadZipFile):
+            return read_arrays(io.BytesIO(content)) if content else None
+        except ValueError:
             return None
 
     def _noted(self, network: str, kind: str) -> tuple[Key | None, list[str]]:

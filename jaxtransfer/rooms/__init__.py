@@ -1,4 +1,16 @@
-"""A synthetic indoor world with exact labels for 22 tasks, a trained encoder for each, and their measured transfer."""
+"""Rooms: a synthetic data set of furnished rooms with labels for 22 tasks, trained encoders and measured transfer.
+
+Here "Rooms" always means the data set, "room" the space that one scene shows, and "room type" its class (bedroom,
+kitchen, ...), the key of `ROOMS`. Scenes are drawn from random keys and rendered in JAX, so the labels are exact.
+
+>>> from jaxtransfer import rooms
+>>> len(rooms.TASKS), len(rooms.zoo().names)
+(22, 30)
+>>> list(rooms.ROOMS)
+['bedroom', 'living room', 'kitchen', 'office', 'bathroom', 'corridor']
+>>> rooms.TASKS["normal"].group, rooms.TASKS["normal"].outputs
+('3D', 3)
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -27,7 +39,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when first used: drawing rooms needs no Orbax.
+    # Imported on first use: rendering needs neither Flax nor Orbax.
     if name not in ("Transfers", "probe", "transfers", "zoo"):
         raise AttributeError(f"module 'jaxtransfer.rooms' has no attribute {name!r}")
     return getattr(importlib.import_module("jaxtransfer.rooms.benchmark"), name)

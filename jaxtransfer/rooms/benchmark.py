@@ -1,6 +1,5 @@
-"""What it takes to try a measure of transferability: trained networks, images to look at, and the transfer measured."""
+"""The trained encoders, probe images and measured transfer of Rooms, for trying measures."""
 
-import csv
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -13,34 +12,35 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.files import read_records
 from jaxtransfer.networks.network import Network
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.rooms.sampling import sample_scene
 from jaxtransfer.rooms.tasks import TASKS
 from jaxtransfer.rooms.view import render
 
-_PLACE = Path(__file__).parent
-# Training, test and transfer draw their rooms from hashes of those words.
-_PROBE = int.from_bytes(b"look")
-_AT_ONCE = 32
+_FOLDER = Path(__file__).parent
+# The data for training, testing and transfer come from other keys: hashes of the names of the splits.
+_PROBE_SEED = int.from_bytes(b"look")
+_BATCH = 32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Transfers:
-    """How well sources transferred to targets: a small readout on the frozen encoder, trained on few examples.
+    """The measured transfer from every source to every target: the test loss of a small readout.
 
-    Losses are in units of the target: of squared losses, variances of the label; else nats. How they were measured is
-    in docs/rooms.md.
+    For each target, a small readout was trained on few examples, on top of the source's frozen encoder. Squared losses
+    are in variances of the label, all other losses in nats. docs/rooms.md describes how they were measured.
 
     Attributes:
-        sources: The tasks of the encoders; then "random", an encoder with fresh weights, and "scratch": encoder and
-            readout learn from the target's examples alone.
-        targets: The tasks.
-        loss: On examples that nobody was trained on, mean over seeds; >= 0.
-        stderr: Standard errors of that, over seeds and examples.
-        prior: The loss of the best answer that knows nothing of the image.
-        affinity: Taskonomy's ordinal affinity of the other tasks' encoders: they sum to 1 for a target, and larger is
-            better. NaN where there is none: of a target's own encoder, "random" and "scratch".
+        sources: Names of the source tasks, then "random" (an encoder with untrained weights) and "scratch" (encoder
+            and readout both trained on the target's few examples).
+        targets: Names of the target tasks.
+        loss: Mean loss on held-out examples, averaged over seeds; >= 0.
+        stderr: Standard error of `loss` over seeds and examples.
+        prior: Loss of the best constant prediction, which ignores the image.
+        affinity: Taskonomy's ordinal affinity in [0, 1], larger is better; for each target it sums to 1 over the
+            encoders of the other tasks. NaN for the target's own encoder, "random" and "scratch".
     """
 
     sources: tuple[str, ...]
@@ -51,41 +51,55 @@ class Transfers:
     affinity: Float[np.ndarray, "sources targets"]
 
 
-class _Shipped(Zoo):
-    """The zoo in the package, which all programs share."""
+class _ReadOnlyZoo(Zoo):
+    """The zoo that ships with the package and cannot be changed."""
 
     def add(self, network: Network, *, source: Mapping[str, Any] | None = None) -> None:
-        """Refuses."""
+        """Raises `JaxTransferError`: the zoo is a part of the package."""
         raise JaxTransferError(
-            f"Network {network.name!r} cannot be added to the zoo of Rooms, which is a part of jaxtransfer; make one "
-            "of your own: Zoo(DIRECTORY)."
+            f"Network {network.name!r} cannot be added to the zoo of Rooms, which is a part of jaxtransfer; add it to "
+            "a zoo of your own: Zoo(DIRECTORY)."
         )
 
 
 def zoo() -> Zoo:
-    """The trained encoders of Rooms: one for every task, and further seeds as `<task>-seed1`, `<task>-seed2`.
+    """Returns the zoo of trained encoders: one for every task, and further seeds named `<task>-seed1`, `<task>-seed2`.
 
-    All have one architecture (`jaxtransfer.rooms.networks`), but that `colorization` sees one channel. A network's
-    representation is [images, 8, 8, 64], its weights are float16, and its manifest says how it was trained and what it
-    has learned. Nothing can be added.
+    All encoders have the same architecture (`jaxtransfer.rooms.networks`), except that the input of `colorization` has
+    one channel instead of three. Each maps [images, 64, 64, channels] to a representation [images, 8, 8, 64]. Weights
+    are float16; a network's manifest records its settings and its test loss. The zoo is read-only.
+
+    >>> from jaxtransfer import rooms
+    >>> zoo = rooms.zoo()
+    >>> "normal" in zoo, "normal-seed2" in zoo
+    (True, True)
+    >>> network = zoo["normal"]
+    >>> images = jnp.zeros((2, 64, 64, 3))
+    >>> jax.eval_shape(network.apply, network.params, network.preprocess(images)).shape
+    (2, 8, 8, 64)
     """
-    return _Shipped(_PLACE / "zoo")
+    return _ReadOnlyZoo(_FOLDER / "zoo")
 
 
 def probe(count: int, seed: int = 0, size: int = 64) -> UInt8[np.ndarray, "count size size 3"]:
-    """Images of rooms that no network was trained or tested on.
+    """Renders probe images: rooms that no encoder was trained or tested on.
 
     Args:
-        count: How many; 1 or more.
-        seed: Each has rooms of its own; image i depends on the seed and on i alone.
-        size: Height and width in pixels. The program is compiled once for each.
+        count: Number of images; 1 or more.
+        seed: Selects the rooms: different seeds give different rooms. Image i depends only on the seed and on i.
+        size: Height and width of the images in pixels. Each size compiles a program of its own, which takes seconds.
 
     Returns:
-        sRGB, 0 to 255.
+        sRGB values, 0 to 255.
+
+    >>> from jaxtransfer import rooms
+    >>> images = rooms.probe(2)
+    >>> images.shape, images.dtype
+    ((2, 64, 64, 3), dtype('uint8'))
     """
-    key = jax.random.fold_in(jax.random.key(_PROBE), seed)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(-(-count // _AT_ONCE) * _AT_ONCE))
-    return np.concatenate([_images(some, size) for some in keys.reshape(-1, _AT_ONCE)])[:count]
+    key = jax.random.fold_in(jax.random.key(_PROBE_SEED), seed)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(-(-count // _BATCH) * _BATCH))
+    return np.concatenate([_images(batch, size) for batch in keys.reshape(-1, _BATCH)])[:count]
 
 
 @functools.partial(jax.jit, static_argnames="size")
@@ -98,9 +112,20 @@ def _images(keys: PRNGKeyArray, size: int) -> UInt8[Array, "images size size 3"]
 
 
 def transfers() -> Transfers:
-    """The transfers of Rooms' encoders as they were measured (`python -m benchmarks.rooms transfer`)."""
-    with (_PLACE / "transfers.csv").open(newline="") as stream:
-        rows = {(row["source"], row["target"]): row for row in csv.DictReader(stream)}
+    """Returns the measured transfer from every encoder of Rooms to every task.
+
+    The numbers ship with the package; `python -m benchmarks.rooms transfer` measured them.
+
+    >>> from jaxtransfer import rooms
+    >>> measured = rooms.transfers()
+    >>> measured.loss.shape
+    (24, 22)
+    >>> target = measured.targets.index("reshading")
+    >>> best = np.nanargmax(measured.affinity[:, target])
+    >>> measured.sources[best]
+    'normal'
+    """
+    rows = {(row["source"], row["target"]): row for row in read_records(_FOLDER / "transfers.csv")}
     sources = tuple(dict.fromkeys((*TASKS, *(source for source, _ in rows))))
 
     def table(column: str) -> Float[np.ndarray, "sources targets"]:

@@ -1,8 +1,8 @@
-"""Labels: what 22 tasks ask about a view of a scene.
+"""Defines the labels of the 22 tasks.
 
-Pure functions of an image, a `View` or a `Scene`, each for one example. What differs from pixel to pixel is
-[size, size, channels]; classes are int32. A negative class, or a negative answer to a yes-no question, says that there
-is none: it belongs in no loss.
+Each label is a pure function of the image, `View` or `Scene` of a single example. Labels of pixels have shape
+[size, size, channels]; classes are int32. A negative class, or a negative value of a yes-no label, means that there is
+no label: leave it out of the loss.
 """
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxtransfer.pixels import linear_to_srgb, srgb_to_linear
 from jaxtransfer.rooms import segments
 from jaxtransfer.rooms.furniture import CATEGORY, SURFACES
 from jaxtransfer.rooms.scene import OUTWARD, Camera, Scene
@@ -19,8 +20,8 @@ _XYZ = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169],
 
 
 def lab(image: Float[Array, "h w 3"]) -> Float[Array, "h w 3"]:
-    """CIELAB of an sRGB image, white D65, divided by 100: L* in [0, 1], a* and b* in [-1.1, 1.1]."""
-    linear = jnp.where(image <= 0.04045, image / 12.92, ((image + 0.055) / 1.055) ** 2.4)
+    """Converts an sRGB image to CIELAB (white point D65), divided by 100: L* in [0, 1], a* and b* in [-1.1, 1.1]."""
+    linear = srgb_to_linear(image)
     to_xyz = jnp.asarray(_XYZ / _XYZ.sum(1, keepdims=True), jnp.float32)
     xyz = jnp.matmul(linear, to_xyz.T, precision="highest")
     root = jnp.where(xyz > 216 / 24389, jnp.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
@@ -29,20 +30,20 @@ def lab(image: Float[Array, "h w 3"]) -> Float[Array, "h w 3"]:
 
 
 def grey(image: Float[Array, "h w 3"]) -> Float[Array, "h w"]:
-    """The sRGB value of the grey that is as light (L*) as each pixel; in [0, 1]."""
+    """Computes the sRGB value of the grey with the same lightness L* as each pixel; in [0, 1]."""
     lightness = lab(image)[..., 0]
     root = (lightness + 0.16) / 1.16
     linear = jnp.where(root > 6 / 29, root**3, (116 * root - 16) * 27 / 24389)
-    return jnp.where(linear <= 0.0031308, 12.92 * linear, 1.055 * jnp.maximum(linear, 1e-4) ** (1 / 2.4) - 0.055)
+    return linear_to_srgb(linear)
 
 
 def colorization(image: Float[Array, "size size 3"]) -> Float[Array, "size size 2"]:
-    """CIELAB a* and b*, divided by 100; in [-1.1, 1.1]."""
+    """Returns CIELAB a* and b*, divided by 100; in [-1.1, 1.1]."""
     return lab(image)[..., 1:]
 
 
 def _smooth(values: Float[Array, "h w *c"]) -> Float[Array, "h w *c"]:
-    """Binomial weights 1 4 6 4 1 along both axes, which is a Gaussian of one pixel; the border goes on outside."""
+    """Smooths along both axes with binomial weights 1 4 6 4 1 (about a Gaussian of 1 pixel); borders are replicated."""
     for axis in (0, 1):
         length = values.shape[axis]
         padded = jnp.pad(values, [(2, 2) if a == axis else (0, 0) for a in range(values.ndim)], mode="edge")
@@ -52,13 +53,13 @@ def _smooth(values: Float[Array, "h w *c"]) -> Float[Array, "h w *c"]:
 
 
 def _gradients(values: Float[Array, "h w *c"]) -> tuple[Float[Array, "h w *c"], Float[Array, "h w *c"]]:
-    """Central differences per pixel along rows and columns."""
+    """Returns central differences per pixel, down the rows and to the right."""
     down, right = jnp.gradient(values, axis=(0, 1))
     return down, right
 
 
 def _corners(values: Float[Array, "h w c"]) -> Float[Array, "h w"]:
-    """Root of the smaller eigenvalue of the smoothed structure tensor (Shi and Tomasi, CVPR 1994), per pixel."""
+    """Returns the root of the smaller eigenvalue of the smoothed structure tensor (Shi and Tomasi, CVPR 1994)."""
     down, right = _gradients(values)
     a, b, c = (_smooth(product.sum(-1)) for product in (down * down, down * right, right * right))
     smaller = (a + c) / 2 - jnp.sqrt(((a - c) / 2) ** 2 + b * b)
@@ -66,13 +67,13 @@ def _corners(values: Float[Array, "h w c"]) -> Float[Array, "h w"]:
 
 
 def edge_texture(image: Float[Array, "size size 3"]) -> Float[Array, "size size 1"]:
-    """Magnitude g of the gradient of smoothed lightness L*/100, per pixel, as 1 - exp(-g / 0.05); in [0, 1)."""
+    """Returns 1 - exp(-g / 0.05) in [0, 1), where g is the gradient norm of smoothed lightness L*/100 per pixel."""
     down, right = _gradients(_smooth(lab(image)[..., :1]))
     return 1 - jnp.exp(-jnp.sqrt(down**2 + right**2) / 0.05)
 
 
 def keypoints2d(image: Float[Array, "size size 3"]) -> Float[Array, "size size 1"]:
-    """Corner response r of lightness L*/100 as 1 - exp(-r / 0.03); in [0, 1).
+    """Returns 1 - exp(-r / 0.03) in [0, 1), where r is the corner response of lightness L*/100.
 
     r is the root of the smaller eigenvalue of the smoothed structure tensor (Shi and Tomasi, CVPR 1994), per pixel.
     """
@@ -80,49 +81,53 @@ def keypoints2d(image: Float[Array, "size size 3"]) -> Float[Array, "size size 1
 
 
 def segment_unsup2d(image: Float[Array, "size size 3"]) -> Float[Array, "size size 6"]:
-    """Whether pixels at six offsets lie in the same segment of colour and position; 1, 0, or -1 outside of the image.
+    """Says whether pixels at six offsets lie in the same segment: 1 yes, 0 no, -1 where the offset leaves the image.
 
-    Offsets are 1/16, 1/8 and 1/4 of the image to the right and down, in the order of `segments.OFFSETS`.
+    Segments are clusters of colour and position. Offsets are 1/16, 1/8 and 1/4 of the image height, to the right
+    and down, in the order of `segments.OFFSETS`.
     """
     return segments.same_segment(segments.segment(_smooth(lab(image)), 0.4))
 
 
 def segment_unsup25d(view: View) -> Float[Array, "size size 6"]:
-    """As `segment_unsup2d`, with segments of colour, logarithm of distance, normal and position."""
+    """As `segment_unsup2d`, but segments are clusters of colour, log distance, normal and position."""
     parts = [_smooth(lab(view.image)), 0.5 * jnp.log(view.distance)[..., None], 0.3 * view.normal]
     return segments.same_segment(segments.segment(jnp.concatenate(parts, -1), 0.4))
 
 
 def depth_zbuffer(view: View) -> Float[Array, "size size 1"]:
-    """log(1 + z): z is the distance along the optical axis in metres; in (0, 3)."""
+    """Returns log(1 + z) in (0, 3), where z is the distance along the optical axis in metres."""
     return jnp.log1p(view.distance * view.direction[..., 2])[..., None]
 
 
 def depth_euclidean(view: View) -> Float[Array, "size size 1"]:
-    """log(1 + d): d is the distance from the camera in metres; in (0, 3)."""
+    """Returns log(1 + d) in (0, 3), where d is the distance from the camera in metres."""
     return jnp.log1p(view.distance)[..., None]
 
 
 def normal(view: View) -> Float[Array, "size size 3"]:
-    """Unit vectors out of the surface, camera frame: x right, y down, z forward; in [-1, 1]."""
+    """Returns unit normals that point out of the surface, in the camera's frame: x right, y down, z forward."""
     return view.normal
 
 
 def reshading(view: View) -> Float[Array, "size size 1"]:
-    """Cosine between the normal and the direction to the camera: what a light there would leave; in [0, 1]."""
+    """Returns the cosine between the normal and the direction to the camera: shading by a light there; in [0, 1]."""
     return jnp.maximum(-(view.normal * view.direction).sum(-1, keepdims=True), 0)
 
 
 def curvature(view: View) -> Float[Array, "size size 2"]:
-    """Principal curvatures k in 1/m, the larger first, as k / (4/m + k); in [0, 1): surfaces are flat or convex."""
+    """Returns k / (4/m + k) in [0, 1) for both principal curvatures k in 1/m, the larger first.
+
+    All surfaces are flat or convex, so k >= 0.
+    """
     return view.curvature / (4 + view.curvature)
 
 
 def edge_occlusion(view: View) -> Float[Array, "size size 1"]:
-    """How much depth jumps: 0 for a jump to 1.05 times the distance, 1 from 1.25 times on, smooth in between.
+    """Returns the size of depth jumps: 0 for a jump up to 1.05 times the distance, 1 from 1.25 times, smooth between.
 
-    The jump is the larger of the second differences of 1/z along rows and columns, relative to 1/z; 1/z is linear on a
-    plane, however steep it is seen.
+    The jump is the larger of the second differences of 1/z along rows and columns, relative to 1/z, because 1/z is
+    linear in the image of a plane at any angle.
     """
     inverse = 1 / (view.distance * view.direction[..., 2])
     padded = jnp.pad(inverse, 1, mode="reflect", reflect_type="odd")
@@ -134,7 +139,9 @@ def edge_occlusion(view: View) -> Float[Array, "size size 1"]:
 
 
 def keypoints3d(view: View) -> Float[Array, "size size 1"]:
-    """Corner response r of smoothed normals as 1 - exp(-r / 0.1); in [0, 1): high where they turn in two directions.
+    """Returns 1 - exp(-r / 0.1) in [0, 1), where r is the corner response of smoothed normals.
+
+    It is high where the normals turn in two directions.
 
     r is the root of the smaller eigenvalue of the smoothed structure tensor of the three components, per pixel.
     """
@@ -142,7 +149,7 @@ def keypoints3d(view: View) -> Float[Array, "size size 1"]:
 
 
 def _compass(camera: Camera) -> Float[Array, "3 3"]:
-    """The room's axes as the camera counts them, as columns in the room's frame: right, down, forward.
+    """Returns the room's axes that are the camera's right, down and forward, as columns in the room's frame.
 
     Forward is the horizontal axis within 45 degrees of the camera's heading.
     """
@@ -153,9 +160,9 @@ def _compass(camera: Camera) -> Float[Array, "3 3"]:
 
 
 def room_layout(scene: Scene) -> Float[Array, " 6"]:
-    """Distances in metres from the camera to the room's six planes: right, left, floor, ceiling, ahead, behind.
+    """Returns distances in metres from the camera to the right wall, left wall, floor, ceiling, front wall, back wall.
 
-    Walls are named after the camera's heading: the wall ahead is the one whose direction is within 45 degrees of it.
+    Walls are named as the camera sees them: the front wall lies within 45 degrees of its heading.
     """
     extent, (x, y, z) = scene.extent, scene.camera.position
     half = extent[:2] / 2
@@ -168,20 +175,20 @@ def room_layout(scene: Scene) -> Float[Array, " 6"]:
 
 
 def vanishing_point(scene: Scene) -> Float[Array, " 9"]:
-    """Unit vectors of the room's axes in the camera's frame: right, down and forward, one after the other.
+    """Returns the room's axes right, down and forward as unit vectors in the camera's frame, concatenated.
 
-    Lines of the room along an axis (x, y, z) meet in the image at (x, y) / z. Forward is the horizontal axis
-    within 45 degrees of the camera's heading; there it changes place with its neighbour, as it must somewhere: rooms
-    look the same after a quarter turn, so no rule is continuous for all headings.
+    Lines along an axis (x, y, z) meet in the image at its vanishing point (x, y) / z. Forward is the horizontal axis
+    within 45 degrees of the camera's heading, so the label jumps at 45 degrees. No rule avoids such a jump: the axes of
+    a room are the same after a quarter turn.
     """
     return jnp.matmul(scene.camera.rotation.T, _compass(scene.camera), precision="highest").T.ravel()
 
 
 def nonfixated_pose(scene: Scene) -> Float[Array, " 6"]:
-    """Where the second camera is in the first one's frame: a rotation vector in radians, then a position in metres.
+    """Returns the second camera's pose in the first camera's frame: rotation vector in radians, position in metres.
 
-    A point at p in the second camera's frame is at R p + t in the first's; R turns by the length of the vector about
-    its direction. Rotations are below 0.6 rad, positions below 0.9 m.
+    A point p in the second camera's frame is R p + t in the first camera's frame; R rotates about the rotation vector
+    by its length. Rotations are below 0.6 rad, positions below 0.9 m.
     """
     first, second = scene.camera, scene.second_camera
     rotation = jnp.matmul(first.rotation.T, second.rotation, precision="highest")
@@ -195,20 +202,20 @@ def nonfixated_pose(scene: Scene) -> Float[Array, " 6"]:
 
 
 def segment_semantic(view: View) -> Int[Array, "size size"]:
-    """Number of each pixel's category in `CATEGORIES`."""
+    """Returns the index of each pixel's category in `CATEGORIES`."""
     return view.category
 
 
 def class_object(view: View, scene: Scene) -> Int[Array, ""]:
-    """Number in `OBJECTS` of the piece of furniture that covers most pixels; -1 where none covers 1 % of the image."""
+    """Returns the index in `OBJECTS` of the piece of furniture that covers most pixels; -1 if it covers at most 1 %."""
     pieces = scene.furniture
-    numbers = jnp.arange(len(pieces.kind), dtype=jnp.int32)
-    share = (view.piece[..., None] == numbers[None, None]).mean((0, 1))
+    indices = jnp.arange(len(pieces.kind), dtype=jnp.int32)
+    share = (view.piece[..., None] == indices[None, None]).mean((0, 1))
     largest = jnp.argmax(share)
     number = jnp.asarray(CATEGORY)[pieces.kind[largest]] - len(SURFACES)
     return jnp.where(share[largest] > 0.01, number, -1)
 
 
 def class_scene(scene: Scene) -> Int[Array, ""]:
-    """Number of the room's type in `ROOMS`."""
+    """Returns the index of the room type in `ROOMS`."""
     return scene.room

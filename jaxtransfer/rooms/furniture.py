@@ -1,7 +1,7 @@
-"""Furniture: what each kind is made of, how large it is, and where it stands.
+"""The kinds of furniture: their parts, sizes and places.
 
-A kind has a width (its own x), a depth (y, the back towards -y) and a height (z, from the floor); its parts are given
-as fractions of these three.
+A piece has a width (along its own x), a depth (along y, its back towards -y) and a height (z, from the floor). Parts
+are given in fractions of these.
 """
 
 from typing import NamedTuple
@@ -14,37 +14,37 @@ from jaxtransfer.rooms.materials import PALETTE_NAMES
 from jaxtransfer.rooms.rays import Solids
 
 SURFACES = ("wall", "floor", "ceiling", "window", "door", "picture")
-"""Categories of what belongs to the room itself."""
+"""Categories of the surfaces of a room and of the openings in its walls."""
 
 OBJECTS = tuple(
     "bed sofa chair table cabinet wardrobe shelf screen stove fridge bathtub sink toilet lamp plant ball".split()
 )
-"""Categories of what stands in it."""
+"""Categories of furniture."""
 
 CATEGORIES = SURFACES + OBJECTS
-"""All values of `segment_semantic`, in order."""
+"""The classes of `segment_semantic`, in order."""
 
 BOXES, CYLINDERS, SPHERES = 6, 3, 3
 _PARTS = (BOXES, CYLINDERS, SPHERES)
 
-# Where furniture goes: its back to a wall, anywhere, or beside the last table and facing it.
+# Where a piece stands: with its back to a wall, anywhere, or beside the last table, facing it.
 WALL, FREE, TABLE = range(3)
 
-# A part: its palette, and its span in fractions of the width (x), depth (y) and height (z).
+# A part: its palette, then its low and high end along x, y and z in fractions of width, depth and height.
 _Part = tuple[str, float, float, float, float, float, float]
 
 
 class Kind(NamedTuple):
-    """One kind of furniture.
+    """A kind of furniture.
 
     Attributes:
-        category: Name of its category.
+        category: Name of its category in `OBJECTS`.
         place: `WALL`, `FREE` or `TABLE`.
-        smallest: Width, depth and height in metres.
-        largest: Likewise.
-        boxes: Up to six parts.
-        cylinders: Up to three, upright; their diameter is their width. Where `boxes` has any, up to one.
-        spheres: Up to three; their diameter is their width. None where there are boxes.
+        smallest: Smallest width, depth and height in metres.
+        largest: Largest width, depth and height in metres.
+        boxes: Parts that are boxes; at most six.
+        cylinders: Parts that are upright cylinders as wide as their span along x; at most three, beside boxes one.
+        spheres: Parts that are spheres as wide as their span along x; at most three, beside boxes none.
     """
 
     category: str
@@ -333,18 +333,18 @@ KINDS: dict[str, Kind] = {
     ),
     "ball": Kind("ball", FREE, (0.24, 0.24, 0.24), (0.7, 0.7, 0.7), spheres=(("toy", -0.5, 0.5, -0.5, 0.5, 0.0, 1.0),)),
 }
-"""All kinds of furniture."""
+"""All kinds of furniture by name."""
 
 _NAMES = tuple(KINDS)
 
 
 def kind(name: str) -> int:
-    """The number of a kind of furniture."""
+    """Returns the index of a kind of furniture."""
     return _NAMES.index(name)
 
 
 def _spans(name: str, count: int) -> np.ndarray:
-    """Spans of parts of one shape, [kinds, count, axis, low or high]; what is not there ends before it begins."""
+    """Returns spans of the parts of a shape, [kinds, count, axis, low/high]; absent parts have high < low."""
     spans = np.tile(np.array([[1.0, -1.0]] * 3), (len(KINDS), count, 1, 1))
     for row, item in enumerate(KINDS.values()):
         for column, (_, *span) in enumerate(getattr(item, name)):
@@ -365,14 +365,14 @@ _TABLES = tuple(
     for name, count in zip(("boxes", "cylinders", "spheres"), _PARTS, strict=True)
 )
 CATEGORY = np.array([CATEGORIES.index(item.category) for item in KINDS.values()], np.int32)
-"""The category of each kind."""
+"""Index in `CATEGORIES` of each kind."""
 
 PLACE = np.array([item.place for item in KINDS.values()], np.int32)
-"""Where each kind stands."""
+"""Place of each kind: `WALL`, `FREE` or `TABLE`."""
 
 SMALLEST = np.array([item.smallest for item in KINDS.values()], np.float32)
 LARGEST = np.array([item.largest for item in KINDS.values()], np.float32)
-"""Widths, depths and heights of each kind in metres."""
+"""Smallest and largest width, depth and height of each kind in metres."""
 
 
 def parts(
@@ -384,19 +384,19 @@ def parts(
     centre: Float[Array, "pieces 2"],
     heading: Float[Array, "pieces 2"],
 ) -> tuple[Solids, Int[Array, "pieces {count}"]]:
-    """The parts of one shape that pieces of furniture are made of.
+    """Returns the parts of a given shape that pieces of furniture consist of.
 
     Args:
         shape: 0 for boxes, 1 for cylinders, 2 for spheres.
-        count: How many parts a piece has at most.
-        kinds: Numbers of the kinds.
-        active: Whether the piece is there.
+        count: Largest number of such parts of a piece.
+        kinds: Index of each piece's kind.
+        active: Whether each piece exists.
         size: Width, depth and height in metres.
-        centre: Of the footprint, in metres, room frame.
-        heading: Cosine and sine of the angle from the room's axes to the piece's own.
+        centre: Centre of the footprint in metres, in the room's frame.
+        heading: Cosine and sine of the angle from the room's axes to the piece's own axes.
 
     Returns:
-        Solids of shape [pieces, count], and their palettes.
+        Solids of shape [pieces, count], and the indices of their palettes.
     """
     spans, palettes = (jnp.asarray(table[:, :count])[kinds] for table in _TABLES[shape])
     low, high = spans[..., 0] * size[:, None], spans[..., 1] * size[:, None]

@@ -1,4 +1,4 @@
-"""What rays from inside of a room meet: furniture, or the room's surfaces and the openings in them."""
+"""Finds what rays from inside a room hit first: furniture, or a surface of the room and the opening in it."""
 
 from typing import NamedTuple
 
@@ -14,20 +14,20 @@ WINDOW, DOOR, PICTURE = (furniture.SURFACES.index(name) for name in ("window", "
 
 
 class Hit(NamedTuple):
-    """Where rays end; components first, rays last.
+    """The points that rays hit; the last axis of every array is the rays.
 
     Attributes:
-        distance: In metres.
-        point: In metres, room frame.
-        normal: Out of the surface, unit vectors, room frame.
-        curvature: The principal curvatures in 1/m, the larger first; positive where the surface is convex.
-        place: Two coordinates along the surface, in metres.
-        material: Row of the scene's materials.
-        piece: The piece of furniture, -1 for what belongs to the room.
-        surface: 0 to 3 the walls at +x, +y, -x, -y, 4 the floor, 5 the ceiling, -1 furniture.
-        opening: Number of the window, door or picture, -1 for none.
-        inner: Coordinates from the opening's centre, in metres.
-        category: Number in `CATEGORIES`.
+        distance: Distance from the origin of the ray in metres.
+        point: Position in metres, in the room's frame.
+        normal: Unit normals that point out of the surface, in the room's frame.
+        curvature: Principal curvatures in 1/m, the larger first; positive where the surface is convex.
+        place: Two coordinates along the surface in metres.
+        material: Index in the scene's materials.
+        piece: Index of the piece of furniture; -1 for walls, floor, ceiling and openings.
+        surface: 0 to 3 for the walls at +x, +y, -x, -y, 4 for the floor, 5 for the ceiling, -1 for furniture.
+        opening: Index of the window, door or picture; -1 for none.
+        inner: Coordinates from the opening's centre in metres.
+        category: Index in `CATEGORIES`.
     """
 
     distance: Float[Array, " rays"]
@@ -44,41 +44,41 @@ class Hit(NamedTuple):
 
 
 def trace(scene: Scene, origin: Float[Array, " 3"], direction: Float[Array, "3 rays"]) -> Hit:
-    """What rays meet first.
+    """Finds the first point that each ray hits.
 
     Args:
-        scene: The room.
-        origin: Where all rays start: inside of the room, outside of its furniture; in metres.
-        direction: Unit vectors, room frame.
+        scene: The scene.
+        origin: Common origin of all rays in metres; inside the room and outside its furniture.
+        direction: Unit vectors of the rays in the room's frame.
     """
     start = origin[:, None]
-    # Without the barriers, XLA computes what is behind them again for every array that is made of it.
+    # Without the barriers, XLA recomputes the barriers' operands for every array that depends on them.
     solid_distance, solid = rays.nearest(scene.shapes, start, direction)
     wall_distance, wall = rays.leave_room(scene.extent, start, direction)
     furnished = solid_distance < wall_distance
     distance = jnp.where(furnished, solid_distance, wall_distance)
     point = start + distance[None] * direction
-    number, surface = jnp.maximum(solid, 0), jnp.where(furnished, -1, wall)
+    index, surface = jnp.maximum(solid, 0), jnp.where(furnished, -1, wall)
 
     solids = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *scene.shapes)
-    boxes, cylinders, _ = (len(shape.centre) for shape in scene.shapes)
-    kind = (number >= boxes).astype(jnp.int32) + (number >= boxes + cylinders).astype(jnp.int32)
-    met, kind, point = jax.lax.optimization_barrier((Solids(*(leaf[number] for leaf in solids)), kind, point))
-    touched = jax.lax.optimization_barrier(rays.contact(met, kind, point))
+    boxes, cylinders, _ = (len(group.centre) for group in scene.shapes)
+    shape = (index >= boxes).astype(jnp.int32) + (index >= boxes + cylinders).astype(jnp.int32)
+    hit_solid, shape, point = jax.lax.optimization_barrier((Solids(*(leaf[index] for leaf in solids)), shape, point))
+    contact = jax.lax.optimization_barrier(rays.contact(hit_solid, shape, point))
     along = along_wall(wall, point)
     flat = jnp.where((wall < 4)[None], jnp.stack([along, point[2]]), point[:2])
 
-    piece = jnp.where(furnished, scene.piece[number], -1)
+    piece = jnp.where(furnished, scene.piece[index], -1)
     opening, inner = jax.lax.optimization_barrier(find_opening(scene.openings, surface, along, point[2]))
     of_room = jnp.where(opening >= 0, scene.openings.category[opening], jnp.maximum(surface - 3, 0))
     of_piece = jnp.asarray(furniture.CATEGORY)[scene.furniture.kind[piece]]
     return Hit(
         distance=distance,
         point=point,
-        normal=jnp.where(furnished[None], touched.normal, -jnp.asarray(OUTWARD)[wall].T),
-        curvature=jnp.where(furnished[None], touched.curvature, 0.0),
-        place=jnp.where(furnished[None], touched.place, flat),
-        material=jnp.where(furnished, number, len(solids.centre) + wall),
+        normal=jnp.where(furnished[None], contact.normal, -jnp.asarray(OUTWARD)[wall].T),
+        curvature=jnp.where(furnished[None], contact.curvature, 0.0),
+        place=jnp.where(furnished[None], contact.place, flat),
+        material=jnp.where(furnished, index, len(solids.centre) + wall),
         piece=piece,
         surface=surface,
         opening=opening,
@@ -88,7 +88,7 @@ def trace(scene: Scene, origin: Float[Array, " 3"], direction: Float[Array, "3 r
 
 
 def along_wall(wall: Int[Array, " rays"], point: Float[Array, "3 rays"]) -> Float[Array, " rays"]:
-    """The coordinate along a wall, from its middle in the direction of the next one, in metres."""
+    """Returns the coordinate along a wall in metres, from its middle towards the next wall."""
     along = jnp.where(wall % 2 == 0, point[1], -point[0])
     return jnp.where(wall >= 2, -along, along)
 
@@ -96,12 +96,12 @@ def along_wall(wall: Int[Array, " rays"], point: Float[Array, "3 rays"]) -> Floa
 def find_opening(
     openings: Openings, surface: Int[Array, " rays"], along: Float[Array, " rays"], height: Float[Array, " rays"]
 ) -> tuple[Int[Array, " rays"], Float[Array, "2 rays"]]:
-    """The opening at points of walls, -1 for none, and the coordinates from its centre, in metres."""
-    found, inner = jnp.full(surface.shape, -1, jnp.int32), jnp.zeros((2, *surface.shape))
+    """Returns the index of the opening at points of walls (-1 for none), and coordinates from its centre in metres."""
+    opening, inner = jnp.full(surface.shape, -1, jnp.int32), jnp.zeros((2, *surface.shape))
     for number in range(len(openings.wall)):
         u, v = along - openings.centre[number, 0], height - openings.centre[number, 1]
         within = (jnp.abs(u) < openings.half[number, 0]) & (jnp.abs(v) < openings.half[number, 1])
         within &= (surface == openings.wall[number]) & (openings.category[number] >= 0)
-        found = jnp.where(within, number, found)
+        opening = jnp.where(within, number, opening)
         inner = jnp.where(within[None], jnp.stack([u, v]), inner)
-    return found, inner
+    return opening, inner

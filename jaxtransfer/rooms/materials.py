@@ -7,16 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt
 
+from jaxtransfer.pixels import srgb_to_linear
+
 
 class Material(NamedTuple):
-    """What surfaces look like.
+    """The appearance of surfaces.
 
     Attributes:
-        albedo: Reflected share of light, linear RGB in [0, 1].
-        second: The other colour of the pattern.
-        emission: Light given off, linear RGB.
-        pattern: Number of the pattern.
-        salt: Which of its random variants.
+        albedo: Albedo of the pattern's first colour, linear RGB in [0, 1].
+        second: Albedo of the pattern's second colour.
+        emission: Emitted light, linear RGB.
+        pattern: Index of the pattern.
+        salt: Seed of the pattern's random parts.
     """
 
     albedo: Float[Array, "*surfaces 3"]
@@ -26,9 +28,9 @@ class Material(NamedTuple):
     salt: UInt[Array, "*surfaces"]
 
 
-# Cells: width and height in metres, and how far each row is moved along, in cells. How much of the second colour is in
-# the lines between cells, their width in metres, in every other cell, and at most in a cell by chance. Noise: its
-# grain in metres along and across, and how much of the second colour it brings.
+# Columns: width and height of a cell in metres; shift of each row against the last, in cells; share of the second
+# colour in the lines between cells; width of these lines in metres; share of the second colour in every other cell;
+# largest random share in a cell; size of the noise's grain in metres, along and across; largest share by noise.
 _PATTERNS = {
     "plain": (9.0, 9.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 0.5, 0.06),
     "planks": (1.1, 0.14, 0.37, 0.9, 0.008, 0.0, 0.55, 0.5, 0.03, 0.25),
@@ -52,11 +54,11 @@ _TABLE = np.array(list(_PATTERNS.values()), np.float32)
 
 
 def pattern(name: str) -> int:
-    """The number of a pattern."""
+    """Returns the index of a pattern."""
     return _PATTERN_NAMES.index(name)
 
 
-# The pattern, its second colour and emission in units of the albedo, and sRGB in percent.
+# Pattern; second colour and emission as multiples of the albedo; colours as sRGB in percent.
 _PALETTES = {
     "wood": ("grain", 0.6, 0.0, "45 29 17, 62 44 27, 76 58 38, 30 20 14, 84 72 54, 88 86 82"),
     "fabric": ("cloth", 0.6, 0.0, "35 40 48, 60 28 26, 28 44 56, 66 60 50, 42 50 38, 72 52 30"),
@@ -75,21 +77,21 @@ _PALETTES = {
     "display": ("picture", 6.0, 0.6, "10 12 16, 14 24 40, 8 8 10, 24 34 44, 12 20 16, 30 22 34"),
 }
 PALETTE_NAMES = tuple(_PALETTES)
-"""What parts of furniture are made of."""
+"""Palettes of the parts of furniture."""
 
 
 def linear(colour: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """SRGB in [0, 1] to linear RGB."""
-    return np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4).astype(np.float32)
+    """Converts sRGB in [0, 1] to linear RGB."""
+    return srgb_to_linear(colour).astype(np.float32)
 
 
 def colours(text: str) -> Float[np.ndarray, "colours 3"]:
-    """Linear RGB of colours written as percentages of sRGB."""
+    """Parses colours written as percentages of sRGB and converts them to linear RGB."""
     return linear(np.array([[float(value) / 100 for value in colour.split()] for colour in text.split(",")]))
 
 
 CHOICES = 6
-"""Colours in every palette."""
+"""Number of colours in every palette."""
 
 _WOODS = "62 42 26, 74 56 36, 50 34 22, 84 70 52, 66 48 34, 40 28 20"
 _STONES = "86 84 80, 70 68 64, 90 90 88, 64 50 42, 78 72 62, 54 56 58"
@@ -97,7 +99,7 @@ _CARPETS = "52 50 48, 38 44 54, 62 54 44, 48 30 30, 40 48 40, 70 66 60"
 _PAINTS = "92 90 87, 88 84 74, 80 84 86, 77 81 75, 88 80 75, 68 75 81"
 _CLAYS = "58 32 24, 66 44 34, 82 80 78, 52 40 34, 70 66 62, 46 28 22"
 _GLAZES = "92 92 90, 80 88 90, 86 90 84, 70 80 84, 90 86 80, 60 72 74"
-# Of walls and floors by their pattern: colours, and the second one in units of the albedo.
+# Claddings of walls and floors by pattern: colours, and the second colour as a multiple of the albedo.
 _CLAD = {
     "plain": (_PAINTS, 0.8),
     "stripes": (_PAINTS, 0.7),
@@ -121,12 +123,12 @@ _EMISSION = np.array([emission for _, _, emission, _ in _PALETTES.values()], np.
 
 
 class Colours(NamedTuple):
-    """The colours of pieces of furniture: all parts of a piece that share a palette share a colour.
+    """The colours of pieces of furniture; parts of a piece with the same palette have the same colour.
 
     Attributes:
-        choice: Which colour of each palette.
+        choice: Index of the colour in each palette.
         tint: Factors of red, green and blue.
-        salt: Which random variant of patterns.
+        salt: Seed of the patterns' random parts.
     """
 
     choice: Int[Array, "pieces palettes"]
@@ -135,18 +137,18 @@ class Colours(NamedTuple):
 
 
 def pick(u: Float[Array, "*n"], count: int) -> Int[Array, "*n"]:
-    """Of numbers in [0, 1), whole ones in [0, count)."""
+    """Maps uniform numbers in [0, 1) to integers in [0, count)."""
     return jnp.minimum((u * count).astype(jnp.int32), count - 1)
 
 
 def choose_colours(u: Float[Array, "pieces numbers"]) -> Colours:
-    """Colours of pieces of furniture from numbers in [0, 1), five more than there are palettes."""
+    """Chooses colours of pieces of furniture from uniform numbers in [0, 1): five, and one per palette."""
     tint = jnp.exp(0.6 * (u[:, :1] - 0.5) + 0.12 * (u[:, 1:4] - 0.5))
     return Colours(pick(u[:, 5:], CHOICES), tint, (u[:, 4] * 2.0**23).astype(jnp.uint32))
 
 
-def of_palette(colours: Colours, palette: Int[Array, "pieces parts"]) -> Material:
-    """Materials of the parts of furniture."""
+def palette_materials(colours: Colours, palette: Int[Array, "pieces parts"]) -> Material:
+    """Returns the materials of the parts of furniture."""
     chosen = jnp.take_along_axis(colours.choice, palette, axis=1)
     albedo = jnp.clip(jnp.asarray(_COLOURS)[palette, chosen] * colours.tint[:, None], 0.005, 0.92)
     return Material(
@@ -161,19 +163,19 @@ def of_palette(colours: Colours, palette: Int[Array, "pieces parts"]) -> Materia
 def cladding(
     pattern: Int[Array, ""], choice: Float[Array, ""], u: Float[Array, " numbers"]
 ) -> tuple[Float[Array, " 3"], Float[Array, " 3"], Int[Array, ""]]:
-    """Albedo, second colour and pattern of a wall, a floor or a ceiling.
+    """Returns albedo, second colour and pattern of a wall, a floor or a ceiling.
 
     Args:
-        pattern: Its number.
-        choice: In [0, 1): which of its colours.
-        u: Three numbers in [0, 1) that change the colour, or one that changes its brightness.
+        pattern: Index of the pattern.
+        choice: Uniform number in [0, 1) that chooses the colour.
+        u: Uniform numbers in [0, 1): three that vary the colour, or one that varies its brightness.
     """
     albedo = jnp.clip(jnp.asarray(_CLADDINGS)[pattern, pick(choice, CHOICES)] * jnp.exp(0.16 * (u - 0.5)), 0.01, 0.9)
     return albedo, jnp.minimum(jnp.asarray(_CLADDING_CONTRAST)[pattern] * albedo, 0.7), pattern
 
 
 def _hash(i: Int[Array, "*n"], j: Int[Array, "*n"], salt: UInt[Array, "*n"]) -> Float[Array, "*n"]:
-    """A number in [0, 1) for each cell of a grid."""
+    """Hashes the coordinates of grid cells to numbers in [0, 1)."""
     x = i.astype(jnp.uint32) * jnp.uint32(0x8DA6B343) ^ j.astype(jnp.uint32) * jnp.uint32(0xD8163841) ^ salt
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
@@ -181,7 +183,7 @@ def _hash(i: Int[Array, "*n"], j: Int[Array, "*n"], salt: UInt[Array, "*n"]) -> 
 
 
 def _noise(u: Float[Array, "*n"], v: Float[Array, "*n"], salt: UInt[Array, "*n"]) -> Float[Array, "*n"]:
-    """Random values at whole coordinates, smooth in between; in [0, 1)."""
+    """Returns value noise in [0, 1): random at integer coordinates, smooth in between."""
     i, j = jnp.floor(u), jnp.floor(v)
     a, b = u - i, v - j
     a, b = a * a * (3 - 2 * a), b * b * (3 - 2 * b)
@@ -194,12 +196,12 @@ def _noise(u: Float[Array, "*n"], v: Float[Array, "*n"], salt: UInt[Array, "*n"]
 def shade_pattern(
     material: Material, place: Float[Array, "2 points"], footprint: Float[Array, " points"]
 ) -> Float[Array, "3 points"]:
-    """Albedo of points on surfaces.
+    """Computes the albedo of points on surfaces.
 
     Args:
-        material: Of each point.
-        place: Two coordinates along the surface, in metres.
-        footprint: What a pixel covers of the surface, in metres; finer detail fades to its mean.
+        material: Material of each point.
+        place: Two coordinates along the surface in metres.
+        footprint: Width of a pixel on the surface in metres; finer detail fades to its mean.
 
     Returns:
         Linear RGB in [0, 1].

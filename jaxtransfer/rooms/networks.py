@@ -1,4 +1,4 @@
-"""The encoder that every task of Rooms trains, and the readouts that make answers of its representation."""
+"""The architecture of the encoders of Rooms, and of the readouts that turn representations into predictions."""
 
 import functools
 from collections.abc import Callable
@@ -12,26 +12,26 @@ from jaxtyping import Array, Float, PyTree
 from jaxtransfer.networks.preprocess import Preprocess
 
 WIDTH = 64
-"""Channels of the representation; it is 8 x 8 for images of 64 x 64."""
+"""Number of channels of the representation, which is 8 x 8 for images of 64 x 64."""
 
 
 def preprocess(task: str) -> Preprocess:
-    """What the encoder of a task wants to see: the image in [-1, 1], for `colorization` its lightness alone."""
+    """Returns the preprocessing of a task's encoder: the image in [-1, 1]; for `colorization` only its lightness."""
     return Preprocess((64, 64), 0.5, 0.5, lightness=task == "colorization")
 
 
 def encode(params: PyTree, images: Float[Array, "images h w c"]) -> Float[Array, "images h/8 w/8 64"]:
-    """The representation of images, after the last ReLU.
+    """Computes the representation of images: the output of the encoder's last ReLU.
 
     Args:
-        params: Weights as nested dicts, of any floating type; they are used as float32.
-        images: In [-1, 1]; of one channel for `colorization`, of three for the other tasks.
+        params: Weights as nested dicts, of any floating type; they are converted to float32.
+        images: Images in [-1, 1]; one channel for `colorization`, three for the other tasks.
     """
     return encoder(params)(images)
 
 
 def encoder(params: PyTree) -> "Encoder":
-    """The encoder that has these weights, normalising by what it saw in training."""
+    """Builds the encoder with these weights; batch normalisation uses the running statistics of training."""
     graph, _ = skeleton(params["conv"]["kernel"].shape[2])
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
     return nnx.merge(graph, nnx.restore_int_paths(params))
@@ -39,19 +39,19 @@ def encoder(params: PyTree) -> "Encoder":
 
 @functools.cache
 def skeleton(channels: int) -> tuple[nnx.GraphDef, dict[str, Any]]:
-    """The structure of an encoder for so many input channels, and shapes where its weights belong."""
+    """Returns the graph of an encoder with this number of input channels, and the shapes of its weights."""
     encoder = nnx.eval_shape(lambda: Encoder(channels, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(nnx.view(encoder, use_running_average=True))
     return graph, nnx.to_pure_dict(state)
 
 
 class Encoder(nnx.Module):
-    """A residual network of 223,000 weights: one convolution, four blocks, an eighth of the height and width.
+    """A residual network of 223,000 weights: one convolution and four blocks; height and width shrink to an eighth.
 
     Args:
-        channels: Of the images.
-        convolve: What computes convolutions; see `flax.nnx.Conv`.
-        rngs: For the initial weights.
+        channels: Number of channels of the images.
+        convolve: Function that computes convolutions; see `conv_general_dilated` of `flax.nnx.Conv`.
+        rngs: Random streams of the initial weights.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class Encoder(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Two 3x3 convolutions beside a shortcut.
+    """A residual block: two 3x3 convolutions, and a shortcut past them.
 
     Args:
-        inputs: Channels.
-        outputs: Channels.
-        stride: Of the first convolution.
-        convolve: As of `Encoder`.
-        rngs: For the initial weights.
+        inputs: Number of input channels.
+        outputs: Number of output channels.
+        stride: Stride of the first convolution.
+        convolve: See `Encoder`.
+        rngs: Random streams of the initial weights.
     """
 
     def __init__(
@@ -100,16 +100,16 @@ class Block(nnx.Module):
 
 
 class PixelReadout(nnx.Module):
-    """From a representation to answers for pixels: a convolution, then patches.
+    """Predicts values for pixels from a representation: a convolution, then a linear map to patches of pixels.
 
     Args:
         inputs: Channels of the representation.
-        hidden: Channels between.
-        outputs: Numbers for every pixel.
-        kernel: Height and width of the convolution.
-        side: Of a patch: how many pixels for a row or column of the representation; 8 answers for all of an image.
-        convolve: As of `Encoder`.
-        rngs: For the initial weights.
+        hidden: Channels after the convolution.
+        outputs: Values per pixel.
+        kernel: Height and width of the convolution's kernel.
+        side: Height and width of the patch that each place of the representation predicts; 8 covers every pixel.
+        convolve: See `Encoder`.
+        rngs: Random streams of the initial weights.
     """
 
     def __init__(
@@ -130,21 +130,21 @@ class PixelReadout(nnx.Module):
     def __call__(
         self, representation: Float[Array, "images h w inputs"]
     ) -> Float[Array, "images side*h side*w outputs"]:
-        """Answers for every pixel."""
+        """Returns the predictions for every pixel."""
         patches = self.patches(nnx.relu(self.conv(representation)))
         (images, h, w, _), side = patches.shape, self.side
         return patches.reshape(images, h, w, side, side, -1).swapaxes(2, 3).reshape(images, side * h, side * w, -1)
 
 
 class VectorReadout(nnx.Module):
-    """From a representation to one answer for the image: a 3x3 convolution of stride 2, and two layers.
+    """Predicts a vector for the image from a representation: a 3x3 convolution of stride 2 and two linear layers.
 
     Args:
         inputs: Channels of the representation, which is 8 x 8.
-        hidden: Channels and units between.
-        outputs: Numbers for the image.
-        convolve: As of `Encoder`.
-        rngs: For the initial weights.
+        hidden: Channels of the convolution and units of the hidden layer.
+        outputs: Values per image.
+        convolve: See `Encoder`.
+        rngs: Random streams of the initial weights.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class VectorReadout(nnx.Module):
         self.answer = nnx.Linear(hidden, outputs, rngs=rngs)
 
     def __call__(self, representation: Float[Array, "images 8 8 inputs"]) -> Float[Array, "images outputs"]:
-        """Answers for every image."""
+        """Returns the predictions for every image."""
         x = nnx.relu(self.conv(representation))
         return self.answer(nnx.relu(self.layer(x.reshape(len(x), -1))))
 

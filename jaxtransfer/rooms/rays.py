@@ -1,6 +1,6 @@
-"""Rays against convex solids and against the inside of a box: distances, normals, principal curvatures.
+"""Intersects rays with convex solids and with the inside of a box: distances, normals, principal curvatures.
 
-Vectors are stored component first, rays last, so that every operation is one loop over the rays.
+Vectors have their components on the first axis and the rays on the last, so every operation is one loop over the rays.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-_SMALL = 1e-9
+_EPSILON = 1e-9
 _UNROLL = 2
 
 Rays = Float[Array, "3 rays"]
@@ -18,13 +18,13 @@ Origin = Float[Array, "3 rays"] | Float[Array, "3 1"]
 
 
 class Solids(NamedTuple):
-    """Boxes, upright cylinders or spheres that share an array.
+    """Solids of one shape: boxes, upright cylinders or spheres.
 
     Attributes:
-        centre: In metres, room frame.
-        half: Half the extent along the solid's own axes, in metres; the first is the radius of what is round. A solid
-            of negative size is not there.
-        heading: Cosine and sine of the angle about the vertical from the room's axes to the solid's own.
+        centre: Centre in metres, in the room's frame.
+        half: Half the extent along the solid's own axes in metres; for cylinders and spheres the first is the radius.
+            A negative extent marks a solid that does not exist.
+        heading: Cosine and sine of the angle about the vertical from the room's axes to the solid's own axes.
     """
 
     centre: Float[Array, "*solids 3"]
@@ -33,7 +33,7 @@ class Solids(NamedTuple):
 
 
 class Shapes(NamedTuple):
-    """All solids of a scene; a solid's number counts through the three in this order."""
+    """All solids of a scene; indices of solids count through the three arrays in this order."""
 
     boxes: Solids
     cylinders: Solids
@@ -41,22 +41,22 @@ class Shapes(NamedTuple):
 
 
 def _turn(solid: Solids, x: Array, y: Array) -> tuple[Array, Array]:
-    """Horizontal components from the room's axes to the solid's own."""
+    """Rotates horizontal components from the room's axes to the solid's own axes."""
     cosine, sine = solid.heading[..., 0], solid.heading[..., 1]
     return cosine * x + sine * y, cosine * y - sine * x
 
 
 def _slab(origin: Array, direction: Array, half: Array) -> tuple[Array, Array]:
-    inverse = 1 / jnp.where(jnp.abs(direction) < _SMALL, _SMALL, direction)
+    inverse = 1 / jnp.where(jnp.abs(direction) < _EPSILON, _EPSILON, direction)
     middle, reach = -origin * inverse, half * jnp.abs(inverse)
     return middle - reach, middle + reach
 
 
 def _quadratic(a: Array, b: Array, c: Array) -> tuple[Array, Array]:
-    """Both roots of a t^2 + 2 b t + c; the first is the larger one where there are none."""
+    """Returns both roots of a t^2 + 2 b t + c, the smaller first; without real roots the first exceeds the second."""
     discriminant = b * b - a * c
     root = jnp.where(discriminant > 0, jnp.sqrt(jnp.maximum(discriminant, 0)), -1.0)
-    inverse = 1 / jnp.maximum(a, _SMALL)
+    inverse = 1 / jnp.maximum(a, _EPSILON)
     return (-b - root) * inverse, (-b + root) * inverse
 
 
@@ -90,19 +90,19 @@ _INTERVALS: tuple[Callable[[Solids, Origin, Rays], tuple[Array, Array]], ...] = 
 
 
 def nearest(shapes: Shapes, origin: Origin, direction: Rays) -> tuple[Float[Array, " rays"], Int[Array, " rays"]]:
-    """The first solid that each ray enters.
+    """Finds the first solid that each ray enters.
 
     Args:
-        shapes: The solids; a ray that starts inside of one does not see it.
-        origin: Where rays start, in metres; one point, or one for each ray.
-        direction: Unit vectors.
+        shapes: The solids; a ray that starts inside a solid ignores it.
+        origin: Origins of the rays in metres: a common point, or a point per ray.
+        direction: Unit vectors of the rays.
 
     Returns:
-        Distances in metres, infinite where a ray meets nothing, and the solids' numbers, there -1.
+        Distances in metres (infinite where a ray hits nothing) and indices of the solids (there -1).
     """
     rays = direction.shape[1]
     first = (jnp.full(rays, jnp.inf), jnp.full(rays, -1, jnp.int32))
-    number = 0
+    start = 0
     for solids, interval in zip(shapes, _INTERVALS, strict=True):
 
         def step(best: tuple[Array, Array], item: tuple[Solids, Array], interval=interval) -> tuple[tuple, None]:
@@ -112,14 +112,14 @@ def nearest(shapes: Shapes, origin: Origin, direction: Rays) -> tuple[Float[Arra
             return (jnp.where(closer, near, distance), jnp.where(closer, item[1], index)), None
 
         count = len(solids.centre)
-        numbers = jnp.arange(number, number + count, dtype=jnp.int32)
-        first, _ = jax.lax.scan(step, first, (solids, numbers), unroll=_UNROLL)
-        number += count
+        indices = jnp.arange(start, start + count, dtype=jnp.int32)
+        first, _ = jax.lax.scan(step, first, (solids, indices), unroll=_UNROLL)
+        start += count
     return first
 
 
 def blocked(shapes: Shapes, origin: Origin, direction: Rays, reach: Float[Array, " rays"]) -> Float[Array, " rays"]:
-    """1 where a solid lies on a ray within `reach` metres of its origin, else 0."""
+    """Returns 1 where a ray hits a solid within `reach` metres of its origin, else 0."""
     shade = jnp.zeros(direction.shape[1])
     for solids, interval in zip(shapes, _INTERVALS, strict=True):
 
@@ -134,19 +134,20 @@ def blocked(shapes: Shapes, origin: Origin, direction: Rays, reach: Float[Array,
 def leave_room(
     extent: Float[Array, " 3"], origin: Origin, direction: Rays
 ) -> tuple[Float[Array, " rays"], Int[Array, " rays"]]:
-    """Where rays from inside of the room meet its walls, floor or ceiling.
+    """Finds where rays from inside the room hit its walls, floor or ceiling.
 
     Args:
-        extent: Width, depth and height of the room in metres; its floor is centred at the origin of the room frame.
-        origin: Points inside.
-        direction: Unit vectors.
+        extent: Width, depth and height of the room in metres; the room's frame has its origin at the centre of the
+            floor.
+        origin: Origins of the rays, inside the room.
+        direction: Unit vectors of the rays.
 
     Returns:
-        Distances in metres, and surfaces: 0 to 3 the walls at +x, +y, -x, -y, 4 the floor, 5 the ceiling.
+        Distances in metres, and surfaces: 0 to 3 for the walls at +x, +y, -x, -y, 4 for the floor, 5 for the ceiling.
     """
     low = jnp.stack([-extent[0] / 2, -extent[1] / 2, jnp.zeros(())])[:, None]
     high = jnp.stack([extent[0] / 2, extent[1] / 2, extent[2]])[:, None]
-    safe = jnp.where(jnp.abs(direction) < _SMALL, _SMALL, direction)
+    safe = jnp.where(jnp.abs(direction) < _EPSILON, _EPSILON, direction)
     distances = (jnp.where(safe > 0, high, low) - origin) / safe
     x, y, z = distances
     distance = jnp.minimum(jnp.minimum(x, y), z)
@@ -156,12 +157,12 @@ def leave_room(
 
 
 class Contact(NamedTuple):
-    """The surface of a solid where a ray met it.
+    """The surface of solids at the points where rays hit them.
 
     Attributes:
-        normal: Outward unit vectors, room frame.
-        curvature: The principal curvatures in 1/m, the larger first; positive where the surface is convex.
-        place: Two coordinates along the surface, in metres.
+        normal: Outward unit normals in the room's frame.
+        curvature: Principal curvatures in 1/m, the larger first; positive where the surface is convex.
+        place: Two coordinates along the surface in metres.
     """
 
     normal: Rays
@@ -169,13 +170,13 @@ class Contact(NamedTuple):
     place: Float[Array, "2 rays"]
 
 
-def contact(solid: Solids, kind: Int[Array, " rays"], point: Rays) -> Contact:
-    """Normals, curvatures and coordinates of points on solids.
+def contact(solid: Solids, shape: Int[Array, " rays"], point: Rays) -> Contact:
+    """Computes normals, curvatures and surface coordinates of points on solids.
 
     Args:
-        solid: The solid of each ray, components last.
-        kind: 0 for a box, 1 for a cylinder, 2 for a sphere.
-        point: Points on the solids' surfaces in metres, room frame.
+        solid: The solid that each ray hits; components on the last axis.
+        shape: 0 for a box, 1 for a cylinder, 2 for a sphere.
+        point: Points on the solids' surfaces in metres, in the room's frame.
     """
     offset = point - solid.centre.T
     x, y = _turn(solid, offset[0], offset[1])
@@ -183,15 +184,15 @@ def contact(solid: Solids, kind: Int[Array, " rays"], point: Rays) -> Contact:
     hx, hy, hz = solid.half.T
     across = jnp.hypot(x, y)
     gx, gy, gz = jnp.abs(x) - hx, jnp.abs(y) - hy, jnp.abs(z) - hz
-    box, cylinder, sphere = kind == 0, kind == 1, kind == 2
+    box, cylinder, sphere = shape == 0, shape == 1, shape == 2
     top = jnp.where(box, gz > jnp.maximum(gx, gy), cylinder & (gz > across - hx))
     side_x = box & ~top & (gx >= gy)
     side_y = box & ~top & ~side_x
-    radius = jnp.maximum(hx, _SMALL)
+    radius = jnp.maximum(hx, _EPSILON)
     nx = jnp.where(top | side_y, 0.0, jnp.where(side_x, jnp.sign(x), x))
     ny = jnp.where(top | side_x, 0.0, jnp.where(side_y, jnp.sign(y), y))
     nz = jnp.where(top, jnp.sign(z), jnp.where(sphere, z, 0.0))
-    length = jnp.maximum(jnp.sqrt(nx * nx + ny * ny + nz * nz), _SMALL)
+    length = jnp.maximum(jnp.sqrt(nx * nx + ny * ny + nz * nz), _EPSILON)
     cosine, sine = solid.heading.T
     normal = jnp.stack([cosine * nx - sine * ny, sine * nx + cosine * ny, nz]) / length[None]
     larger = jnp.where(sphere | (cylinder & ~top), 1 / radius, 0.0)

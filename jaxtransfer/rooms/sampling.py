@@ -1,4 +1,4 @@
-"""Scenes drawn from keys."""
+"""Draws scenes from random keys."""
 
 import math
 
@@ -13,16 +13,16 @@ from jaxtransfer.rooms.rays import Shapes
 from jaxtransfer.rooms.room_types import LARGE, ROOMS, SMALL
 from jaxtransfer.rooms.scene import OUTWARD, Camera, Furniture, Lights, Openings, Scene
 
-_TYPES = tuple(ROOMS.values())
-_KINDS = np.array([[furniture.kind(name) for name, _ in room.furniture] for room in _TYPES], np.int32)
-_CHANCE = np.array([[chance for _, chance in room.furniture] for room in _TYPES], np.float32)
-_SMALLEST = np.array([room.smallest for room in _TYPES], np.float32)
-_LARGEST = np.array([room.largest for room in _TYPES], np.float32)
-_SURFACE_NUMBERS = {name: number for number, name in enumerate(furniture.SURFACES)} | {"none": -1}
-_OPENINGS = np.array([[_SURFACE_NUMBERS[name] for name in room.openings] for room in _TYPES], np.int32)
-_WINDOW, _DOOR, _PICTURE = (_SURFACE_NUMBERS[name] for name in ("window", "door", "picture"))
+_ROOM_TYPES = tuple(ROOMS.values())
+_KINDS = np.array([[furniture.kind(name) for name, _ in room_type.furniture] for room_type in _ROOM_TYPES], np.int32)
+_CHANCE = np.array([[chance for _, chance in room_type.furniture] for room_type in _ROOM_TYPES], np.float32)
+_SMALLEST = np.array([room_type.smallest for room_type in _ROOM_TYPES], np.float32)
+_LARGEST = np.array([room_type.largest for room_type in _ROOM_TYPES], np.float32)
+_SURFACE_INDICES = {name: number for number, name in enumerate(furniture.SURFACES)} | {"none": -1}
+_OPENINGS = np.array([[_SURFACE_INDICES[name] for name in room_type.openings] for room_type in _ROOM_TYPES], np.int32)
+_WINDOW, _DOOR, _PICTURE = (_SURFACE_INDICES[name] for name in ("window", "door", "picture"))
 _FLOORS, _WALLS = (
-    np.array([[materials.pattern(name) for name in getattr(room, part)] for room in _TYPES], np.int32)
+    np.array([[materials.pattern(name) for name in getattr(room_type, part)] for room_type in _ROOM_TYPES], np.int32)
     for part in ("floors", "walls")
 )
 _TABLE = furniture.CATEGORIES.index("table")
@@ -30,12 +30,12 @@ _TABLE = furniture.CATEGORIES.index("table")
 _CANDIDATES = 24
 _CAMERAS = 64
 _SECOND_CAMERAS = 16
-# Metres between pieces of furniture, and from a camera to what stands beside it.
+# Smallest distances in metres: between pieces of furniture, and from a camera to walls and furniture.
 _GAP = 0.03
-_AWAY = 0.28
+_CLEARANCE = 0.28
 
-# Random numbers that a scene is made of.
-_NUMBERS = {
+# Shapes of the uniform random numbers that a scene is made from.
+_DRAWS = {
     "start": (5,),
     "openings": (6, 5),
     "furniture": (LARGE + SMALL, _CANDIDATES + 1, 5),
@@ -50,40 +50,40 @@ _NUMBERS = {
 def sample_scene(key: PRNGKeyArray) -> Scene:
     """Draws a furnished room and two cameras in it.
 
-    Rooms of every type are equally likely. Furniture keeps clear of other furniture and of doors, tall furniture of
-    windows too; what finds no place is left out. Cameras stand inside of the room and outside of furniture, 0.8 to
-    1.8 m high, with fields of view of 58 to 81 degrees; among random positions and headings, those are preferred that
-    see much of the furniture. The second camera is up to 0.9 m away and turned by up to 0.5 rad.
+    All room types are equally likely. Furniture does not overlap and leaves doors free, tall furniture also windows; a
+    piece for which there is no free place is left out. Cameras are inside the room and outside the furniture, 0.8 to
+    1.8 m high, with fields of view of 58 to 81 degrees. Among random cameras, those that see much furniture are
+    preferred. The second camera is up to 0.9 m away and turned by up to 0.5 rad.
 
     Args:
-        key: The same key gives the same scene, bit for bit.
+        key: Random key; the same key gives the same scene, bit for bit.
     """
-    # All numbers in one draw: a generator takes longer to compile than all that is made of its numbers.
-    u = jax.random.uniform(key, (sum(map(math.prod, _NUMBERS.values())),))
-    parts = jnp.split(u, np.cumsum([math.prod(shape) for shape in _NUMBERS.values()])[:-1].tolist())
-    draws = {name: part.reshape(shape) for part, (name, shape) in zip(parts, _NUMBERS.items(), strict=True)}
+    # A single draw: each random generator takes longer to compile than everything that is computed from its numbers.
+    u = jax.random.uniform(key, (sum(map(math.prod, _DRAWS.values())),))
+    parts = jnp.split(u, np.cumsum([math.prod(shape) for shape in _DRAWS.values()])[:-1].tolist())
+    draws = {name: part.reshape(shape) for part, (name, shape) in zip(parts, _DRAWS.items(), strict=True)}
     start = draws["start"]
-    room = materials.pick(start[0], len(ROOMS))
-    low, high = jnp.asarray(_SMALLEST)[room], jnp.asarray(_LARGEST)[room]
+    room_type = materials.pick(start[0], len(ROOMS))
+    low, high = jnp.asarray(_SMALLEST)[room_type], jnp.asarray(_LARGEST)[room_type]
     extent = low + (high - low) * start[1:4]
-    openings = _place_openings(draws["openings"], room, extent)
-    pieces = _place_furniture(draws["furniture"], room, extent, openings)
-    shapes, piece, material = _build(draws["colours"], pieces)
-    surfaces = _clad(draws["surfaces"], room)
+    openings = _place_openings(draws["openings"], room_type, extent)
+    pieces = _place_furniture(draws["furniture"], room_type, extent, openings)
+    shapes, piece, material = _build_solids(draws["colours"], pieces)
+    surfaces = _choose_claddings(draws["surfaces"], room_type)
     material = jax.tree.map(lambda *rows: jnp.concatenate(rows), material, surfaces)
     first, second = _place_cameras(draws["cameras"], draws["second cameras"], extent, pieces)
-    lights = _switch_lights(draws["lights"], extent, openings)
+    lights = _place_lights(draws["lights"], extent, openings)
     seed = (start[4] * 2.0**23).astype(jnp.uint32)
-    return Scene(room, extent, openings, pieces, shapes, piece, material, lights, first, second, seed)
+    return Scene(room_type, extent, openings, pieces, shapes, piece, material, lights, first, second, seed)
 
 
-def _place_openings(u: Float[Array, "6 5"], room: Array, extent: Array) -> Openings:
-    category = jnp.asarray(_OPENINGS)[room]
-    # Along a corridor, the first wall and the one across are long.
+def _place_openings(u: Float[Array, "6 5"], room_type: Array, extent: Array) -> Openings:
+    category = jnp.asarray(_OPENINGS)[room_type]
+    # In a corridor, the first wall and the opposite wall are the long ones.
     order = jnp.where(extent[1] > 2 * extent[0], jnp.array([0, 2, 1, 3]), jnp.argsort(u[0, :4])).astype(jnp.int32)
     wall = order[jnp.array([0, 0, 1, 2, 3])]
     length = jnp.where(wall % 2 == 0, extent[1], extent[0])
-    # Two windows in one wall are alike.
+    # Two windows in the same wall have the same size.
     twins = jnp.stack([u[1], u[2], u[3]])
     twins = twins.at[:, 1].set(jnp.where(category[0] == category[1], twins[:, 0], twins[:, 1]))
     width, level, height = twins
@@ -104,14 +104,14 @@ def _place_openings(u: Float[Array, "6 5"], room: Array, extent: Array) -> Openi
     )
 
 
-def _place_furniture(u: Array, room: Array, extent: Array, openings: Openings) -> Furniture:
-    """Every piece takes the first of its candidate places that is free; one without is left out."""
-    kind = jnp.asarray(_KINDS)[room]
+def _place_furniture(u: Array, room_type: Array, extent: Array, openings: Openings) -> Furniture:
+    """Places each piece at the first free one of its candidate places; a piece without a free place is left out."""
+    kind = jnp.asarray(_KINDS)[room_type]
     pieces = len(kind)
-    wanted = u[:, -1, 0] < jnp.asarray(_CHANCE)[room]
+    wanted = u[:, -1, 0] < jnp.asarray(_CHANCE)[room_type]
     low, high = jnp.asarray(furniture.SMALLEST)[kind], jnp.asarray(furniture.LARGEST)[kind]
     size = low + (high - low) * u[:, -1, 1:2]
-    # In front of doors nothing stands; of windows, nothing tall.
+    # Nothing stands in front of doors, and nothing tall in front of windows.
     outward = jnp.asarray(OUTWARD[:4, :2])[openings.wall]
     onward = jnp.stack([-outward[:, 1], outward[:, 0]], 1)
     foot = outward * extent[None, :2] / 2 + onward * openings.centre[:, :1]
@@ -122,7 +122,7 @@ def _place_furniture(u: Array, room: Array, extent: Array, openings: Openings) -
     reaches = jnp.concatenate([front, jnp.zeros((pieces, 2))])
     above = jnp.concatenate([jnp.where(door, 0.0, 1.2), jnp.zeros(pieces)])
 
-    def put(state: tuple, item: tuple) -> tuple[tuple, tuple]:
+    def place_piece(state: tuple, item: tuple) -> tuple[tuple, tuple]:
         middles, reaches, (table, table_size, table_angle) = state
         u, number, kind, wanted, size = item
         place = jnp.asarray(furniture.PLACE)[kind]
@@ -146,22 +146,22 @@ def _place_furniture(u: Array, room: Array, extent: Array, openings: Openings) -
         middles = middles.at[number].set(jnp.where(active, spot[best], 1e3))
         reaches = reaches.at[number].set(reach[best])
         new = active & (jnp.asarray(furniture.CATEGORY)[kind] == _TABLE)
-        found = jax.tree.map(
-            lambda mine, last: jnp.where(new, mine, last),
+        last_table = jax.tree.map(
+            lambda this, last: jnp.where(new, this, last),
             (spot[best], size, angle[best]),
             (table, table_size, table_angle),
         )
-        return (middles, reaches, found), (active, spot[best], heading[best])
+        return (middles, reaches, last_table), (active, spot[best], heading[best])
 
     numbers = len(openings.wall) + jnp.arange(pieces)
     no_table = (jnp.full(2, 1e3), jnp.ones(3), jnp.zeros(()))
     items = (u[:, :-1], numbers, kind, wanted, size)
-    _, (active, centre, heading) = jax.lax.scan(put, (middles, reaches, no_table), items)
+    _, (active, centre, heading) = jax.lax.scan(place_piece, (middles, reaches, no_table), items)
     return Furniture(kind, active, size, centre, heading)
 
 
-def _build(u: Array, pieces: Furniture) -> tuple[Shapes, Int[Array, " solids"], Material]:
-    """Solids of the furniture, the piece that each belongs to, and their materials."""
+def _build_solids(u: Array, pieces: Furniture) -> tuple[Shapes, Int[Array, " solids"], Material]:
+    """Returns the solids of the furniture, the index of each solid's piece, and the materials of the solids."""
     colours = materials.choose_colours(u)
     numbers = jnp.arange(len(pieces.kind), dtype=jnp.int32)
     large, small = slice(0, LARGE), slice(LARGE, None)
@@ -175,7 +175,7 @@ def _build(u: Array, pieces: Furniture) -> tuple[Shapes, Int[Array, " solids"], 
     for shape, count, which in groups:
         chosen = jax.tree.map(lambda leaf, which=which: leaf[which], (pieces, colours))
         solid, palette = furniture.parts(shape, count, *chosen[0])
-        flat = (solid, materials.of_palette(chosen[1], palette))
+        flat = (solid, materials.palette_materials(chosen[1], palette))
         solid, material = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), flat)
         solids.append(solid)
         rows.append(material)
@@ -185,10 +185,10 @@ def _build(u: Array, pieces: Furniture) -> tuple[Shapes, Int[Array, " solids"], 
     return Shapes(solids[0], cylinders, solids[3]), jnp.concatenate(owners), material
 
 
-def _clad(u: Float[Array, " 16"], room: Array) -> Material:
-    """Materials of the four walls, the floor and the ceiling."""
+def _choose_claddings(u: Float[Array, " 16"], room_type: Array) -> Material:
+    """Chooses the materials of the four walls, the floor and the ceiling."""
     walls, floor = (
-        materials.cladding(jnp.asarray(table)[room, materials.pick(v[0], 3)], v[1], v[2:])
+        materials.cladding(jnp.asarray(table)[room_type, materials.pick(v[0], 3)], v[1], v[2:])
         for table, v in ((_WALLS, u[:5]), (_FLOORS, u[5:10]))
     )
     ceiling = materials.cladding(jnp.asarray(materials.pattern("plain")), jnp.zeros(()), u[10:11])
@@ -197,7 +197,7 @@ def _clad(u: Float[Array, " 16"], room: Array) -> Material:
     return Material(albedo, second, jnp.zeros_like(albedo), pattern, (u[10:] * 2.0**23).astype(jnp.uint32))
 
 
-def _switch_lights(u: Float[Array, " 12"], extent: Array, openings: Openings) -> Lights:
+def _place_lights(u: Float[Array, " 12"], extent: Array, openings: Openings) -> Lights:
     lamp = jnp.concatenate([0.4 * extent[:2] * (u[:2] - 0.5), extent[2:] - 0.3])
     warm, cool = jnp.array([1.0, 0.86, 0.68]), jnp.array([0.8, 0.92, 1.1])
     lamp_power = jnp.where(u[2] < 0.75, 0.5 + 0.6 * u[3], 0.12) * (1 + 0.12 * extent[0] * extent[1]) * warm
@@ -213,7 +213,7 @@ def _switch_lights(u: Float[Array, " 12"], extent: Array, openings: Openings) ->
 
 
 def _rotation(yaw: Array, pitch: Array, roll: Array) -> Float[Array, "3 3"]:
-    """Columns: the camera's axes right, down and forward, in the room's frame."""
+    """Returns a matrix whose columns are the camera's axes right, down and forward in the room's frame."""
     forward = jnp.stack([jnp.cos(yaw) * jnp.cos(pitch), jnp.sin(yaw) * jnp.cos(pitch), jnp.sin(pitch)])
     level = jnp.stack([jnp.sin(yaw), -jnp.cos(yaw), jnp.zeros_like(yaw)])
     below = jnp.cross(forward, level)
@@ -222,16 +222,16 @@ def _rotation(yaw: Array, pitch: Array, roll: Array) -> Float[Array, "3 3"]:
 
 
 def _clear(spot: Float[Array, "n 2"], pieces: Furniture, extent: Array) -> Bool[Array, " n"]:
-    """Whether points are inside of the room and away from walls and from the furniture's footprints."""
+    """Says whether points are inside the room and clear of its walls and of the footprints of the furniture."""
     heading = jnp.abs(pieces.heading)
     reach = (heading * pieces.size[:, :1] + heading[:, ::-1] * pieces.size[:, 1:2]) / 2
-    apart = (jnp.abs(spot[:, None] - pieces.centre[None]) > (reach + _AWAY)[None]).any(-1) | ~pieces.active[None]
-    return apart.all(-1) & (jnp.abs(spot) < extent[None, :2] / 2 - _AWAY).all(-1)
+    apart = (jnp.abs(spot[:, None] - pieces.centre[None]) > (reach + _CLEARANCE)[None]).any(-1) | ~pieces.active[None]
+    return apart.all(-1) & (jnp.abs(spot) < extent[None, :2] / 2 - _CLEARANCE).all(-1)
 
 
 def _place_cameras(u: Array, v: Array, extent: Array, pieces: Furniture) -> tuple[Camera, Camera]:
-    """The best of some random cameras by what it sees, how far it sees, and chance; and another one close by."""
-    spots = (u[:, :2] - 0.5) * (extent[None, :2] - 2 * _AWAY)
+    """Chooses a random camera that sees much furniture and far into the room, and a second camera close to it."""
+    spots = (u[:, :2] - 0.5) * (extent[None, :2] - 2 * _CLEARANCE)
     yaws = 2 * jnp.pi * u[:, 2]
     ahead = jnp.stack([jnp.cos(yaws), jnp.sin(yaws)], 1)
     towards = pieces.centre[None] - spots[:, None]

@@ -1,4 +1,4 @@
-"""Scenes: a room, its openings, furniture, materials, lights and two cameras."""
+"""Scenes: the room with its openings, furniture, materials, lights and two cameras."""
 
 from typing import NamedTuple
 
@@ -9,16 +9,17 @@ from jaxtransfer.rooms.materials import Material
 from jaxtransfer.rooms.rays import Shapes
 
 OUTWARD = np.array([[1, 0, 0], [0, 1, 0], [-1, 0, 0], [0, -1, 0], [0, 0, -1], [0, 0, 1]], np.float32)
-"""Directions out of the room through its four walls, floor and ceiling."""
+"""Outward unit normals of the four walls, the floor and the ceiling, in the room's frame."""
 
 
 class Camera(NamedTuple):
     """A pinhole camera with square images.
 
     Attributes:
-        position: In metres, room frame: x and y along the walls from the centre of the floor, z up.
-        rotation: From the camera's frame (x right, y down, z forward) to the room's; columns are its axes.
-        tangent: Of half the field of view.
+        position: Position in metres in the room's frame: x and y along the walls from the centre of the floor, z up.
+        rotation: Rotation from the camera's frame (x right, y down, z forward) to the room's; its columns are the
+            camera's axes.
+        tangent: Tangent of half the field of view.
     """
 
     position: Float[Array, " 3"]
@@ -30,10 +31,10 @@ class Openings(NamedTuple):
     """Windows, doors and pictures: upright rectangles in walls.
 
     Attributes:
-        category: Number in `CATEGORIES`; -1 for none.
-        wall: 0 to 3, the walls at +x, +y, -x, -y.
-        centre: Along the wall and above the floor, in metres. Along a wall means in the direction of the next one.
-        half: Half the width and height, in metres.
+        category: Index in `CATEGORIES`; -1 where there is no opening.
+        wall: 0 to 3 for the walls at +x, +y, -x, -y.
+        centre: Coordinate along the wall (from its middle towards the next wall) and height above the floor, in metres.
+        half: Half the width and half the height in metres.
     """
 
     category: Int[Array, " openings"]
@@ -43,14 +44,14 @@ class Openings(NamedTuple):
 
 
 class Furniture(NamedTuple):
-    """Pieces of furniture, all standing on the floor.
+    """Pieces of furniture; all stand on the floor.
 
     Attributes:
-        kind: Number in `furniture.KINDS`.
-        active: Whether the piece is there.
+        kind: Index in `furniture.KINDS`.
+        active: Whether the piece exists; the arrays have the same length in all scenes.
         size: Width, depth and height in metres.
-        centre: Of the footprint, in metres, room frame.
-        heading: Cosine and sine of the angle from the room's axes to the piece's own; the front is its own +y.
+        centre: Centre of the footprint in metres, in the room's frame.
+        heading: Cosine and sine of the angle from the room's axes to the piece's own axes; its front faces its own +y.
     """
 
     kind: Int[Array, " pieces"]
@@ -61,16 +62,16 @@ class Furniture(NamedTuple):
 
 
 class Lights(NamedTuple):
-    """What lights a room, in linear RGB.
+    """The light sources of a room; colours are linear RGB.
 
     Attributes:
-        lamp: Position of the light under the ceiling, in metres.
-        lamp_power: Its intensity in units of 1 m^2.
+        lamp: Position of the ceiling lamp in metres.
+        lamp_power: Intensity of the ceiling lamp: irradiance times squared distance in m^2.
         sun: Unit vector towards the sun.
-        sun_power: Irradiance across the beam.
-        sky: Radiance of the windows.
-        ambient: Irradiance from everywhere.
-        door: Albedo of the doors.
+        sun_power: Irradiance of a surface that faces the sun.
+        sky: Radiance of the sky in the windows.
+        ambient: Ambient irradiance, the same from all directions.
+        door: Albedo of the doors, not a light.
     """
 
     lamp: Float[Array, " 3"]
@@ -83,20 +84,20 @@ class Lights(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """A furnished room; a pytree whose shapes are the same for all rooms.
+    """A furnished room, its lights and two cameras; a pytree with the same shapes for all scenes.
 
     Attributes:
-        room: Number of its type in `ROOMS`.
-        extent: Width, depth and height in metres.
-        openings: In the walls.
-        furniture: On the floor.
-        shapes: What the furniture is made of.
-        piece: The piece of furniture that each solid belongs to.
-        material: Of the solids, then of walls, floor and ceiling.
-        lights: What lights it.
-        camera: The view that labels belong to.
-        second_camera: Another view of much the same part of the room.
-        seed: Starts what is drawn for the labels.
+        room: Index of the room type in `ROOMS`.
+        extent: Width, depth and height of the room in metres.
+        openings: Windows, doors and pictures in the walls.
+        furniture: Pieces of furniture on the floor.
+        shapes: Solids that the furniture consists of.
+        piece: Index of the piece of furniture that each solid belongs to.
+        material: Materials of the solids, then of the four walls, the floor and the ceiling.
+        lights: Light sources.
+        camera: Camera of the image that the labels describe.
+        second_camera: A second camera near the first; it sees much the same part of the room.
+        seed: Seed of the random parts of examples: the noise of denoising and the permutation of the jigsaw.
     """
 
     room: Int[Array, ""]

@@ -1,9 +1,10 @@
-"""Colour and light of the points that a camera sees."""
+"""Computes the colour of the points that a camera sees."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxtransfer.pixels import linear_to_srgb
 from jaxtransfer.rooms import furniture, materials, rays
 from jaxtransfer.rooms.hits import DOOR, PICTURE, WINDOW, Hit, along_wall, find_opening
 from jaxtransfer.rooms.room_types import LARGE
@@ -15,33 +16,32 @@ _BAR = 0.025
 _BASEBOARD = 0.08
 _BRIGHTNESS = (0.2126, 0.7152, 0.0722)
 
-Colours = Float[Array, "3 rays"]
+RGB = Float[Array, "3 rays"]
 
 
-def shade(scene: Scene, hit: Hit, direction: Float[Array, "3 rays"], footprint: Float[Array, " rays"]) -> Colours:
-    """What the camera records of the points.
+def shade(scene: Scene, hit: Hit, direction: Float[Array, "3 rays"], footprint: Float[Array, " rays"]) -> RGB:
+    """Computes the image values of the points that rays hit.
 
-    Light comes from a lamp under the ceiling and from the sun through the windows, both with hard shadows, from the
-    windows' sky and from floor lamps, without, and from everywhere: less of that in corners and next to furniture.
-    The exposure follows the mean brightness.
+    The ceiling lamp and the sun through the windows cast hard shadows. The sky in the windows and the floor lamps cast
+    none. Ambient light is weaker in corners and next to furniture. The exposure follows the mean brightness.
 
     Args:
-        scene: The room.
-        hit: What each ray met.
-        direction: Of the rays, room frame.
-        footprint: What a pixel covers of the surface, in metres.
+        scene: The scene.
+        hit: The points that the rays hit.
+        direction: Unit vectors of the rays in the room's frame.
+        footprint: Width of a pixel on the surface in metres.
 
     Returns:
         sRGB in [0, 1].
     """
-    # Without the barriers, XLA computes each of these again wherever it is read.
+    # Without the barriers, XLA recomputes each of these wherever it is used.
     albedo, emission = jax.lax.optimization_barrier(_paint(scene, hit, direction, footprint))
     light = jax.lax.optimization_barrier(_light(scene, hit))
     return _expose(jax.lax.optimization_barrier(albedo * light + emission))
 
 
-def _paint(scene: Scene, hit: Hit, direction: Array, footprint: Array) -> tuple[Colours, Colours]:
-    """Albedo and emission: materials, and over them windows, doors, pictures, baseboards and the light's fixture."""
+def _paint(scene: Scene, hit: Hit, direction: Array, footprint: Array) -> tuple[RGB, RGB]:
+    """Returns albedo and emission: materials, then windows, doors, pictures, baseboards and the lamp fixture on top."""
     openings = scene.openings
     material = jax.tree.map(lambda leaf: leaf[hit.material], scene.material)
     half, turn = openings.half[hit.opening].T, 7 * openings.centre[hit.opening, 0]
@@ -64,7 +64,7 @@ def _paint(scene: Scene, hit: Hit, direction: Array, footprint: Array) -> tuple[
     knob = (u - 0.75 * half[0]) ** 2 + (v + 0.02) ** 2 < 0.03**2
     leaf = jnp.where(knob, 0.1, jnp.where(panel, 0.72, 0.95))[None] * scene.lights.door[:, None]
 
-    # A picture: land, sky and something round, in colours that depend on where it hangs.
+    # A picture shows land, sky and a disc, in colours that depend on its position on the wall.
     hue = jnp.stack([jnp.sin(turn), jnp.sin(turn + 2.1), jnp.sin(turn + 4.2)])
     land = jnp.sign(v / half[1] + 0.3 * jnp.sin(5 * u / half[0] + turn))
     disc = ((u / half[0] - 0.4 * jnp.sin(3 * turn)) ** 2 + (v / half[1] - 0.35) ** 2 < 0.08).astype(jnp.float32)
@@ -82,8 +82,8 @@ def _paint(scene: Scene, hit: Hit, direction: Array, footprint: Array) -> tuple[
     return jnp.where(glass[None], 0.0, albedo), jnp.where(glass[None], outside, emission)
 
 
-def _light(scene: Scene, hit: Hit) -> Colours:
-    """Light that arrives at the points, in units of what makes a white surface 1."""
+def _light(scene: Scene, hit: Hit) -> RGB:
+    """Returns the light that arrives at the points; 1 gives a white surface the value 1."""
     lights, normal = scene.lights, hit.normal
     origin = hit.point + _OFFSET * normal
     occlusion = jax.lax.optimization_barrier(_occlusion(scene, hit))
@@ -94,9 +94,9 @@ def _light(scene: Scene, hit: Hit) -> Colours:
     to_lamp /= reach[None]
     sun = jnp.broadcast_to(lights.sun[:, None], origin.shape)
     leave, wall = rays.leave_room(scene.extent, origin, sun)
-    # Both lights' shadows in one pass over the solids.
-    twice = (jnp.concatenate(pair, -1) for pair in ((origin, origin), (to_lamp, sun), (reach, leave)))
-    lamp_shadow, sun_shadow = jnp.split(rays.blocked(scene.shapes, *twice), 2)
+    # The shadows of both lights in a single pass over the solids.
+    shadow_rays = (jnp.concatenate(pair, -1) for pair in ((origin, origin), (to_lamp, sun), (reach, leave)))
+    lamp_shadow, sun_shadow = jnp.split(rays.blocked(scene.shapes, *shadow_rays), 2)
 
     facing = jnp.maximum((normal * to_lamp).sum(0), 0)
     lamp = facing / (reach**2 + 0.4) * (1 - 0.85 * lamp_shadow) * (0.5 + 0.5 * occlusion)
@@ -113,7 +113,7 @@ def _light(scene: Scene, hit: Hit) -> Colours:
 
 
 def _skylight(scene: Scene, hit: Hit) -> Float[Array, " rays"]:
-    """The share of what a point sees that is window, each window taken for a small patch; without shadows."""
+    """Returns the form factor of the windows seen from each point, without shadows; windows count as small patches."""
     openings = scene.openings
 
     def add(total: Array, window: tuple) -> tuple[Array, None]:
@@ -145,7 +145,7 @@ def _floor_lamps(scene: Scene, hit: Hit) -> Float[Array, " rays"]:
 
 
 def _occlusion(scene: Scene, hit: Hit) -> Float[Array, " rays"]:
-    """How much of the light from everywhere arrives: less in the room's corners and next to furniture."""
+    """Returns the share of ambient light that arrives: less in the room's corners and next to furniture."""
     x, y, z = hit.point
     half = scene.extent[:2] / 2
     gaps = jnp.stack([half[0] - x, half[1] - y, half[0] + x, half[1] + y, z, scene.extent[2] - z])
@@ -167,9 +167,9 @@ def _occlusion(scene: Scene, hit: Hit) -> Float[Array, " rays"]:
     return jax.lax.scan(close, open_share, items)[0]
 
 
-def _expose(radiance: Colours) -> Colours:
-    """Exposure to the mean brightness, a soft shoulder, and the sRGB curve."""
+def _expose(radiance: RGB) -> RGB:
+    """Exposes by the mean brightness with a soft shoulder, then applies the sRGB curve."""
     brightness = (radiance * jnp.asarray(_BRIGHTNESS)[:, None]).sum(0)
     mean = jax.lax.optimization_barrier(jnp.exp(jnp.log(brightness + 0.02).mean()))
     exposed = 1 - jnp.exp(-0.55 * radiance / mean**0.8)
-    return jnp.where(exposed <= 0.0031308, 12.92 * exposed, 1.055 * jnp.maximum(exposed, 1e-4) ** (1 / 2.4) - 0.055)
+    return linear_to_srgb(exposed)

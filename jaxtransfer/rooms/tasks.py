@@ -1,4 +1,4 @@
-"""The 22 tasks, and examples for all of them at once."""
+"""Defines the 22 tasks and makes examples with the labels of all of them."""
 
 import dataclasses
 import functools
@@ -28,7 +28,10 @@ def _multiply(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
 
 
 def _permutations() -> np.ndarray:
-    """The maps x -> a x + b of the field of nine elements, a a square: two of them agree on one tile at most."""
+    """Returns the maps x -> a x + b of the field of nine elements with a a nonzero square.
+
+    Any two of them agree on at most one tile.
+    """
     field = [(row, column) for row in range(3) for column in range(3)]
     products = [[_multiply(a, x) for x in field] for a in ((1, 0), (0, 1), (2, 0), (0, 2))]
     return np.array(
@@ -37,7 +40,7 @@ def _permutations() -> np.ndarray:
 
 
 PERMUTATIONS = _permutations()
-"""Arrangements of the nine tiles of a jigsaw, [36, 9]: which tile of the image, row by row, each place shows."""
+"""Permutations of the nine tiles of a jigsaw, [36, 9]: the tile that is shown at each place, both row by row."""
 
 
 def _image(example: Example) -> Float[Array, "size size 3"]:
@@ -60,7 +63,7 @@ def _grey(example: Example) -> Float[Array, "size size 3"]:
 
 
 def _shuffled(example: Example) -> Float[Array, "size size 3"]:
-    """Nine tiles of a third of the image, rounded down, in another order; what is left over repeats the border."""
+    """Permutes the nine tiles of the image; rows and columns beyond three tiles repeat the border."""
     size = example["image"].shape[0]
     side = size // 3
     tiles = (
@@ -78,18 +81,19 @@ def _pair(example: Example) -> Float[Array, "2 size size 3"]:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a network is asked.
+    """A task: what the network sees, what it predicts, and with which loss.
 
     Attributes:
-        name: Taskonomy's.
+        name: The task's name in Taskonomy.
         group: "2D", "3D", "geometric" or "semantic".
-        label: The entry of an example that is to be predicted.
-        outputs: How many numbers are predicted: channels of a pixel, components of a vector, classes.
-        pixels: Whether that many for every pixel.
-        loss: "squared" for numbers, "logistic" for yes-no questions, "softmax" for classes; of the last two, negative
-            labels are left out.
-        views: Images that the network sees.
-        input: From one example to what the network sees, [size, size, 3] in [0, 1]; [2, size, size, 3] for two views.
+        label: Key of the label in an example.
+        outputs: Number of outputs: channels of a pixel, components of a vector, or classes.
+        pixels: Whether the outputs are predicted at every pixel instead of once for the image.
+        loss: "squared" for numbers, "logistic" for yes-no labels, "softmax" for classes; the last two ignore negative
+            labels.
+        views: Number of images that the network sees.
+        input: Function from one example to the network's input, [size, size, 3] in [0, 1]; [2, size, size, 3] for two
+            views.
     """
 
     name: str
@@ -129,25 +133,26 @@ TASKS: dict[str, Task] = {
         Task("class_scene", "semantic", "class_scene", len(ROOMS), pixels=False, loss="softmax"),
     )
 }
-"""The tasks by name."""
+"""All tasks by name."""
 
 
 def labels(scene: Scene, view: View) -> Example:
-    """All labels of a view, by the names of their functions in `rooms.definitions`.
-
-    And `jigsaw`, the number of an arrangement in `PERMUTATIONS`.
+    """Computes all labels of a view.
 
     Args:
-        scene: The room.
-        view: What the scene's camera sees.
+        scene: The scene.
+        view: The view of the scene's camera (`scene.camera`).
+
+    Returns:
+        Labels under the names of their functions in `rooms.definitions`, and `jigsaw`, an index in `PERMUTATIONS`.
     """
-    of_image = (
+    image_labels = (
         definitions.colorization,
         definitions.edge_texture,
         definitions.keypoints2d,
         definitions.segment_unsup2d,
     )
-    of_view = (
+    view_labels = (
         definitions.depth_zbuffer,
         definitions.depth_euclidean,
         definitions.normal,
@@ -158,7 +163,7 @@ def labels(scene: Scene, view: View) -> Example:
         definitions.segment_unsup25d,
         definitions.segment_semantic,
     )
-    of_scene = (
+    scene_labels = (
         definitions.room_layout,
         definitions.vanishing_point,
         definitions.nonfixated_pose,
@@ -167,22 +172,22 @@ def labels(scene: Scene, view: View) -> Example:
     return {
         "jigsaw": (scene.seed % len(PERMUTATIONS)).astype(jnp.int32),
         "class_object": definitions.class_object(view, scene),
-        **{define.__name__: define(view.image) for define in of_image},
-        **{define.__name__: define(view) for define in of_view},
-        **{define.__name__: define(scene) for define in of_scene},
+        **{define.__name__: define(view.image) for define in image_labels},
+        **{define.__name__: define(view) for define in view_labels},
+        **{define.__name__: define(scene) for define in scene_labels},
     }
 
 
 def example(key: PRNGKeyArray, size: int = 64) -> Example:
-    """One example for every task.
+    """Renders one example with the labels of all tasks.
 
     Args:
-        key: The same key gives the same example.
+        key: Random key; the same key gives the same example.
         size: Height and width of the images in pixels.
 
     Returns:
-        `image` and `second_image` (what the second camera sees), [size, size, 3] in [0, 1]; `seed`, which starts the
-        noise of denoising; and all labels.
+        `image` and `second_image` (the view of the second camera), [size, size, 3] in [0, 1]; `seed`, the seed of the
+        noise of denoising; and all labels (see `labels`).
     """
     scene = sample_scene(key)
     cameras = jax.tree.map(lambda *leaves: jnp.stack(leaves), scene.camera, scene.second_camera)
@@ -193,15 +198,25 @@ def example(key: PRNGKeyArray, size: int = 64) -> Example:
 
 @functools.partial(jax.jit, static_argnames=("count", "size"))
 def examples(key: PRNGKeyArray, count: int, size: int = 64) -> Example:
-    """Examples for all tasks.
+    """Renders examples with the labels of all tasks.
 
     Args:
-        key: Example i depends on it and on i alone.
-        count: How many; `image` and labels of one example at 64 pixels take 0.7 MB.
+        key: Random key; example i depends only on the key and on i.
+        count: Number of examples; an example of 64 x 64 pixels takes 0.7 MB.
         size: Height and width of the images in pixels.
 
     Returns:
-        As of `example`, with an axis for the examples in front.
+        The entries of `example`, with a leading axis of length `count`.
+
+    Compiling the renderer takes seconds; the shapes alone are known without it.
+
+    >>> from jaxtransfer import rooms
+    >>> shapes = jax.eval_shape(lambda key: rooms.examples(key, count=5, size=16), jax.random.key(0))
+    >>> shapes["image"].shape, shapes["normal"].shape, shapes["class_scene"].shape
+    ((5, 16, 16, 3), (5, 16, 16, 3), (5,))
+    >>> inputs = jax.eval_shape(jax.vmap(rooms.TASKS["denoising"].input), shapes)
+    >>> inputs.shape
+    (5, 16, 16, 3)
     """
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
     return jax.lax.map(functools.partial(example, size=size), keys)

@@ -1,4 +1,4 @@
-"""Views: what a camera sees of a scene, as an image and as geometry."""
+"""Renders what a camera sees of a scene: the image, and the geometry at every pixel."""
 
 import functools
 from typing import NamedTuple
@@ -13,16 +13,16 @@ from jaxtransfer.rooms.shading import shade
 
 
 class View(NamedTuple):
-    """What a camera sees, pixel by pixel; rows run down, rays go through the centres of pixels.
+    """What a camera sees at every pixel; rows run downwards, and rays go through the centres of pixels.
 
     Attributes:
         image: sRGB in [0, 1].
-        direction: Unit vectors from the camera, camera frame (x right, y down, z forward).
-        distance: From the camera, in metres.
-        normal: Unit vectors out of the surface, camera frame.
-        curvature: The principal curvatures in 1/m, the larger first; positive where the surface is convex.
-        piece: The piece of furniture, -1 for what belongs to the room.
-        category: Number in `CATEGORIES`.
+        direction: Unit vectors of the rays in the camera's frame (x right, y down, z forward).
+        distance: Distance from the camera in metres.
+        normal: Unit normals that point out of the surface, in the camera's frame.
+        curvature: Principal curvatures in 1/m, the larger first; positive where the surface is convex.
+        piece: Index of the piece of furniture; -1 for walls, floor, ceiling and openings.
+        category: Index in `CATEGORIES`.
     """
 
     image: Float[Array, "size size 3"]
@@ -35,7 +35,7 @@ class View(NamedTuple):
 
 
 def pixel_rays(camera: Camera, size: int) -> Float[Array, "3 rays"]:
-    """Unit vectors through the centres of pixels, row by row, in the camera's frame."""
+    """Returns unit vectors through the centres of pixels, row by row, in the camera's frame."""
     steps = camera.tangent * ((2 * jnp.arange(size) + 1) / size - 1)
     x, y = jnp.meshgrid(steps, steps)
     direction = jnp.stack([x.ravel(), y.ravel(), jnp.ones(size * size)])
@@ -44,12 +44,22 @@ def pixel_rays(camera: Camera, size: int) -> Float[Array, "3 rays"]:
 
 @functools.partial(jax.jit, static_argnames="size")
 def render(scene: Scene, camera: Camera, size: int = 64) -> View:
-    """What a camera sees of a scene.
+    """Renders a scene as a camera sees it.
 
     Args:
-        scene: The room.
-        camera: Inside of it, and not of its furniture.
-        size: Height and width in pixels.
+        scene: The scene.
+        camera: A camera inside the room and outside its furniture.
+        size: Height and width of the image in pixels.
+
+    Compiling takes seconds; the shapes alone are known without it.
+
+    >>> from jaxtransfer import rooms
+    >>> def render(key):
+    ...     scene = rooms.sample_scene(key)
+    ...     return rooms.render(scene, scene.camera, size=8)
+    >>> view = jax.eval_shape(render, jax.random.key(0))
+    >>> view.image.shape, view.distance.shape, view.category.dtype
+    ((8, 8, 3), (8, 8), dtype('int32'))
     """
     ray = pixel_rays(camera, size)
     direction = jnp.matmul(camera.rotation, ray, precision="highest")

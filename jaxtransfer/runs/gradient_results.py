@@ -1,6 +1,5 @@
 """What principal gradients and alignments say of tasks: tables, rankings and sentences, and the files they go to."""
 
-import csv
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,10 +10,10 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxtransfer.comparison.affinity import Affinity, MethodResult
-from jaxtransfer.data.datasets import Task
+from jaxtransfer.data.datasets import LabelledTask
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.figures.drawings import heat_map
-from jaxtransfer.files import read_table, write_csv
+from jaxtransfer.files import read_records, read_table, write_csv
 from jaxtransfer.pge.alignment import AlignmentEstimation
 from jaxtransfer.pge.estimator import PrincipalGradient
 from jaxtransfer.pge.gap import Form, gap
@@ -37,7 +36,7 @@ class GradientResults:
     """
 
     measure: Measure
-    tasks: tuple[Task, ...]
+    tasks: tuple[LabelledTask, ...]
     values: Float[np.ndarray, "tasks tasks"]
     stderr: Float[np.ndarray, "tasks tasks"]
     control: tuple[Row, ...]
@@ -60,7 +59,7 @@ class GradientResults:
 
 
 def gaps(
-    tasks: Sequence[Task], gradients: Mapping[str, PrincipalGradient], form: Form, tolerance: float
+    tasks: Sequence[LabelledTask], gradients: Mapping[str, PrincipalGradient], form: Form, tolerance: float
 ) -> GradientResults:
     """The gaps between all tasks.
 
@@ -107,7 +106,7 @@ def gaps(
     return GradientResults("gap", tuple(tasks), values, stderr, tuple(rows), _gathered(remarks, count))
 
 
-def alignments(tasks: Sequence[Task], estimation: AlignmentEstimation, tolerance: float) -> GradientResults:
+def alignments(tasks: Sequence[LabelledTask], estimation: AlignmentEstimation, tolerance: float) -> GradientResults:
     """The alignments of all tasks.
 
     Args:
@@ -245,5 +244,4 @@ def read_results(directory: Path, measure: Measure) -> Affinity:
 
 def read_control(directory: Path) -> list[dict[str, str]]:
     """The rows of `control.csv`, as text."""
-    with (directory / "control.csv").open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
+    return read_records(directory / "control.csv")

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxtransfer.data.datasets import Task, read_tasks
+from jaxtransfer.data.datasets import LabelledTask, read_tasks
 from jaxtransfer.devices import allgather, default_mesh, is_first, is_writer, own_rows, synchronised
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.pge.alignment import AlignmentEstimation
@@ -140,7 +140,7 @@ def run_pge(
     return results
 
 
-def _read_tasks(paths: Sequence[str | Path], options: PGEOptions, strict: bool) -> tuple[Task, ...]:
+def _read_tasks(paths: Sequence[str | Path], options: PGEOptions, strict: bool) -> tuple[LabelledTask, ...]:
     if options.may_use_episodes:
         ways, images_per_class = options.ways, options.shots + options.queries
     else:
@@ -150,23 +150,23 @@ def _read_tasks(paths: Sequence[str | Path], options: PGEOptions, strict: bool) 
     )
 
 
-def _channels(tasks: Sequence[Task]) -> int:
+def _channels(tasks: Sequence[LabelledTask]) -> int:
     return tasks[0].images.shape[-1]
 
 
-def _dataset_record(task: Task) -> dict[str, Any]:
+def _dataset_record(task: LabelledTask) -> dict[str, Any]:
     return {
-        "source": str(Path(task.source).absolute()),
-        "kind": task.kind,
+        "source": str(Path(task.path).absolute()),
+        "kind": task.target_type,
         "images": len(task.images),
-        "classes": len(np.unique(task.labels)) if task.kind == "classes" else None,
+        "classes": len(np.unique(task.labels)) if task.target_type == "classes" else None,
         "sha256": task.sha256,
         "skipped": [list(pair) for pair in task.skipped],
         "left_out": [list(pair) for pair in task.left_out],
     }
 
 
-def _note(settings: Mapping[str, Any], tasks: Sequence[Task]) -> str:
+def _note(settings: Mapping[str, Any], tasks: Sequence[LabelledTask]) -> str:
     """Returns the settings and the hashes of the data that a stored result depends on."""
     return json.dumps({"settings": settings, "data": [[task.name, task.sha256] for task in tasks]}, sort_keys=True)
 
@@ -244,7 +244,7 @@ def _principal_gradient(context: RunContext, objective: Objective, label: str, r
             context.backbone.init, objective.loss, objective.batches, context.key, symmetry=context.symmetry,
             control=options.control, groups=options.groups, mesh=row, check=False,
         )  # fmt: skip
-        _resume(context, estimation, partial, note, label, task.source, row)
+        _resume(context, estimation, partial, note, label, task.path, row)
         gradient = estimation.result()
     with synchronised(row):
         if is_writer(row):

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtransfer import devices
 from jaxtransfer._version import __version__
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.files import atomic_write, beside
+from jaxtransfer.files import atomic_write, partial_path
 
 Record = dict[str, Any]
 
@@ -113,7 +113,7 @@ def _earlier(
     if out.exists() and not out.is_dir():
         raise JaxTransferError(f"{out} is not a directory, so it cannot hold a run; choose another.")
     found = read(out, kind)
-    own = (beside(out / _RECORD), out / _LOCK)
+    own = (partial_path(out / _RECORD), out / _LOCK)
     if found is None and out.exists() and any(entry not in own for entry in out.iterdir()):
         raise JaxTransferError(f"{out} is not empty and not a run directory; choose a new one.")
     # As it will be read again.

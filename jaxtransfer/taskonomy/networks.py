@@ -1,4 +1,4 @@
-"""The networks of Taskonomy (Zamir et al., CVPR 2018) as they stand in the PyTorch release `visualpriors`.
+"""Defines the networks of Taskonomy (Zamir et al., CVPR 2018) as in the PyTorch release `visualpriors`.
 
 Attribute paths are PyTorch's (`encoder.layer1[0].conv1`), leaves are Flax's (`kernel`, `scale`, `mean`, ...).
 """
@@ -7,25 +7,25 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.networks.pooling import max_pool_3x3
 
 
 def encode(
     params: PyTree, images: Float[Array, "images height width channels"]
 ) -> Float[Array, "images height/16 width/16 8"]:
-    """The representation of `images`: the encoder's output after its last ReLU.
+    """Computes the representation of images: the encoder's output after its last ReLU.
 
-    `visualpriors` can follow it with a parameter-free group normalisation (`normalize_outputs=True`); that one is
-    not applied, because the sum over its outputs is constant and has no gradient.
+    The parameter-free group normalisation that `visualpriors` can append (`normalize_outputs=True`) is not applied:
+    the sum over its outputs is constant and has no gradient.
 
     Args:
         params: `{"encoder": ...}` as `jaxtransfer convert taskonomy` writes it; other entries are not used.
-        images: In the range the task's preprocessing gives, usually [-1, 1].
+        images: Images in the range of the task's preprocessing, usually [-1, 1].
     """
     params = params["encoder"]
     graph, _ = skeleton(Encoder, params["conv1"]["kernel"].shape[2])
@@ -35,22 +35,23 @@ def encode(
 def decode(
     params: PyTree, images: Float[Array, "images height width channels"], *, tanh: bool = True
 ) -> Float[Array, "images ..."]:
-    """The task's prediction for `images`: the decoder applied to the representation.
+    """Predicts the labels of a task from images: the decoder applied to the representation.
 
     Args:
-        params: `{"encoder": ..., "decoder": ...}`; the decoder's kind and width follow from its entries.
-        images: In the range the task's preprocessing gives, usually [-1, 1].
-        tanh: Whether a convolutional decoder ends with tanh, as `TASKS[task].tanh` states: all but that of
-            `segmentsemantic`, which gives the logits of 17 classes. A fully connected decoder never does.
+        params: `{"encoder": ..., "decoder": ...}`; the architecture and width of the decoder follow from its entries.
+        images: Images in the range of the task's preprocessing, usually [-1, 1].
+        tanh: Whether a convolutional decoder ends with tanh (`TASKS[task].tanh`): all do except that of
+            `segmentsemantic`, which returns the logits of 17 classes. A fully connected decoder never does.
 
     Returns:
-        From a convolutional decoder [images, height, width, outputs]; from a fully connected one [images, outputs].
+        Predictions [images, height, width, outputs] of a convolutional decoder, or [images, outputs] of a fully
+        connected one.
 
     Raises:
-        JaxTransferError: There is no decoder in `params`, or it is fully connected and the images are not 256x256.
+        JaxTransferError: `params` hold no decoder, or it is fully connected and the images are not 256x256.
     """
     if "decoder" not in params:
-        raise JaxTransferError("These params hold no decoder; convert the task with its decoder file present.")
+        raise JaxTransferError("These params hold no decoder; convert the task together with its decoder file.")
     representation, params = encode(params, images), params["decoder"]
     if "fc0" not in params:
         graph, _ = skeleton(ConvolutionalDecoder, params["decoder_output"]["0"]["kernel"].shape[-1])
@@ -66,30 +67,30 @@ def decode(
 
 @functools.cache
 def skeleton(kind: Callable[..., nnx.Module], channels: int) -> tuple[nnx.GraphDef, dict[str, Any]]:
-    """The structure of a network without its weights.
+    """Returns the structure of a network without its weights.
 
     Args:
-        kind: `Encoder`, `ConvolutionalDecoder` or `FullyConnectedDecoder`.
-        channels: Of the encoder's input, or of the decoder's output.
+        kind: Class of the network: `Encoder`, `ConvolutionalDecoder` or `FullyConnectedDecoder`.
+        channels: Number of channels of the encoder's input, or of the decoder's output.
 
     Returns:
-        The graph definition, and nested dicts of `jax.ShapeDtypeStruct` where the weights belong.
+        The graph definition, and nested dicts with a `jax.ShapeDtypeStruct` for every weight.
     """
     graph, state = nnx.split(nnx.eval_shape(lambda: kind(channels, rngs=nnx.Rngs(0))))
     return graph, nnx.to_pure_dict(state)
 
 
 def _with_params(graph: nnx.GraphDef, params: PyTree) -> Any:
-    """The module itself; the numbers in the paths of its weights are strings, as a checkpoint has them."""
+    """Builds the module from weights whose paths hold numbers as strings, as checkpoints do."""
     return nnx.merge(graph, nnx.restore_int_paths(params))
 
 
 class Encoder(nnx.Module):
-    """ResNet-50 whose stride sits in the LAST block of `layer1` and `layer2`, compressed to 8 channels.
+    """A ResNet-50 with its strides in the LAST block of `layer1` and `layer2`, compressed to 8 channels.
 
     Args:
-        channels: Of the input.
-        rngs: For the initial weights.
+        channels: Number of input channels.
+        rngs: Random keys of the initial weights.
     """
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs) -> None:
@@ -114,15 +115,15 @@ class Encoder(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """1x1, 3x3 and 1x1 convolutions beside a shortcut.
+    """A residual block: 1x1, 3x3 and 1x1 convolutions and a shortcut.
 
-    The 1x1 convolutions are linear layers over the channels: matrix products, which XLA runs faster on CPUs.
+    The 1x1 convolutions are linear layers over the channels: XLA runs matrix products faster on CPUs.
 
     Args:
-        in_channels: Of the input.
-        channels: Of the 3x3 convolution; the output has four times as many.
-        stride: Of the 3x3 convolution; the shortcut then keeps every `stride`-th row and column.
-        rngs: For the initial weights.
+        in_channels: Number of input channels.
+        channels: Number of channels of the 3x3 convolution; the output has four times this number.
+        stride: Stride of the 3x3 convolution; the shortcut keeps every `stride`-th row and column.
+        rngs: Random keys of the initial weights.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int, *, rngs: nnx.Rngs) -> None:
@@ -150,11 +151,11 @@ class Bottleneck(nnx.Module):
 
 
 class ConvolutionalDecoder(nnx.Module):
-    """Six convolutions, four doublings of height and width, and a last convolution, before any tanh.
+    """A decoder of convolutions that doubles height and width four times; without the final tanh.
 
     Args:
-        channels: Of the output.
-        rngs: For the initial weights.
+        channels: Number of output channels.
+        rngs: Random keys of the initial weights.
     """
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs) -> None:
@@ -187,11 +188,11 @@ class ConvolutionalDecoder(nnx.Module):
 
 
 class FullyConnectedDecoder(nnx.Module):
-    """Two linear layers; the dropout between them does nothing outside training.
+    """A decoder of two linear layers; the release's dropout between them acts in training only.
 
     Args:
-        channels: Of the output.
-        rngs: For the initial weights.
+        channels: Number of outputs.
+        rngs: Random keys of the initial weights.
     """
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs) -> None:
@@ -223,7 +224,7 @@ def _conv_layer(in_channels: int, channels: int, rngs: nnx.Rngs) -> nnx.List:
 
 
 def _deconv_layer(in_channels: int, channels: int, rngs: nnx.Rngs) -> nnx.List:
-    """None stands where PyTorch pads a row and column and cuts them off again; "SAME" does both."""
+    """Keeps PyTorch's numbering: None stands for its layers that pad and crop, which "SAME" does here."""
     deconv = nnx.ConvTranspose(
         in_channels, channels, (3, 3), strides=2, padding="SAME", use_bias=False, transpose_kernel=True, rngs=rngs
     )
@@ -231,17 +232,5 @@ def _deconv_layer(in_channels: int, channels: int, rngs: nnx.Rngs) -> nnx.List:
 
 
 def _max_pool(x: Float[Array, "images h w channels"]) -> Float[Array, "images h2 w2 channels"]:
-    """3x3 windows every second row and column, the last ones cut off by the border (`ceil_mode=True`).
-
-    Slices instead of `nnx.max_pool`, whose gradient took 30 ms an image of 256x256 on two CPU cores and not 7.
-    Columns before rows and `>=` give the gradient to the first of equal maxima, as PyTorch does. Padding with
-    zeros is right for what follows a ReLU only.
-    """
-    for axis in (2, 1):
-        padding = [(0, 0)] * 4
-        padding[axis] = (0, 1 - x.shape[axis] % 2)
-        x = jnp.pad(x, padding)
-        last = x.shape[axis] - 2
-        first, second, third = (jax.lax.slice_in_dim(x, i, last + i, 2, axis) for i in range(3))
-        x = functools.reduce(lambda a, b: jnp.where(a >= b, a, b), (first, second, third))
-    return x
+    """Max-pools 3x3 windows with stride 2 that may extend beyond the last row and column (`ceil_mode=True`)."""
+    return max_pool_3x3(x, [(0, 1 - size % 2) for size in x.shape[1:3]])

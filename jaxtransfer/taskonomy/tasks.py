@@ -1,19 +1,20 @@
-"""The tasks of Taskonomy (Zamir et al., CVPR 2018), their names and what their networks expect to see."""
+"""Lists the tasks of Taskonomy (Zamir et al., CVPR 2018), their names and the preprocessing of their networks."""
 
 import dataclasses
 
-from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.errors import unknown_name
 from jaxtransfer.networks.preprocess import Preprocess
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What one task's networks share.
+    """Describes a task of Taskonomy.
 
     Attributes:
-        release: The task's name in the PyTorch release.
-        group: What Song et al. (NeurIPS 2019) count it among; None where they do not use the task.
-        preprocess: From probe images in [0, 1] to the network's input in [-1, 1].
+        release: Name of the task in the PyTorch release.
+        group: Group of the task in Song et al. (NeurIPS 2019): "2D", "3D", "geometric" or "semantic"; None if they do
+            not use the task.
+        preprocess: Maps probe images in [0, 1] to the network's input in [-1, 1].
         tanh: Whether a convolutional decoder of the task ends with tanh.
     """
 
@@ -53,18 +54,21 @@ TASKS: dict[str, Task] = {
     "non_fixated_pose": Task("nonfixated_pose", None, _PLAIN),
     "point_match": Task("point_matching", None, _PLAIN),
 }
-"""All tasks by the names of Song et al. (NeurIPS 2019): first the 20 of that paper, in its order."""
+"""All tasks by their names in Song et al. (NeurIPS 2019); the 20 tasks of that paper come first, in its order."""
 
 _BY_RELEASE = {task.release: name for name, task in TASKS.items()}
 
 
 def task_name(name: str) -> str:
-    """The key in `TASKS` of a task given by either of its names.
+    """Returns the key of a task in `TASKS`, given either of its names.
 
     Raises:
         JaxTransferError: Taskonomy has no such task.
+
+    >>> task_name("reshading")
+    'reshade'
     """
     name = _BY_RELEASE.get(name, name)
     if name not in TASKS:
-        raise JaxTransferError(f"{name!r} is not a task of Taskonomy; the tasks are: {', '.join(TASKS)}.")
+        raise unknown_name("task", name, TASKS, where="in Taskonomy")
     return name

@@ -1,4 +1,4 @@
-"""How Rooms' networks are trained and their transfers measured, on examples that need no rendering."""
+"""Training of the encoders of Rooms and measurement of their transfer, on examples that need no rendering."""
 
 import dataclasses
 import signal
@@ -19,7 +19,7 @@ from scipy.stats import norm
 from benchmarks.rooms import learning, settings, truth
 from benchmarks.rooms.examples import Examples, unpacked
 from benchmarks.rooms.training import Trainer, untrained
-from benchmarks.rooms.transfer import Target, represented
+from benchmarks.rooms.transfer import Target, represent
 from jaxtransfer import rooms
 from jaxtransfer.networks.network import Network
 from jaxtransfer.networks.zoo import Zoo
@@ -36,7 +36,7 @@ def promotion() -> Iterator[None]:
 
 
 class Drawn(Examples):
-    """Examples as if they had been read: images of one colour each, a class and numbers that follow from it."""
+    """Examples in memory: images of a single colour, and labels that follow from it."""
 
     def __init__(self, count: int, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
@@ -53,7 +53,7 @@ class Drawn(Examples):
         self._first, self._count = 0, count
 
 
-# What all training has in common
+# Losses and predictions
 
 
 @pytest.mark.parametrize("name", ["autoencoding", "depth_zbuffer", "room_layout", "class_scene", "segment_unsup2d"])
@@ -63,10 +63,10 @@ def test_no_constant_answer_is_better_than_the_prior(name: str) -> None:
     labels = unpacked({task.label: jnp.asarray(examples[task.label])})[task.label]
 
     def cost(answers: Array) -> Array:
-        everywhere = jnp.broadcast_to(answers, (len(labels), *answers.shape))
-        return learning.mean_loss(*learning.losses(task, prior.units, everywhere, labels))
+        repeated = jnp.broadcast_to(answers, (len(labels), *answers.shape))
+        return learning.mean_loss(*learning.losses(task, prior.units, repeated, labels))
 
-    answers = jnp.asarray(prior.answers)
+    answers = jnp.asarray(prior.predictions)
     slope = jax.grad(cost)(answers)
     # At the minimum but for the one example that is added to each class and answer.
     assert float(jnp.abs(slope).sum()) < (1e-3 if task.loss == "squared" else 0.15)
@@ -99,17 +99,17 @@ QUICK = dataclasses.replace(SETTINGS.training, steps=12, batch=8)
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[int]]:
-    """Trained in one go."""
-    told: list[int] = []
+    """The result of uninterrupted training, and the steps that it reported."""
+    steps: list[int] = []
     examples = Drawn(64)
     task = rooms.TASKS["class_scene"]
     trainer = Trainer(task, QUICK, learning.prior(task, examples, 1))
-    return trainer.run(3, examples, Drawn(32, seed=1), told.append), told
+    return trainer.run(3, examples, Drawn(32, seed=1), steps.append), steps
 
 
 def test_training_learns(trained) -> None:
-    _, told = trained
-    assert told == list(range(1, 13))
+    _, steps = trained
+    assert steps == list(range(1, 13))
     task, examples = rooms.TASKS["class_scene"], Drawn(64)
     prior = learning.prior_loss(task, learning.prior(task, examples, 1), Drawn(32, seed=1), 1)
     again = Trainer(task, dataclasses.replace(QUICK, steps=40), learning.prior(task, examples, 1))
@@ -131,27 +131,27 @@ def test_training_that_was_killed_goes_on_to_the_same_bits(trained, tmp_path: Pa
         import os, signal
         from pathlib import Path
         import jax
-        jax.config.update("jax_num_cpu_devices", 8)  # as here: products are cut up alike
+        jax.config.update("jax_num_cpu_devices", 8)  # as here, so that products are split the same way
         from benchmarks.rooms import learning
         from benchmarks.rooms.training import Trainer
         from test_rooms_training import QUICK, Drawn, rooms
 
-        def tell(step):
+        def kill_at_step_8(step):
             if step == 8:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         task, examples = rooms.TASKS["class_scene"], Drawn(64)
         trainer = Trainer(task, QUICK, learning.prior(task, examples, 1))
-        trainer.run(3, examples, Drawn(32, seed=1), tell, checkpoints=Path({str(tmp_path)!r}), every=5)
+        trainer.run(3, examples, Drawn(32, seed=1), kill_at_step_8, checkpoints=Path({str(tmp_path)!r}), every=5)
     """
     folders = [str(Path(__file__).parent), str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
     code = f"import sys; sys.path[:0] = {folders}\n{textwrap.dedent(script)}"
     died = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=300)
     assert died.returncode == -signal.SIGKILL, died.stderr
-    task, examples, told = rooms.TASKS["class_scene"], Drawn(64), []
+    task, examples, steps = rooms.TASKS["class_scene"], Drawn(64), []
     trainer = Trainer(task, QUICK, learning.prior(task, examples, 1))
-    found = trainer.run(3, examples, Drawn(32, seed=1), told.append, checkpoints=tmp_path, every=5)
-    assert told == list(range(6, 13))
+    found = trainer.run(3, examples, Drawn(32, seed=1), steps.append, checkpoints=tmp_path, every=5)
+    assert steps == list(range(6, 13))
     for a, b in zip(jax.tree.leaves(found.encoder), jax.tree.leaves(trained[0].encoder), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -176,14 +176,14 @@ def test_the_encoder_of_a_zoo_is_the_one_that_was_trained(trained, tmp_path: Pat
 
 def test_a_readout_finds_what_the_representation_has_and_nothing_else() -> None:
     """Targets that follow from the image's colour, from an encoder that passes colours on and from a blind one."""
-    how = dataclasses.replace(SETTINGS.transfer, steps=60, batch=16)
+    settings = dataclasses.replace(SETTINGS.transfer, steps=60, batch=16)
     task = rooms.TASKS["room_layout"]
     few, many = Drawn(3 * 32), Drawn(64, seed=1)
-    target = Target(task, how, few, many)
+    target = Target(task, settings, few, many)
     sighted = Network("sighted", _colours, {"scale": jnp.ones(())})
     blind = Network("blind", _colours, {"scale": jnp.zeros(())})
     measured = {
-        network.name: target.measure(*(represented(network, task, each) for each in (few, many)))
+        network.name: target.measure(*(represent(network, task, examples) for examples in (few, many)))
         for network in (sighted, blind)
     }
     assert measured["sighted"].losses.shape == (3, 64)
@@ -200,7 +200,7 @@ def _colours(params: Any, images: Array) -> Array:
 def test_an_untrained_encoder_sees_images_of_usual_size() -> None:
     examples = Drawn(64)
     network = untrained("random", examples)
-    found = represented(network, rooms.TASKS["class_scene"], examples)
+    found = represent(network, rooms.TASKS["class_scene"], examples)
     assert found.shape == (64, 8, 8, 64)
     assert 0.1 < found.astype(np.float32).std() < 10
 

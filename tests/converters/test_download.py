@@ -131,7 +131,7 @@ def test_nobody_answers(server: Server, tmp_path: Path) -> None:
 
 
 def test_bad_arguments(tmp_path: Path) -> None:
-    with pytest.raises(jt.JaxTransferError, match="'juggling' is not a task of Taskonomy; the tasks are: autoencoder,"):
+    with pytest.raises(jt.JaxTransferError, match="no task 'juggling' in Taskonomy; there are: autoencoder,"):
         download(tmp_path / "new", ["juggling"])
     with pytest.raises(jt.JaxTransferError, match="could not be fetched from nowhere/"):
         download(tmp_path / "new", base_url="nowhere", files=FILES)

@@ -122,8 +122,8 @@ def test_checks_everything_first(encoder: Any, weights: Path, zoo: jt.Zoo) -> No
     ("name", "tensor", "complaint"),
     [
         ("layer3.5.conv2.weight", None, "it lacks layer3.5.conv2.weight."),
-        ("layer3.6.conv2.weight", torch.zeros(1), "it has more than is known: layer3.6.conv2.weight."),
-        ("layer3.num_batches_tracked", torch.tensor(0), "it has more than is known: layer3.num_batches_tracked."),
+        ("layer3.6.conv2.weight", torch.zeros(1), "it has unknown entries: layer3.6.conv2.weight."),
+        ("layer3.num_batches_tracked", torch.tensor(0), "it has unknown entries: layer3.num_batches_tracked."),
         ("conv1.weight", torch.zeros(64), "conv1.weight has shape (64,), not (64, 1, 7, 7)."),
         ("conv1.weight", torch.zeros(64, 0, 7, 7), "conv1.weight has shape (64, 0, 7, 7), not (64, 1, 7, 7)."),
         (
@@ -221,4 +221,4 @@ def test_names_of_something_else(weights: Path, zoo: jt.Zoo, name: str) -> None:
 
 def test_unknown_task(weights: Path, zoo: jt.Zoo) -> None:
     (weights / f"juggling_encoder-{SOME_HASH}.pth").write_bytes(b"")
-    refuse(weights, zoo, f"juggling_encoder-{SOME_HASH}.pth: 'juggling' is not a task of Taskonomy")
+    refuse(weights, zoo, f"juggling_encoder-{SOME_HASH}.pth: There is no task 'juggling' in Taskonomy")

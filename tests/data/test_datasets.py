@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from jaxtransfer import JaxTransferError
-from jaxtransfer.data.datasets import Task, read_tasks
+from jaxtransfer.data.datasets import LabelledTask, read_tasks
 from jaxtransfer.data.probe import load_probe
 
 
@@ -34,7 +34,7 @@ def _npz(file: Path, x, y) -> Path:
     return file
 
 
-def _only(path, size=8, **options) -> Task:
+def _only(path, size=8, **options) -> LabelledTask:
     (task,) = read_tasks([path], size=size, **options)
     return task
 
@@ -53,7 +53,7 @@ def test_folder_of_datasets(tmp_path):
     (tmp_path / ".git").mkdir()
     a, b, c = read_tasks([tmp_path], size=8)
     assert [task.name for task in (a, b, c)] == ["a", "b pets", "c"]
-    assert {task.kind for task in (a, b, c)} == {"classes"}
+    assert {task.target_type for task in (a, b, c)} == {"classes"}
     assert a.labels.tolist() == ["one", "two", "one", "one"]  # in turn
     assert sorted(b.labels.tolist()) == ["cat", "cat", "dog", "dog", "dog"]
     assert a.images.shape == (4, 8, 8, 3)
@@ -137,17 +137,17 @@ def test_small_classes_are_left_out(tmp_path):
 )
 def test_classes_of_any_type(tmp_path, y, expected):
     task = _only(_npz(tmp_path / "a.npz", X, y))
-    assert task.kind == "classes"
+    assert task.target_type == "classes"
     assert task.labels.tolist() == list(expected)
 
 
 def test_numbers_and_dense_targets(tmp_path):
     rng = np.random.default_rng(0)
     numbers = _only(_npz(tmp_path / "n.npz", X, rng.normal(size=(6, 3))))
-    assert (numbers.kind, numbers.labels.shape, numbers.labels.dtype) == ("numbers", (6, 3), np.float32)
+    assert (numbers.target_type, numbers.labels.shape, numbers.labels.dtype) == ("numbers", (6, 3), np.float32)
     y = np.broadcast_to(np.arange(10.0)[None, None, :, None], (6, 8, 10, 2))
     dense = _only(_npz(tmp_path / "d.npz", np.zeros((6, 8, 10), np.uint8), y), size=8)
-    assert (dense.kind, dense.labels.shape, dense.labels.dtype) == ("dense", (6, 8, 8, 2), np.float32)
+    assert (dense.target_type, dense.labels.shape, dense.labels.dtype) == ("dense", (6, 8, 8, 2), np.float32)
     np.testing.assert_array_equal(dense.labels[0, 0, :, 0], np.arange(1.0, 9.0))
     assert _only(_npz(tmp_path / "d.npz", np.zeros((6, 8, 10), np.uint8), y), limit=2).labels.shape == (2, 8, 8, 2)
 
@@ -223,7 +223,7 @@ def test_toml(tmp_path):
     assert some.labels.tolist() == ["dog", "7", "dog", "7"]
     assert len(every.images) == 5
     assert digits.labels.tolist() == ["0", "2", "0", "2"]
-    assert regression.kind == "numbers"
+    assert regression.target_type == "numbers"
     np.testing.assert_array_equal(regression.labels, np.array([[0, 1, 2, 0, 1]], np.float32).T)
 
 
@@ -236,23 +236,29 @@ def test_toml(tmp_path):
         ("x = [", "not valid TOML"),
         ('[datasets.a]\npath = "a.npz"\n[other]', "nothing else"),
         ("[datasets]\na = 3", "must be a table"),
-        ('[datasets.a]\npath = "a.npz"\ncolour = 3', "unknown key 'colour'; there are: path, target, classes, limit"),
+        (
+            '[datasets.a]\npath = "a.npz"\ncolour = 3',
+            r"no option 'colour' for .*datasets\.a; there are: path, target, classes, limit",
+        ),
         ("[datasets.a]", "needs a path"),
         ("[datasets.a]\npath = 3", "needs a path"),
         ('[datasets.a]\npath = "nowhere"', r"nowhere is neither a folder nor an \.npz file"),
         ('[datasets.a]\npath = "tasks.toml"', "neither a folder nor"),
         (
             '[datasets.a]\npath = "a.npz"\ntarget = "words"',
-            "unknown target 'words'; there are: classes, numbers, dense",
+            "no target 'words' for .*; there are: classes, numbers, dense",
         ),
         ('[datasets.a]\npath = "a.npz"\ntarget = "dense"', "does not fit the target 'dense'"),
         ('[datasets.a]\npath = "a.npz"\nclasses = []', "must be a list"),
         ('[datasets.a]\npath = "a.npz"\nclasses = [true]', "must be a list"),
         ('[datasets.a]\npath = "a.npz"\nclasses = "0"', "must be a list"),
-        ('[datasets.a]\npath = "a.npz"\nclasses = ["9"]', "no class '9'; it has: 0, 1"),
-        ('[datasets.a]\npath = "pets"\nclasses = ["9"]', "no class '9'; it has: cat, dog"),
+        ('[datasets.a]\npath = "a.npz"\nclasses = ["9"]', "no class '9' in .*; there are: 0, 1"),
+        ('[datasets.a]\npath = "pets"\nclasses = ["9"]', "no class '9' in .*; there are: cat, dog"),
         ('[datasets.a]\npath = "pets"\ntarget = "numbers"', "its target must be classes"),
-        ('[datasets.a]\npath = "a.npz"\ntarget = "numbers"\nclasses = ["0"]', "do not go with the target 'numbers'"),
+        (
+            '[datasets.a]\npath = "a.npz"\ntarget = "numbers"\nclasses = ["0"]',
+            "lists classes, which the target 'numbers' does not have",
+        ),
         ('[datasets.a]\npath = "numbers.npz"\nclasses = ["0"]', "whose targets are numbers"),
         ('[datasets.a]\npath = "numbers.npz"\ntarget = "classes"', "does not fit the target 'classes'"),
         ('[datasets.a]\npath = "a.npz"\nlimit = 0', "limit must be"),
@@ -327,7 +333,7 @@ def test_pickles_are_not_opened(tmp_path):
     np.savez(tmp_path / "b.npz", x=objects, y=Y)
     (tmp_path / "c.npz").write_bytes(pickle.dumps(mischief))
     for name in "abc":
-        with pytest.raises(JaxTransferError, match=rf"{name}\.npz holds Python objects, which are not unpickled"):
+        with pytest.raises(JaxTransferError, match=rf"{name}\.npz: it holds Python objects, which are not unpickled"):
             _only(tmp_path / f"{name}.npz")
     assert not (tmp_path / "ran").exists()
 
@@ -347,7 +353,7 @@ def test_damaged_npz(tmp_path):
     for name, content, message in [
         ("short", whole[:200], "is damaged"),
         ("half", whole[: len(whole) // 2], "is damaged"),
-        ("text", b"hello", "is damaged|holds Python objects"),
+        ("text", b"hello", "it is damaged|it holds Python objects"),
         ("empty", b"", "is damaged"),
         ("flipped", whole[:400] + bytes(100) + whole[500:], "is damaged"),
         ("single", single.getvalue(), "is a single array"),

@@ -29,7 +29,7 @@ def test_contrast_counts_photos():
 
 @pytest.mark.parametrize(
     ("difference", "words"),
-    [((0.1, 0.01), "come out nearer to"), ((-0.1, 0.01), "come out farther from"), ((0.1, 0.1), "cannot be told")],
+    [((0.1, 0.01), "are nearer to"), ((-0.1, 0.01), "are farther from"), ((0.1, 0.1), "are neither clearly nearer")],
 )
 def test_sentences_follow_the_numbers(difference, words):
     (sentence,) = efficientnets.sentences(

@@ -207,7 +207,7 @@ def test_command(tmp_path):
         ([tmp_path / "nowhere"], "is not a run directory"),
         ([run, "--oracle", "taskonomy"], "scores no target here"),
         ([run, "--oracle", tmp_path / "no.csv"], "is not an oracle that can be read"),
-        ([run, "--groups", tmp_path / "no.csv"], "is no file of groups that can be read"),
+        ([run, "--groups", tmp_path / "no.csv"], "is not a file of groups that can be read"),
         ([run, "--groups", tmp_path / "bad.csv"], "puts one into two groups, first and second"),
         ([run, "--groups", tmp_path / "header.csv"], "needs the header name,group"),
     ]:
