@@ -55,7 +55,7 @@ def make_objectives(tasks: Sequence[LabelledTask], options: PGEOptions, backbone
     """
     if options.measure == "alignment" and len(tasks) < 2:
         raise JaxTransferError(f"An alignment needs two tasks or more, but there is only {tasks[0].path}; add one.")
-    losses = [_loss_of(task, options.loss) for task in tasks]
+    losses: list[LossName] = [_loss_of(task, options.loss) for task in tasks]
     target_types = dict.fromkeys(task.target_type for task in tasks)
     if options.measure == "gap" and len(target_types) > 1:
         raise JaxTransferError(
