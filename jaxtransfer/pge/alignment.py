@@ -67,23 +67,21 @@ def gradient_alignment(
         JaxTransferError: An argument has a wrong type, there are fewer than two tasks or fewer restarts than groups, a
             task has no loss, or the gradients of a task's batches do not correlate with each other.
 
-    Two tasks with the same images; the classes of the second are unions of those of the first:
+    Two tasks with the same images, and targets that differ in their sign:
 
     >>> def init(key):
-    ...     return jax.random.normal(key, (12, 5))
-    >>> def features(params, images):
-    ...     return jax.nn.relu(images.reshape(len(images), -1) @ params)
-    >>> images = np.random.default_rng(0).normal(size=(4, 2, 2, 3)).astype(np.float32).repeat(6, axis=0)
-    >>> labels = {"four": np.repeat([0, 1, 2, 3], 6), "two": np.repeat([0, 0, 1, 1], 6)}
-    >>> episodes = {
-    ...     name: jt.Episodes.of(images, labels[name], ways=2, shots=2, queries=2) for name in labels
-    ... }
-    >>> loss = jt.Prototypical(features, ways=2, shots=2)
-    >>> alignment = jt.gradient_alignment(init, loss, episodes, jax.random.key(0), restarts=128)
+    ...     return jax.random.normal(key, (12, 1))
+    >>> def loss(params, batch, key):
+    ...     images, targets = batch
+    ...     return jnp.square(images.reshape(len(images), -1) @ params - targets).mean()
+    >>> images = np.random.default_rng(0).normal(size=(8, 6, 2, 2, 3)).astype(np.float32)  # 8 batches of 6 images
+    >>> sums = images.sum((2, 3, 4))[..., None]
+    >>> tasks = {"sum": (images, sums), "negated": (images, -sums)}
+    >>> alignment = jt.gradient_alignment(init, loss, tasks, jax.random.key(0), restarts=64)
     >>> alignment.names
-    ('four', 'two')
-    >>> alignment["alignment"].shape
-    (2, 2)
+    ('sum', 'negated')
+    >>> bool(alignment["alignment"][0, 1] < 1)
+    True
     """
     estimation = AlignmentEstimation(init, losses, batches, key, heads=heads, groups=groups, mesh=mesh)
     if blind := estimation.label_blind:
