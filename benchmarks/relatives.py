@@ -3,8 +3,8 @@
     python -m benchmarks.relatives
 
 Run from the root of the checkout. Representations are independent standard normal numbers; a noisy copy adds noise of
-the same variance. Prints the table of docs/relatives.md: mean and standard deviation over unrelated pairs, mean over
-noisy copies, and a star where the package warns.
+the same variance. Prints the table of docs/representations.md: mean and standard deviation over unrelated pairs, mean
+over noisy copies, and a star where the package warns.
 """
 
 import argparse

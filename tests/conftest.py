@@ -4,13 +4,18 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # benchmarks; behind the installed package, which is tested
 os.environ.setdefault("MPLBACKEND", "agg")
-# Compiling takes most of the time: less of LLVM's effort, and what one process has compiled all others read. They
-# inherit these, those that tests start too. With a size the cache has a lock: no process reads half a file.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # NumPy's and PyTorch's; the tests' processes have all cores at work
+# Compiling takes most of the time: programs are hardly optimised, and what one process has compiled all others read.
+# Processes that tests start inherit these. With a size the cache has a lock: no process reads half a file.
 os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=1 {os.environ.get('XLA_FLAGS', '')}"
+if version("jaxlib").startswith("0.10."):  # later ones have only the fusions that take long
+    os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ['XLA_FLAGS']}"
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory(prefix="jaxtransfer-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
@@ -37,11 +42,12 @@ def shared_data() -> Path:
 
 
 @pytest.fixture
-def quick() -> Iterator[None]:
-    """Programs that are compiled quickly, for tests in which they hardly run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+def optimised() -> Iterator[None]:
+    """Programs that run faster and take longer to compile, for tests in which running is most of the time."""
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture
@@ -66,8 +72,10 @@ def whole_precision() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips GPU tests where there is no GPU."""
-    if jax.default_backend() != "gpu":
-        for item in items:
-            if item.get_closest_marker("gpu"):  # keywords hold the names of folders too
-                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+    """Skips GPU tests where there is no GPU; a GPU's programs are optimised."""
+    if jax.default_backend() == "gpu":
+        jax.config.update("jax_disable_most_optimizations", False)
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):  # keywords hold the names of folders too
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))

@@ -193,6 +193,7 @@ def trained() -> tuple[list[jt.Network], np.ndarray]:
     return [rooms.zoo()[task] for task in tasks], pieces
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:On . images rsa cannot be trusted")
 @pytest.mark.parametrize("compared", [lambda: (networks(deep), PROBE), trained], ids=["deep", "trained"])
 def test_bfloat16_keeps_affinities_and_rankings(compared: Any) -> None:

@@ -205,6 +205,7 @@ ATTENTION: dict[str, tuple[Callable[[], Layer], Callable[..., jax.Array]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ATTENTION)
 def test_attention_of_the_libraries(name: str) -> None:
     make, attend = ATTENTION[name]

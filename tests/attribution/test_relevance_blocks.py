@@ -483,6 +483,7 @@ BLOCKS: dict[str, tuple[Callable[[], tuple[Function, Any]], Function]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BLOCKS)
 def test_block(name: str) -> None:
     make, reference = BLOCKS[name]

@@ -316,6 +316,7 @@ def tolerance(name: str) -> float:
     return 2e-6 if name.startswith("keras") else 1e-8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "make", "definition"), with_options(NORMS))
 def test_norm_holds_its_scale(name: str, make: Callable[..., Layer], definition: Any) -> None:
     apply, params = make()

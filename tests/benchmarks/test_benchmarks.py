@@ -74,7 +74,7 @@ def test_a_leak_is_seen() -> None:
     assert long_run.allocated() - before >= 7 * 2**20
 
 
-def test_long_run_compiles_once_for_each_architecture(quick: None) -> None:
+def test_long_run_compiles_once_for_each_architecture() -> None:
     record = long_run.run(18, images=2, size=8, architectures=((3, 5), (5, 3), (3,)))
     assert (record["compilations"], record["compilations_elsewhere"]) == (3, [])
     assert len(record["processor_seconds"]) == len(record["memory"]) == 18
@@ -94,8 +94,9 @@ def test_scaling_of_affinities_and_restarts(tmp_path: Path, monkeypatch: pytest.
     assert (tmp_path / f"scaling_{harness.device()}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["float32", "bfloat16", "all_bfloat16"])
-def test_accelerator(quick: None, mode: str, tmp_path: Path) -> None:
+def test_accelerator(mode: str, tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 12, 12, 3), np.uint8)
     networks = [convolutional(f"n{i}", (4, 6), i) for i in range(3)]
     options = argparse.Namespace(batch_sizes=[2, 3], rounds=1, library_images=2, out=tmp_path)
@@ -115,7 +116,8 @@ def test_accelerator(quick: None, mode: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(matrix, expected[method], atol=1e-5 if mode == "float32" else 0.05)
 
 
-def test_the_peer_is_the_encoder(quick: None, whole_precision: None) -> None:
+@pytest.mark.slow
+def test_the_peer_is_the_encoder(whole_precision: None) -> None:
     torch = pytest.importorskip("torch")
     from benchmarks.torch_peer import Encoder
 
@@ -142,9 +144,7 @@ def twin(params: Any) -> Any:
     return nn.Sequential(*layers).requires_grad_(False)
 
 
-def test_attribution(
-    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_attribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("captum")
     from benchmarks import attribution
 
@@ -158,6 +158,7 @@ def test_attribution(
     assert capsys.readouterr().out.count("over the images 1.0000") == 3
 
 
+@pytest.mark.slow
 def test_all_in_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     small = all_benchmarks.Benchmark("long_run", "--networks 18 --images 1 --size 8", "")
     failing = small._replace(name="none")

@@ -9,8 +9,6 @@ from jax import lax
 from benchmarks import profile
 from jaxtransfer.pge.layers import convolution
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 def zeros(*shape: int) -> jax.Array:
     return jnp.zeros(shape, jnp.float32)

@@ -131,8 +131,9 @@ def test_views_share_an_encoder() -> None:
     np.testing.assert_allclose(pair.reshape(4, 2, 2, 128), jnp.concatenate([single, single], -1), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("views", [1, 2])
-def test_units_that_are_exchanged_can_be(views: int, quick: None) -> None:
+def test_units_that_are_exchanged_can_be(views: int) -> None:
     """Whether representations are flat, of one view or of two."""
     rng = np.random.default_rng(0)
     images, wanted = rng.normal(size=(8, 16, 16, 3 * views)).astype(np.float32), rng.normal(size=(8, 2))

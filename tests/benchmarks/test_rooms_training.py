@@ -107,6 +107,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[int]]:
     return trainer.run(3, examples, Drawn(32, seed=1), steps.append), steps
 
 
+@pytest.mark.slow
 def test_training_learns(trained) -> None:
     _, steps = trained
     assert steps == list(range(1, 13))
@@ -116,7 +117,8 @@ def test_training_learns(trained) -> None:
     assert again.run(3, examples, Drawn(32, seed=1), lambda _: None).losses.mean() < 0.8 * prior.value
 
 
-def test_normalisation_forgets_at_its_momentum(quick: None) -> None:
+@pytest.mark.slow
+def test_normalisation_forgets_at_its_momentum() -> None:
     """Without any, a network is tested as it was just trained; the first step does not move the weights yet."""
     task, examples = rooms.TASKS["room_layout"], Drawn(8)
     settings = dataclasses.replace(QUICK, steps=1, momentum=0.0)
@@ -126,6 +128,7 @@ def test_normalisation_forgets_at_its_momentum(quick: None) -> None:
     np.testing.assert_allclose(found.losses, each, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_training_that_was_killed_goes_on_to_the_same_bits(trained, tmp_path: Path) -> None:
     script = f"""
         import os, signal

@@ -177,6 +177,7 @@ def _process(*arguments, **options):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
 
 
+@pytest.mark.slow
 def test_as_a_process(here, tmp_path):
     version = _process("--version")
     assert (version.returncode, version.stdout) == (0, f"jaxtransfer {jaxtransfer.__version__}\n")
@@ -205,6 +206,7 @@ def module_of_my_own(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_functions_of_ones_own(here, module_of_my_own):
     """As a user does: from a shell, in the folder of the module; and nothing runs that was not asked for."""
     ran, options = module_of_my_own / "ran", {"cwd": module_of_my_own}
@@ -246,6 +248,7 @@ def test_modules_that_cannot_be_imported(here, tmp_path, monkeypatch, module, te
     assert not Path("run").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_command(tmp_path):
     """Of a zoo that any process can open; the first of them speaks."""
     zoo, images = Zoo(tmp_path / "zoo"), tmp_path / "images"

@@ -18,7 +18,8 @@ def _images(count: int, seed: int = 0, size: int = 64) -> np.ndarray:
     return colours.repeat(size // 8, 1).repeat(size // 8, 2)
 
 
-def test_demo_goes_on_where_it_stopped(tmp_path, monkeypatch, quick):
+@pytest.mark.slow
+def test_demo_goes_on_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(rooms, "TASKS", {name: rooms.TASKS[name] for name in TASKS})
     monkeypatch.setattr(rooms, "probe", _images, raising=False)
     monkeypatch.setattr(demo, "_COUNT", 6)

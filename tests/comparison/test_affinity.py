@@ -77,6 +77,7 @@ def test_equals_a_slow_rewrite(networks: list[jt.Network], similarity: Any) -> N
     assert affinity.unusable == dict.fromkeys(jt.METHODS, ())
 
 
+@pytest.mark.slow
 def test_batch_size_and_float_images_change_nothing(networks: list[jt.Network]) -> None:
     expected = jt.affinity_matrix(networks, IMAGES, batch_size=13)
     for images in (IMAGES, IMAGES.astype(np.float32) / np.float32(255)):

@@ -48,6 +48,7 @@ def expected(networks) -> dict[str, np.ndarray]:
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", MESHES, ids=str)
 def test_gradients_are_not_summed_over_shards(networks, expected, shape):
     """JAX sums what is differentiated under `shard_map` over the axes on which it is the same (jax #36886).

@@ -14,6 +14,8 @@ from jaxtransfer import Network, Zoo
 from jaxtransfer.runs.affinity import load_run
 from support.tiny_networks import fill, network, softmax, start
 
+pytestmark = pytest.mark.slow
+
 NETWORKS, PHOTOS = 9, 6
 
 
@@ -101,7 +103,6 @@ def test_what_cannot_be_written(zoo, images, alone, tmp_path, count, largest, sk
     assert (_tables(tmp_path / "run") == _tables(alone)) == (sketch is None)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("count", "kills"), [(1, 20), (2, 5)])
 def test_killed_at_random_moments(zoo, images, alone, tmp_path, count, kills):
     """Nothing is lost, nothing that was finished is computed again, and the results are the same to the bit."""

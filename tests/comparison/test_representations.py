@@ -240,6 +240,7 @@ def test_chance_is_what_permuted_images_give(name: str) -> None:
         np.testing.assert_allclose(np.sqrt(np.mean(values**2)), chance[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize(("images", "units"), [(24, 2000), (100, 2000), (100, 64), (1000, 64)])
 def test_unrelated_and_identical_networks(name: str, images: int, units: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,6 +380,7 @@ def test_refusals(compare: Any) -> None:
         compare(same)
 
 
+@pytest.mark.slow
 def test_standard_errors_are_right() -> None:
     """The spread over many probes is what the jackknife says from one of them.
 

@@ -57,6 +57,7 @@ def refuse(weights: Path, zoo: jt.Zoo, *parts: str) -> None:
         assert sorted(path.name for path in zoo.path.iterdir()) == sorted(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_old_and_new_formats(
@@ -79,6 +80,7 @@ def test_old_and_new_formats(
     assert zoo.manifest("class_places")["source"] == {"release": "visualpriors", "sha256": hashes}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 5])
 def test_first_convolution_of_other_widths(encoder: Any, weights: Path, zoo: jt.Zoo, channels: int) -> None:
     save(weights, "colorization_encoder", {**encoder, "conv1.weight": torch.zeros(64, channels, 7, 7)})

@@ -78,7 +78,7 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 
 @pytest.fixture(
     scope="session",
-    params=[0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)],
+    params=[pytest.param(version, marks=pytest.mark.slow) for version in range(3)],
     ids=lambda version: f"efficientnet-lite{version}",
 )
 def efficientnet(request, tmp_path_factory):
@@ -271,6 +271,7 @@ ARCHITECTURES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_architecture(name):
     module = seeded(ARCHITECTURES[name]())

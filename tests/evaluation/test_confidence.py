@@ -54,6 +54,7 @@ def affinity_from(similarities: np.ndarray, names: list[str]) -> jt.Affinity:
     return jt.Affinity(names, "cosine", {"m": MethodResult(matrix, stderr, np.full(matrix.shape, count), (), by_image)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("networks", "images", "disturbed", "weighed", "lost"),
     [(20, 50, 1.0, 0.3, False), (20, 20, 0.5, 1.0, False), (30, 40, 3.0, 0.0, False), (20, 40, 1.0, 0.5, True)],

@@ -50,7 +50,7 @@ def test_errors_are_those_of_repetition():
     assert 0.75 < np.sqrt(np.mean(errors**2)) / values.std(ddof=1) < 1.4
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.slow
 def test_a_float64_rewrite():
     """Gradients one by one from the same draws, products in float64."""
     _, features, _ = BACKBONES["dense"]
@@ -91,7 +91,6 @@ def test_a_float64_rewrite():
     )
 
 
-@pytest.mark.usefixtures("quick")
 def test_on_several_devices():
     tasks = {str(i): batches(direction) for i, direction in enumerate(_DIRECTIONS)}
     one = gradient_alignment(init, loss, tasks, _KEY, restarts=50)
@@ -100,7 +99,6 @@ def test_on_several_devices():
     np.testing.assert_allclose(one["alignment"], eight["alignment"], atol=1e-6)
 
 
-@pytest.mark.usefixtures("quick")
 def test_what_cannot_be_aligned():
     tasks = {str(i): batches(direction) for i, direction in enumerate(_DIRECTIONS)}
     with pytest.raises(JaxTransferError, match=r"batches must be a dictionary .* not a list"):

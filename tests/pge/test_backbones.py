@@ -12,7 +12,6 @@ import pytest
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.pge.backbones import BACKBONES, backbone
 from jaxtransfer.pge.losses import Prototypical, RandomHead
-from support.helpers import quick_jit
 from support.torch_pge import Tree, batch_gradient, cross_entropy, drawn_head, prototypical, relative_error
 
 WAYS, SHOTS, EACH = 3, 2, 5
@@ -39,7 +38,9 @@ def compiled(name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
         values, cotangents = (jnp.stack(each) for each in zip(*found, strict=True))
         return features, values, jax.lax.map(lambda cotangent: pull(cotangent)[0], cotangents)
 
-    return jax.jit(network.init), quick_jit(observe)
+    # With its other fusions, which the tests use, XLA 0.10's gradient of ResNet-18 in float64 is a wrong one.
+    fusions = {"xla_cpu_use_fusion_emitters": True} if jax.__version_info__ < (0, 11) else None
+    return jax.jit(network.init), jax.jit(observe, compiler_options=fusions)
 
 
 def differences(name: str, change: Callable[[str, np.ndarray], np.ndarray], seed: int) -> dict[str, float]:
@@ -91,6 +92,7 @@ def off_kinks(kind: str, weight: np.ndarray) -> np.ndarray:
     return np.where(np.arange(len(weight)) % 2, -2, 2) if kind == "bias" else weight
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     ("name", "change"),
@@ -99,8 +101,8 @@ def off_kinks(kind: str, weight: np.ndarray) -> np.ndarray:
         ("conv4", disturbed),
         ("resnet18", fresh),
         ("resnet18", disturbed),
-        pytest.param("resnet12", disturbed, marks=pytest.mark.slow),
-        pytest.param("resnet50", disturbed, marks=pytest.mark.slow),
+        ("resnet12", disturbed),
+        ("resnet50", disturbed),
     ],
 )
 def test_float64(name, change):
@@ -108,6 +110,7 @@ def test_float64(name, change):
     assert max(errors.values()) <= 1e-9, errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["conv4", "resnet18"])
 def test_float32(name):
     # The second batch is there for the rare maximum of two values that rounding makes change places.
@@ -116,6 +119,7 @@ def test_float32(name):
     assert any(max(errors[each] for each in wanted) <= 1e-4 for errors in tried)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BACKBONES)
 def test_initialisation_is_kaiming_normal_by_fan_out(name):
     params = compiled(name)[0](jax.random.key(3))

@@ -54,6 +54,7 @@ def projected(found: PrincipalGradient, symmetry):
     return dataclasses.replace(found, groups=groups, orbits=coarser)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
@@ -94,7 +95,6 @@ def _too_much(symmetry):
     )
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("kind", ["random head", "squared error"])
 def test_mirrored_heads_do_not_see_labels(kind):
     init, features, _ = BACKBONES["dense"]
@@ -110,6 +110,7 @@ def test_mirrored_heads_do_not_see_labels(kind):
     assert np.abs(once.groups - once.control.groups).max() > 0.01 * scale  # pyright: ignore[reportOptionalMemberAccess]
 
 
+@pytest.mark.slow
 def test_prototypical_episodes_read_labels():
     init, features, symmetry = BACKBONES["dense"]
     loss, batches = task("prototypical", features)
@@ -134,7 +135,7 @@ def test_auto_stops_at_the_tolerance_or_at_the_cap():
     assert capped.summary(1e9).count("Not resolved") == 1
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.slow
 def test_same_key_same_bits_on_any_number_of_devices():
     init, features, _ = BACKBONES["residual"]
     loss, batches = task("prototypical", features)
@@ -148,7 +149,6 @@ def test_same_key_same_bits_on_any_number_of_devices():
     assert np.abs(other.groups - first.groups).max() > 0.01 * scale
 
 
-@pytest.mark.usefixtures("quick")
 def test_a_state_stays_what_it_was():
     init, features, _ = BACKBONES["dense"]
     estimation = Estimation(init, *task("prototypical", features), _KEY)
@@ -164,7 +164,7 @@ def test_a_state_stays_what_it_was():
     np.testing.assert_array_equal(state["high"], before)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.slow
 def test_gradient_has_the_structure_of_the_weights():
     init, features, symmetry = BACKBONES["dense"]
     loss, batches = task("random head", features)
@@ -177,7 +177,6 @@ def test_gradient_has_the_structure_of_the_weights():
     )
 
 
-@pytest.mark.usefixtures("quick")
 def test_a_flax_module_as_a_backbone():
     class Model(nnx.Module):
         def __init__(self, rngs):
@@ -226,7 +225,6 @@ def test_ridge_heads_read_labels():
     assert not loss.label_blind
 
 
-@pytest.mark.usefixtures("quick")
 def test_a_loss_of_ones_own():
     def loss(params, batch, key):
         images, labels = batch
@@ -242,7 +240,6 @@ def test_a_loss_of_ones_own():
     assert gap(found, principal_gradient(dense_init, loss, stacked, _KEY, restarts=64), "cosine").value < 2
 
 
-@pytest.mark.usefixtures("quick")
 def test_gap_refuses_other_losses_backbones_and_initialisers():
     loss, batches = task("random head", dense_features)
     own = principal_gradient(dense_init, loss, batches, _KEY, restarts=16, control=False)
@@ -261,7 +258,6 @@ def test_gap_refuses_other_losses_backbones_and_initialisers():
     assert own.recipe == more_heads.recipe
 
 
-@pytest.mark.usefixtures("quick")
 def test_wrong_requests():
     init, features, symmetry = BACKBONES["dense"]
     loss, batches = task("prototypical", features)

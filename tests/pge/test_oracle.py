@@ -13,6 +13,8 @@ from jaxtransfer.pge.estimator import principal_gradient
 from jaxtransfer.pge.losses import Loss, Prototypical, RandomHead
 from support.torch_pge import Tree, cross_entropy, drawn_head, prototypical, published_estimator, relative_error
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 WAYS, SHOTS, EACH = 3, 1, 4
 SIZES = {"conv4": 16, "resnet18": 32}
 FEATURES = {"conv4": 64, "resnet18": 512}
@@ -75,6 +77,7 @@ def error(
     return relative_error(found.mean, published)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     ("name", "loss", "restarts"), [("conv4", "prototypical", 6), ("conv4", "head", 6), ("resnet18", "prototypical", 3)]
@@ -97,6 +100,7 @@ def test_float32(name, loss, restarts, init):
     assert any(each <= 1e-4 for each in tried)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_several_restarts_for_every_batch_and_batches_used_again():
     assert error("conv4", "head", count=2, restarts=12, per_batch=2) <= 1e-9

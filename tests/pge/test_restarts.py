@@ -45,6 +45,7 @@ def devices(count):
     return jax.make_mesh((count,), ("restart",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_block", [1, 3])
 @pytest.mark.parametrize(("vmap_size", "count"), [(1, None), (4, None), (1, 8), (4, 2)])
 def test_group_means(per_block, vmap_size, count):

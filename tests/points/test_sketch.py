@@ -18,6 +18,7 @@ def _pair(pixels: int, cosine: float) -> np.ndarray:
     return np.stack([a, cosine * a + np.sqrt(1 - cosine**2) * b]).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pixels", "size"), [(60, 7), (64, 16), (50, 49), (40, 1)])
 @pytest.mark.parametrize("cosine", [0.0, 0.6, -0.9, 1.0])
 def test_products_are_right_on_average_and_vary_as_stated(pixels, size, cosine):
@@ -64,6 +65,7 @@ IMAGES = RNG.integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
 NETWORKS = [network(seed) for seed in (0, 1, 3, 4, 6, 7, 9, 10)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("similarity", ["cosine", "correlation"])
 def test_affinities_are_within_the_error_they_state(similarity):
     exact = jt.affinity_matrix(NETWORKS, IMAGES, similarity=similarity)
@@ -82,6 +84,7 @@ def test_affinities_are_within_the_error_they_state(similarity):
     assert exact.sketch_stderr("saliency") is None
 
 
+@pytest.mark.slow
 def test_larger_sketches_err_less():
     """As one over the square root of their size."""
     sizes = (8, 32, 128)

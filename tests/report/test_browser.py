@@ -165,6 +165,7 @@ def test_both_themes_show_something(page):
     assert abs(shades[0] - shades[1]) > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["gap", "attribution"])
 def test_awkward_names(browser, tmp_path, method):
     if method == "gap":

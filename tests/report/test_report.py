@@ -160,6 +160,7 @@ def test_photos_that_are_gone(tmp_path):
     assert len(page.data["gallery"]["strips"]["saliency"]) == 3
 
 
+@pytest.mark.slow
 def test_many_networks_come_on_pages(tmp_path, monkeypatch):
     for name in ("heat_map", "tree", "gallery"):
         monkeypatch.setattr(figures, name, lambda *_, **__: None)
@@ -273,6 +274,7 @@ def _long_names(count: int) -> list[str]:
     return [f"network-{i}-{'with-a-name-that-is-long-and-has-about-sixty-letters'[: i * 7 % 53]}" for i in range(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [3, 20, 200])
 def test_texts_of_figures(tmp_path, drawn, count):
     names = _long_names(count)

@@ -66,7 +66,8 @@ def test_encoders_are_read_and_never_written(zoo: Zoo) -> None:
 # Images
 
 
-def test_probe_images_depend_on_seed_and_number_alone(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_probe_images_depend_on_seed_and_number_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "_BATCH", 3)
     some, more = rooms.probe(2, size=16), rooms.probe(5, size=16)
     assert some.dtype == np.uint8

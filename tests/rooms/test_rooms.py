@@ -64,6 +64,7 @@ def test_the_same_key_gives_the_same_scene_bit_for_bit(scenes: rooms.Scene) -> N
     assert len(np.unique(scenes.extent[:, 0])) > COUNT - 5
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same_scenes(scenes: rooms.Scene) -> None:
     code = f"""
         import hashlib, jax, jax.numpy as jnp, numpy as np

@@ -85,6 +85,7 @@ def test_run_directory(tmp_path, zoo, images):
     assert not list(out.glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_same_run_again_and_a_network_more(tmp_path, zoo, images):
     out = tmp_path / "run"
     run_affinity(zoo, images, out, command=["first"], batch_size=2)

@@ -33,7 +33,7 @@ SMALL = {"size": 6, "ways": 2, "shots": 2, "queries": 2, "restarts": 64}
 
 
 @pytest.fixture(autouse=True)
-def tiny(quick, monkeypatch):
+def tiny(monkeypatch):
     """A backbone that compiles in a second, and states that are written after every chunk."""
     monkeypatch.setattr(run_module, "backbone", lambda name, channels: TINY)
     monkeypatch.setattr(resume_module, "_CHECKPOINT_SECONDS", 0.0)
@@ -88,6 +88,7 @@ def _stamps(out: Path) -> dict[str, tuple[int, bytes]]:
     return {file.stem: (file.stat().st_mtime_ns, file.read_bytes()) for file in (out / "gradients").iterdir()}
 
 
+@pytest.mark.slow
 def test_run_directory(tmp_path, tasks):
     out = tmp_path / "run"
     found = _run(tasks, out, command=["jaxtransfer", "pge"], seed=3)
@@ -196,6 +197,7 @@ def test_damaged_gradients_are_computed_again(tmp_path, tasks):
     assert set(_stamps(out)) == set(first.names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -329,6 +331,7 @@ def test_bad_arguments_leave_no_directory(tmp_path, tasks, options, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_tasks_that_do_not_go_together(tmp_path):
     _task(tmp_path / "a", "numbers", 0, y=np.random.default_rng(0).normal(size=(24, 2)))
     _task(tmp_path / "b", "classes", 1)
@@ -356,6 +359,7 @@ def test_images_too_small_for_the_backbone(tmp_path, tasks, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_unresolved_tasks_leave_empty_cells(tmp_path, tasks):
     np.savez(tasks / "black.npz", x=np.zeros((24, 6, 6), np.uint8), y=np.arange(24) % 3)
     found = _run(tasks, tmp_path / "run", restarts=256)
@@ -377,6 +381,7 @@ def test_unresolved_tasks_leave_empty_cells(tmp_path, tasks):
     assert b"nan" not in b"".join(_tables(tmp_path / "run").values()).lower()
 
 
+@pytest.mark.slow
 def test_all_tasks_unresolved(tmp_path):
     (tmp_path / "tasks").mkdir()
     for name in ("one", "two"):
@@ -425,6 +430,7 @@ def test_numbers_and_dense_targets(tmp_path, shape):
     assert np.isfinite(found.values).all()
 
 
+@pytest.mark.slow
 def test_alignment(tmp_path, tasks):
     np.savez(tasks / "two.npz", **np.load(tasks / "one.npz"))
     out = tmp_path / "run"

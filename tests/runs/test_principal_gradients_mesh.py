@@ -27,7 +27,7 @@ SHAPES = [(8, 1), (1, 8), (2, 4), (4, 2)]
 
 
 @pytest.fixture
-def tiny(quick, monkeypatch):
+def tiny(monkeypatch):
     monkeypatch.setattr(run_module, "backbone", None)  # so that both are put back
     monkeypatch.setattr(resume_module, "_CHECKPOINT_SECONDS", 0.0)
     pge_mesh.use_tiny()
@@ -67,6 +67,7 @@ def _same(out: Path, expected: Path) -> None:
         np.testing.assert_allclose(values, other[name], rtol=0, atol=1e-6 * np.abs(other[name]).max(), err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_the_same_on_all_meshes(tasks, monkeypatch):
     """Three tasks on up to eight rows, 301 restarts on up to eight devices; nothing moves without being asked to."""

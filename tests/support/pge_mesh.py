@@ -86,7 +86,6 @@ def main(port: str, process: str, folder: str, whole: str, *others: str) -> None
     directory, number = Path(folder), int(process[0])
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 4 // int(process[-1]))
-    jax.config.update("jax_disable_most_optimizations", True)
     connect(f"127.0.0.1:{port},{process}")
     use_tiny()
     run(directory, whole, "gap", mesh=device_mesh(2, 2))

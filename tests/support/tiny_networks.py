@@ -64,8 +64,8 @@ def run(
     """
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
-    if to_fail:  # perhaps while it writes to what all tests share
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
+    # All programs are kept for the processes that come next, but by none that fails, perhaps while it writes them.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9 if to_fail else 0)
     if place is not None:
         connect(place)
     finish = Points.finish

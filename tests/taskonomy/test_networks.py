@@ -24,6 +24,8 @@ from jaxtransfer.converters.taskonomy import convert  # noqa: E402
 from support.taskonomy_release import random_decoder, random_encoder, save  # noqa: E402
 from support.torch_oracle import torch_maps  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 # One seed each. The release's name, the paper's name, decoder, whether the file is of PyTorch's old format.
 NETWORKS = {
     "denoise": ("denoising", {"out_channels": 3}, False),
