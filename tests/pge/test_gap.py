@@ -130,7 +130,7 @@ def test_jackknife_of_a_mean_is_its_standard_error():
 def test_different_recipes_are_refused(field):
     s, t = directions()
     other = sampled(t, 0, 1, recipe=_RECIPE._replace(**{field: "another"}))
-    with pytest.raises(JaxTransferError, match=f"they differ in {field}: .* and another"):
+    with pytest.raises(JaxTransferError, match=f"these differ in {field}: .* and another"):
         gap(sampled(s, 0, 0), other)
 
 
