@@ -30,6 +30,7 @@ from jaxtransfer.cli.tables import (
 )
 from jaxtransfer.comparison.options import AffinityOptions
 from jaxtransfer.errors import JaxTransferError, in_words
+from jaxtransfer.pge.options import BackboneName, GradientMeasure, LossName, PGEOptions
 
 # Packages that do the work are imported by the commands that need them: `--help` must not wait for JAX.
 
@@ -388,81 +389,79 @@ def pge(
         list[Path],
         typer.Argument(
             metavar="TASKS...",
-            help="A folder of datasets, each a folder that holds a folder of images for each class; .npz files "
-            "with arrays x and y; or a .toml file that names datasets.",
+            help="A folder that holds a folder for each dataset, with a folder of images for each class; .npz files "
+            "with x (images) and y (labels); or a .toml file that names datasets.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Run directory: a new one, or that of a run to resume.")],
+    out: Annotated[Path, typer.Option(help="Run directory: new, or one to resume.")],
     measure: Annotated[
-        Literal["gap", "alignment"],
+        GradientMeasure,
         typer.Option(
-            help="gap: distance between the tasks' expected gradients; alignment: similarity of their "
-            "gradients at the same random weights.",
+            help="What is compared: gap, the distance of expected gradients, or alignment, their cosine at the same "
+            "fresh weights."
         ),
-    ] = "gap",
+    ] = PGEOptions.measure,
     backbone: Annotated[
-        Literal["conv4", "resnet12", "resnet18", "resnet50"],
-        typer.Option(help="The network, whose weights are drawn at random."),
-    ] = "conv4",
-    size: Annotated[int, typer.Option(min=1, help="Height and width of the images in pixels.")] = 32,
+        BackboneName, typer.Option(help="Network whose freshly initialised weights the gradients are taken at.")
+    ] = PGEOptions.backbone,
+    size: Annotated[
+        int, typer.Option(min=1, help="Height and width in pixels to which images are resized.")
+    ] = PGEOptions.size,
     loss: Annotated[
-        Literal["prototypical", "random-head", "squared-error"] | None,
+        LossName | None,
         typer.Option(
-            help="The loss whose gradient is taken.", show_default="prototypical for classes, else squared-error"
+            help="Loss whose gradient is taken; random-head is for classes too, and its expected gradient does not "
+            "depend on the labels.",
+            show_default="prototypical for classes, else squared-error",
         ),
-    ] = None,
+    ] = PGEOptions.loss,
     form: Annotated[
         Literal["pge", "normalized", "cosine"],
-        typer.Option(help="The formula of the gap; all of them use the same gradients."),
-    ] = "pge",
+        typer.Option(help="Form of the gap; all forms are computed from the same gradients."),
+    ] = PGEOptions.form,
     restarts: Annotated[
         str,
         typer.Option(
-            metavar="N|auto", help="Number of random draws of the weights; auto: until --tolerance is reached."
+            metavar="N|auto", help="Number of times that weights are drawn; auto: until the tolerance is reached."
         ),
-    ] = "auto",
-    tolerance: Annotated[float, typer.Option(help="Signal-to-noise ratio at which auto stops.")] = 10,
-    cap: Annotated[int, typer.Option(help="Number of restarts at which auto gives up.")] = 100_000,
-    ways: Annotated[int, typer.Option(help="Classes per episode.")] = 5,
-    shots: Annotated[int, typer.Option(help="Support images per class, whose mean is the class's prototype.")] = 5,
-    queries: Annotated[int, typer.Option(help="Query images per class.")] = 16,
-    batch_size: Annotated[int, typer.Option(help="For losses with a random head: images per batch.")] = 64,
+    ] = str(PGEOptions.restarts),
+    tolerance: Annotated[float, typer.Option(help="Signal-to-noise at which auto stops.")] = PGEOptions.tolerance,
+    cap: Annotated[int, typer.Option(help="Number of restarts at which auto gives up.")] = PGEOptions.cap,
+    ways: Annotated[int, typer.Option(help="Classes in an episode.")] = PGEOptions.ways,
+    shots: Annotated[
+        int, typer.Option(help="Support images per class, whose mean features are the class's prototype.")
+    ] = PGEOptions.shots,
+    queries: Annotated[int, typer.Option(help="Query images per class.")] = PGEOptions.queries,
+    batch_size: Annotated[
+        int, typer.Option(help="Images in a batch, for losses with a random head.")
+    ] = PGEOptions.batch_size,
     heads: Annotated[
-        int | None,
-        typer.Option(
-            help="For losses with a random head: number of pairs of heads with opposite signs.", show_default="16"
-        ),
-    ] = None,
-    symmetry: Annotated[
-        bool, typer.Option(help="Average gradients over permutations of exchangeable units, which lowers their noise.")
-    ] = True,
+        int | None, typer.Option(help="Pairs of mirrored heads, for losses with a random head.", show_default="16")
+    ] = PGEOptions.heads,
+    symmetry: Annotated[bool, typer.Option(help="Average gradients over exchangeable units.")] = PGEOptions.symmetry,
     control: Annotated[
-        bool, typer.Option(help="Repeat with permuted labels, to test whether gradients depend on the labels.")
-    ] = True,
+        bool,
+        typer.Option(help="Repeat with permuted labels, to test whether the gradients depend on the labels."),
+    ] = PGEOptions.control,
     limit: Annotated[
-        int | None, typer.Option(metavar="N", help="Use at most N images of each dataset.", show_default="all")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of all random draws.")] = 0,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Fail if an image cannot be used, instead of skipping it.")
-    ] = False,
+        int | None, typer.Option(help="Largest number of images to use of each dataset.", show_default="all")
+    ] = PGEOptions.limit,
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = PGEOptions.seed,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail where an image cannot be used.")] = False,
     mesh: _Mesh = None,
     distributed: _Distributed = None,
 ) -> None:
-    """Compare tasks by the gradients of their losses at random weights (principal gradients)."""
+    """Compare tasks by their gradients at freshly initialised weights (principal gradients)."""
     if restarts != "auto" and not restarts.isdecimal():
         raise JaxTransferError(f"--restarts takes a number or auto, not {restarts!r}.")
-    from jaxtransfer.devices import is_first
+    from jaxtransfer.devices import is_first, synchronised
     from jaxtransfer.runs.principal_gradients import run_pge
 
     devices = connect_devices(mesh, distributed)
-    with progress_bar("Restarts of", shown=is_first()) as advance:
-        found = run_pge(
-            tasks,
-            out,
-            command=sys.argv,
+    with synchronised():
+        options = PGEOptions(
             measure=measure,
-            network=backbone,
+            backbone=backbone,
             size=size,
             loss=loss,
             form=form,
@@ -478,9 +477,8 @@ def pge(
             control=control,
             limit=limit,
             seed=seed,
-            strict=strict,
-            mesh=devices,
-            progress=advance,
         )
+    with progress_bar("Restarts of", shown=is_first()) as advance:
+        results = run_pge(tasks, out, options, command=sys.argv, strict=strict, mesh=devices, progress=advance)
     if is_first():
-        print_gradient_results(found, out)
+        print_gradient_results(results, out)

@@ -1,4 +1,4 @@
-"""Backbones as pure functions: how they are initialised, what they compute, and which of their units may be exchanged.
+"""Backbones as pure functions: initialiser, features, and the units that may be exchanged.
 
 Weights are nested dicts. Convolutions have no bias, since batch normalisation in training mode would remove it and its
 gradient is exactly zero; they are drawn Kaiming-normal, fan-out, and normalisation starts at scale 1 and bias 0.
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.errors import JaxTransferError, unknown_name
 from jaxtransfer.pge.layers import batch_norm, convolution, max_pool, max_pool_3x3, norm_max_pool
 
 Features = Callable[[PyTree, Float[Array, "n h w c"]], Float[Array, "n features"]]
@@ -23,14 +23,17 @@ Features = Callable[[PyTree, Float[Array, "n h w c"]], Float[Array, "n features"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Backbone:
-    """A network without a head.
+    """Holds a network without a head, as functions of weights that are freshly drawn.
 
     Attributes:
-        name: As `backbone` takes it.
+        name: Name by which `backbone` returns it.
         init: Draws weights: `init(key) -> params`.
-        features: `features(params, images) -> [n, features]`, normalised by the statistics of the batch.
-        maps: `maps(params, images) -> [n, h, w, channels]`, before pooling or flattening, for dense targets.
-        symmetry: For every weight the names of the groups its axes are permuted with, see `principal_gradient`.
+        features: Computes features: `features(params, images) -> [n, features]`. Batch normalisation uses the
+            statistics of these images.
+        maps: Computes the features before pooling or flattening, for dense targets:
+            `maps(params, images) -> [n, h, w, channels]`.
+        symmetry: For every weight a tuple with the name of a permutation group, or None, for each axis, see
+            `principal_gradient`.
     """
 
     name: str
@@ -42,7 +45,7 @@ class Backbone:
 
 @functools.cache
 def backbone(name: str, channels: int = 3) -> Backbone:
-    """One of the backbones that come with the package; the same object for the same arguments.
+    """Returns one of the package's backbones; the same object for the same arguments.
 
     * `conv4`: four blocks of 64 channels (3x3 convolution, normalisation, 2x2 max-pooling, ReLU), flattened; images
       of 16x16 pixels or more. Vinyals et al. (NeurIPS 2016).
@@ -52,21 +55,28 @@ def backbone(name: str, channels: int = 3) -> Backbone:
 
     Args:
         name: One of `BACKBONES`.
-        channels: Of the images.
+        channels: Number of channels of the images.
 
     Raises:
         JaxTransferError: There is no backbone of this name.
+
+    >>> conv4 = jt.backbone("conv4", channels=1)
+    >>> params = conv4.init(jax.random.key(0))
+    >>> params["block0"]["conv"].shape
+    (3, 3, 1, 64)
+    >>> jax.eval_shape(conv4.features, params, jnp.zeros((8, 16, 16, 1))).shape
+    (8, 64)
     """
     if name not in BACKBONES:
-        raise JaxTransferError(f"There is no backbone {name!r}; there are: {', '.join(BACKBONES)}.")
-    spec, maps, pooled = _KINDS[name](channels)
+        raise unknown_name("backbone", name, BACKBONES)
+    spec, maps, is_pooled = _ARCHITECTURES[name](channels)
 
     def init(key: Key[Array, ""]) -> PyTree:
         return _init(spec, key)
 
     def features(params: PyTree, images: Float[Array, "n h w c"]) -> Float[Array, "n features"]:
-        found = maps(params, images)
-        return found.mean((1, 2)) if pooled else found.reshape(len(found), -1)
+        last = maps(params, images)
+        return last.mean((1, 2)) if is_pooled else last.reshape(len(last), -1)
 
     symmetry = _map_spec(lambda weight: weight.groups, spec)
     return Backbone(name, init, features, maps, symmetry)
@@ -74,7 +84,7 @@ def backbone(name: str, channels: int = 3) -> Backbone:
 
 @dataclasses.dataclass(frozen=True)
 class _Weight:
-    """A weight: its shape, how it starts ("normal", "ones" or "zeros"), and the group of every axis."""
+    """Describes a weight: its shape, its initialiser ("normal", "ones" or "zeros"), and the group of every axis."""
 
     shape: tuple[int, ...]
     start: str
@@ -88,7 +98,7 @@ def _map_spec(function: Callable[[_Weight], Any], spec: PyTree) -> PyTree:
 def _init(spec: PyTree, key: Key[Array, ""]) -> PyTree:
     weights, structure = jax.tree.flatten(spec, is_leaf=lambda node: isinstance(node, _Weight))
     sizes = [math.prod(weight.shape) if weight.start == "normal" else 0 for weight in weights]
-    # One draw for all: XLA compiles each of its own for nearly a second.
+    # A single draw for all weights, since XLA takes nearly a second to compile each draw.
     normal = jnp.split(_normal(key, sum(sizes)), list(itertools.accumulate(sizes))[:-1])
     drawn = []
     for weight, values in zip(weights, normal, strict=True):
@@ -101,7 +111,7 @@ def _init(spec: PyTree, key: Key[Array, ""]) -> PyTree:
 
 
 def _normal(key: Key[Array, ""], count: int) -> Float[Array, " count"]:
-    """Standard normal values, in pieces that stay in a CPU's cache while they are made."""
+    """Draws standard normal values in pieces, which stay in a CPU's cache while they are computed."""
     piece = min(count, 1 << 19)
     keys = jax.random.split(key, -(-count // piece))
     return jax.lax.map(lambda key: jax.random.normal(key, (piece,)), keys).reshape(-1)[:count]
@@ -123,7 +133,7 @@ def _conv4(channels: int) -> tuple[PyTree, Callable[..., Array], bool]:
         source = group
 
     def maps(params: PyTree, x: Array) -> Array:
-        _at_least("conv4", x, 16)
+        _check_size("conv4", x, 16)
         for block in range(4):
             p = params[f"block{block}"]
             x = jax.nn.relu(norm_max_pool(convolution(x, p["conv"], 1, 1), p["norm"]["scale"], p["norm"]["bias"]))
@@ -147,7 +157,7 @@ def _resnet12(channels: int) -> tuple[PyTree, Callable[..., Array], bool]:
         source, inputs = name, outputs
 
     def maps(params: PyTree, x: Array) -> Array:
-        _at_least("resnet12", x, 16)
+        _check_size("resnet12", x, 16)
         for stage in range(4):
             p, y = params[f"stage{stage}"], x
             for i in range(3):
@@ -170,13 +180,13 @@ def _resnet50(channels: int) -> tuple[PyTree, Callable[..., Array], bool]:
 def _resnet(
     name: str, channels: int, blocks: tuple[int, ...], sizes: tuple[int, ...], widening: int
 ) -> tuple[PyTree, Callable[..., Array], bool]:
-    """ResNets of He et al. with convolutions of `sizes` in a block, the first 3x3 of a stage's first block strided."""
+    """Builds a ResNet of He et al. with kernels of `sizes` in a block; from stage 1 on the first 3x3 has stride 2."""
     spec: dict[str, Any] = {"stem": _conv(7, channels, 64, None, "stem"), "stem_norm": _norm(64, "stem")}
     strided = sizes.index(3)
     inputs, source = 64, "stem"
     for stage, count in enumerate(blocks):
         width = 64 * 2**stage
-        # Where neither size nor channels change, the stage adds to what it was given: the same units, the same group.
+        # Where neither size nor channels change, the stage adds to its input, so its output has the input's group.
         projected = stage > 0 or inputs != width * widening
         target = f"stage{stage}" if projected else source
         for block in range(count):
@@ -193,7 +203,7 @@ def _resnet(
             inputs, source = widths[-1], target
 
     def maps(params: PyTree, x: Array) -> Array:
-        _at_least(name, x, 32)
+        _check_size(name, x, 32)
         x = max_pool_3x3(jax.nn.relu(_normed(params, "stem_norm", convolution(x, params["stem"], 2, 3))))
         for stage, count in enumerate(blocks):
             for block in range(count):
@@ -220,13 +230,13 @@ def _leaky_relu(x: Array) -> Array:
     return jnp.where(x > 0, x, 0.1 * x)
 
 
-def _at_least(name: str, images: Array, size: int) -> None:
+def _check_size(name: str, images: Array, size: int) -> None:
     if min(images.shape[1:3]) < size:
         raise JaxTransferError(
             f"{name} needs images of {size}x{size} pixels or more, not {images.shape[1]}x{images.shape[2]}."
         )
 
 
-_KINDS = {"conv4": _conv4, "resnet12": _resnet12, "resnet18": _resnet18, "resnet50": _resnet50}
-BACKBONES = tuple(_KINDS)
-"""Names that `backbone` knows."""
+_ARCHITECTURES = {"conv4": _conv4, "resnet12": _resnet12, "resnet18": _resnet18, "resnet50": _resnet50}
+BACKBONES = tuple(_ARCHITECTURES)
+"""Names of the backbones, as `backbone` takes them."""

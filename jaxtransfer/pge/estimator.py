@@ -26,7 +26,7 @@ Init = Callable[[Key[Array, ""]], PyTree]
 
 
 class Recipe(NamedTuple):
-    """What two principal gradients must share to be compared."""
+    """Names everything that two principal gradients must share to be compared."""
 
     backbone: str
     initialiser: str
@@ -37,19 +37,19 @@ class Recipe(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PrincipalGradient:
-    """The estimated expectation of a task's gradient at fresh weights, as the means of independent groups of restarts.
+    """Holds the estimated expectation of a task's gradient at fresh weights: means of independent groups of restarts.
 
-    Squared norms and inner products are formed across groups (the noise of one is independent of that of another), so
-    they are unbiased at any number of restarts fixed beforehand; standard errors are jackknifed over the groups.
-    Signal and noise are squared norms: of the expectation, and of what a mean over `restarts` strays from it.
+    Squared norms and inner products are formed between different groups, whose noise is independent, so they are
+    unbiased at any number of restarts fixed beforehand; standard errors are jackknifed over the groups. Signal and
+    noise are squared norms: that of the expectation, and the variance of the mean over `restarts`.
 
     Attributes:
-        groups: Mean gradient of every group, in the coordinates `orbits` describes; float32.
-        restarts: How many there were.
-        recipe: What it may be compared with.
-        orbits: From coordinates to weights.
+        groups: Mean gradient of every group, in the coordinates that `orbits` describes; float32.
+        restarts: Number of restarts.
+        recipe: Backbone, initialiser, loss, symmetry and batching; gradients are comparable where it is the same.
+        orbits: Maps coordinates to weights.
         label_blind: Whether the expectation is known not to depend on the labels (a random linear head).
-        control: The same for permuted labels, with the same restarts; None where it was not asked for.
+        control: The gradient with permuted labels, from the same restarts; None: it was not computed.
     """
 
     groups: Float[np.ndarray, "groups dimension"]
@@ -61,12 +61,12 @@ class PrincipalGradient:
 
     @property
     def mean(self) -> Float[np.ndarray, " dimension"]:
-        """The mean over groups, in coordinates; float64."""
+        """Mean over groups, in coordinates; float64."""
         return self.groups.astype(np.float64).mean(0)
 
     @property
     def gradient(self) -> PyTree:
-        """The mean over groups in the structure of the weights."""
+        """Mean over groups, in the structure of the weights."""
         return self.orbits.lift(jnp.asarray(self.groups.mean(0)))
 
     @functools.cached_property
@@ -75,24 +75,22 @@ class PrincipalGradient:
 
     @property
     def squared_norm(self) -> Estimate:
-        """Unbiased squared norm of the expected gradient and its standard error; may come out negative."""
+        """Unbiased squared norm of the expected gradient, with its standard error; noise can make it negative."""
         return jackknife(lambda product: unbiased(product), self._products)
 
     @property
-    def plain_norm(self) -> float:
-        """The norm of the mean as the authors' code has it: too large by the noise, which falls with the restarts."""
-        return float(np.linalg.norm(self.mean))
-
-    @property
     def noise_per_restart(self) -> float:
-        """Variance of one restart's gradient, summed over coordinates; with several restarts per batch, of the mean."""
+        """Variance of the gradient of a single restart, summed over coordinates.
+
+        With several restarts per batch: that of the mean over restarts, times their number.
+        """
         count = len(self.groups)
         spread = np.trace(self._products) / count - unbiased(self._products)
         return float(spread * self.restarts / count)
 
     @property
     def signal_to_noise(self) -> float:
-        """Squared norm of the expectation over the variance of the mean: a ratio of powers."""
+        """Squared norm of the expectation divided by the variance of the mean: a ratio of powers."""
         noise = self.noise_per_restart / self.restarts
         signal = self.squared_norm.value
         if noise > 0:
@@ -101,7 +99,7 @@ class PrincipalGradient:
 
     @property
     def split_half(self) -> float:
-        """Cosine between the means of two halves of the groups, over all ways to halve them (a ratio of means)."""
+        """Cosine between the means of two halves of the groups, averaged over all halvings (a ratio of means)."""
         signal = unbiased(self._products)
         own = np.trace(self._products) / len(self.groups)
         half = 2 / len(self.groups)
@@ -109,13 +107,13 @@ class PrincipalGradient:
         return float(signal / norm) if norm > 0 else 0.0
 
     def restarts_needed(self, signal_to_noise: float = 10) -> float:
-        """Estimated number of restarts, all told, to a signal-to-noise; infinite where no signal is seen yet."""
+        """Estimates the total number of restarts for a signal-to-noise; infinite where no signal is visible yet."""
         signal = self.squared_norm.value
         return signal_to_noise * self.noise_per_restart / signal if signal > 0 else np.inf
 
     @property
     def label_signal(self) -> Estimate | None:
-        """Unbiased squared distance between the expectations with labels and with permuted ones; None: no control."""
+        """Unbiased squared distance between the expected gradients with true and permuted labels; None: no control."""
         if self.control is None:
             return None
         a, b, c = self._products, self.control._products, inner_products(self.groups, self.control.groups)
@@ -123,14 +121,14 @@ class PrincipalGradient:
 
     @property
     def reads_labels(self) -> bool | None:
-        """Whether the distance to the control is larger than twice its standard error; None: no control."""
+        """Whether the squared distance to the control exceeds twice its standard error; None: no control."""
         signal = self.label_signal
         if signal is None:
             return None
         return not self.label_blind and signal.value > 2 * signal.stderr
 
     def summary(self, signal_to_noise: float = 10) -> str:
-        """The numbers and what they say, in sentences."""
+        """Returns the numbers, and the remarks on them, as sentences."""
         signal = self.squared_norm
         numbers = (
             f"{self.restarts} restarts: squared norm {signal.value:.4g} ± {signal.stderr:.2g} "
@@ -140,29 +138,32 @@ class PrincipalGradient:
         return " ".join([numbers, *self.remarks(signal_to_noise)])
 
     def remarks(self, signal_to_noise: float = 10) -> list[str]:
-        """What the numbers say: whether a signal-to-noise is reached, and whether labels are read."""
-        said = []
+        """Returns sentences on whether a signal-to-noise is reached, and whether the gradient depends on the labels."""
+        remarks = []
         if self.signal_to_noise < signal_to_noise:
             needed = self.restarts_needed(signal_to_noise)
             more = f"about {needed - self.restarts:.0f} more restarts" if np.isfinite(needed) else "many more restarts"
-            said.append(f"Not resolved: a signal-to-noise of {signal_to_noise:g} needs {more}.")
+            remarks.append(f"Not resolved: a signal-to-noise of {signal_to_noise:g} needs {more}.")
         if self.label_blind:
-            said.append(
-                "The head is drawn without looking at the task, so this expectation does not depend on the labels: "
-                "it describes the images, and how they are drawn."
+            remarks.append(
+                "The head is drawn at random for every restart, so the expected gradient does not depend on the "
+                "labels; it describes only the images and how they are sampled."
             )
         elif (distance := self.label_signal) is not None:
-            verdict = "reads the labels" if self.reads_labels else "cannot be told from one that ignores the labels"
-            said.append(
-                f"With permuted labels it moves by {distance.value:.3g} ± {distance.stderr:.2g} (squared): "
-                f"it {verdict}."
+            ignores = "cannot be distinguished from a gradient that ignores the labels"
+            verdict = "depends on the labels" if self.reads_labels else ignores
+            remarks.append(
+                f"Permuting the labels moves the gradient by {distance.value:.3g} ± {distance.stderr:.2g} (squared "
+                f"distance): it {verdict}."
             )
-        return said
+        return remarks
 
     def save(self, file: str | Path, note: str = "") -> None:
         """Writes an `.npz` file, whole or not at all; `load` needs the weights' shapes to read it.
 
-        `note` is kept in the file, for whoever wants to know what it came from.
+        Args:
+            file: The file.
+            note: Text that is stored in the file, for example the data and settings the gradient comes from.
         """
         arrays = {"groups": self.groups, "restarts": self.restarts, "recipe": list(self.recipe), "note": note}
         if self.control is not None:
@@ -171,22 +172,27 @@ class PrincipalGradient:
 
     @classmethod
     def load(cls, file: str | Path, init: Init, symmetry: PyTree | None = None) -> Self:
-        """Reads what `save` wrote; `init` and `symmetry` are those it was made with.
+        """Reads a file that `save` wrote.
+
+        Args:
+            file: The file.
+            init: The initialiser that the gradient was computed with.
+            symmetry: The specification of exchangeable units that it was computed with; None: none.
 
         Raises:
-            JaxTransferError: The file is damaged, or was made with another backbone or symmetry.
+            JaxTransferError: The file is damaged, or comes from another backbone or symmetry.
         """
         try:
             arrays = read_arrays(Path(file))
-            recipe = Recipe(*(str(each) for each in arrays["recipe"]))
+            recipe = Recipe(*map(str, arrays["recipe"]))
             common = (int(arrays["restarts"]), recipe, _orbits(init, symmetry), bool(arrays["label_blind"]))
             control = cls(arrays["control"], *common) if "control" in arrays else None
-            found = cls(arrays["groups"], *common, control)
+            gradient = cls(arrays["groups"], *common, control)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise JaxTransferError(f"{file} holds no principal gradient: {error}") from error
-        if found.groups.shape[1] != found.orbits.dimension or recipe.backbone != _shapes(init):
-            raise JaxTransferError(f"{file} was made with another backbone or symmetry.")
-        return found
+            raise JaxTransferError(f"{file} holds no principal gradient that can be read: {error}") from error
+        if gradient.groups.shape[1] != gradient.orbits.dimension or recipe.backbone != _shapes(init):
+            raise JaxTransferError(f"{file} comes from another backbone or symmetry; load it with its own.")
+        return gradient
 
 
 def principal_gradient(
@@ -209,43 +215,63 @@ def principal_gradient(
 ) -> PrincipalGradient:
     """Estimates the expected gradient of a loss at freshly initialised weights (PGE, arXiv 2211.16299).
 
-    Every restart draws weights, a batch and whatever the loss draws, and adds one gradient; all of it in one compiled
-    program, in memory that does not grow with the restarts. With `symmetry` and `heads` left out this is the published
-    estimator. Both reduce its noise and leave its expectation as it is (`docs/principal-gradients.md`).
+    A restart draws fresh weights and a batch (and a head, if the loss has a random one) and adds one gradient, all in
+    one compiled program whose memory does not grow with the number of restarts. Without `symmetry` and `heads` this is
+    the published estimator. Both reduce its noise and leave its expectation unchanged (`docs/principal-gradients.md`).
 
-    Use the same key for tasks that are to be compared: they then share their restarts, and where tasks
-    pull alike the gap between them has less noise.
+    Use the same key for all tasks that are to be compared: they then share their restarts, which reduces the noise of
+    the gap between tasks with similar gradients.
 
     Args:
-        init: Draws the weights of a backbone: `init(key) -> params`. Hand over the same function for all tasks.
-        loss: `loss(params, batch, key) -> scalar`; see `losses`.
-        batches: A sampler like `Episodes` or `Minibatches`, or images and labels [batches, n, ...], used in order.
-        key: For everything that is drawn.
-        restarts: How many, rounded up to whole batches; or "auto": until the signal-to-noise is `tolerance`.
+        init: Draws the weights of a backbone: `init(key) -> params`. Pass the same function for all tasks.
+        loss: `loss(params, batch, key) -> scalar`, such as `Prototypical` or `RandomHead`.
+        batches: A sampler such as `Episodes` or `Minibatches`, or images and labels [batches, n, ...], used in order.
+        key: Random key for weights, batches and heads.
+        restarts: Number of restarts, rounded up to whole batches; or "auto": until the signal-to-noise reaches
+            `tolerance`.
         symmetry: For every weight a tuple with the name of a permutation group, or None, for each axis: gradients are
             averaged over the orbits. The specification is checked against the loss first.
-        heads: For a loss with a random head: pairs of mirrored heads that share a backbone's pass; None: one head.
-        control: Whether to compute the same for permuted labels too, at the same restarts: twice the time.
-        restarts_per_batch: Fresh networks for every batch.
-        groups: Independent groups of restarts that standard errors are taken over; 3 or more.
-        tolerance: Signal-to-noise (of powers) at which "auto" stops.
-        cap: Restarts at which "auto" gives up.
-        together: Restarts computed at once by `vmap`; 1, a loop, is faster on CPUs.
-        mesh: Devices to share the restarts; None: one.
-        progress: Called with restarts done and restarts to do, as far as is known.
+        heads: Number of pairs of mirrored heads that share a pass through the backbone, for a loss with a random head;
+            None: one head.
+        control: Whether the gradient with permuted labels is computed too, at the same restarts; doubles the time.
+        restarts_per_batch: Number of fresh networks for every batch.
+        groups: Number of independent groups of restarts, over which standard errors are jackknifed; >= 3.
+        tolerance: Signal-to-noise, a ratio of powers, at which "auto" stops.
+        cap: Number of restarts at which "auto" gives up.
+        together: Number of restarts computed at the same time by `vmap`; 1, a loop, is faster on CPUs.
+        mesh: Devices that share the restarts; None: one device.
+        progress: Called with restarts done, and restarts to do as far as is known.
 
     Returns:
-        The group means with all that follows from them.
+        The mean gradients of the groups, with norms, noise and control.
 
     Raises:
-        JaxTransferError: Arguments of a wrong kind, a wrong symmetry, heads for a loss without, or too few restarts for
-            the groups.
+        JaxTransferError: An argument has a wrong type, the symmetry is wrong, heads are given for a loss that has no
+            random head, or there are too few restarts for the groups.
+
+    A linear backbone with five features, and images of three classes:
+
+    >>> def init(key):
+    ...     return jax.random.normal(key, (12, 5))
+    >>> def features(params, images):
+    ...     return jax.nn.relu(images.reshape(len(images), -1) @ params)
+    >>> labels = np.repeat(["cat", "dog", "fox"], 8)
+    >>> patterns = np.random.default_rng(0).normal(size=(3, 2, 2, 3)).astype(np.float32)
+    >>> episodes = jt.Episodes.of(patterns.repeat(8, axis=0), labels, ways=3, shots=2, queries=2)
+    >>> loss = jt.Prototypical(features, ways=3, shots=2)
+    >>> gradient = jt.principal_gradient(init, loss, episodes, jax.random.key(0), restarts=64)
+    >>> gradient.groups.shape
+    (16, 60)
+    >>> gradient.gradient.shape
+    (12, 5)
+    >>> gradient.squared_norm.stderr > 0
+    True
     """
     if restarts != "auto" and (isinstance(restarts, bool) or not isinstance(restarts, int | np.integer)):
         raise JaxTransferError(f'restarts must be a number or "auto", not {restarts!r}.')
     estimation = Estimation(
         init, loss, batches, key, symmetry=symmetry, heads=heads, control=control,
-        restarts_per_batch=restarts_per_batch, groups=groups, together=together, mesh=mesh,
+        restarts_per_batch=restarts_per_batch, groups=groups, vmap_size=together, mesh=mesh,
     )  # fmt: skip
     if restarts == "auto":
         estimation.run_until(tolerance, cap, progress)
@@ -255,7 +281,7 @@ def principal_gradient(
 
 
 class Estimation(Accumulation):
-    """A principal gradient in the making."""
+    """Estimates a principal gradient step by step."""
 
     def __init__(
         self,
@@ -269,7 +295,7 @@ class Estimation(Accumulation):
         control: bool = True,
         restarts_per_batch: int = 1,
         groups: int = 16,
-        together: int = 1,
+        vmap_size: int = 1,
         mesh: Mesh | None = None,
         check: bool = True,
     ) -> None:
@@ -280,7 +306,7 @@ class Estimation(Accumulation):
         orbits = _orbits(init, symmetry)
         if symmetry is not None and check:
             check_symmetry(init, loss, as_sampler(batches), symmetry, jax.random.fold_in(key, 4))
-        self._static = _Static(init, loss, orbits, control, restarts_per_batch, together, mesh and mesh.abstract_mesh)
+        self._static = _Static(init, loss, orbits, control, restarts_per_batch, vmap_size, mesh and mesh.abstract_mesh)
         self._recipe = Recipe(
             _shapes(init), _initialiser(init), describe(loss), _symmetry(orbits), f"{restarts_per_batch} per batch"
         )
@@ -292,11 +318,11 @@ class Estimation(Accumulation):
         return _advance(self._static, self._batches, self._key, sums, first, last)
 
     def signal_to_noise(self) -> float:
-        """Squared norm of the expectation over the variance of the mean."""
+        """Returns the squared norm of the expectation divided by the variance of the mean."""
         return self.result().signal_to_noise
 
     def result(self) -> PrincipalGradient:
-        """The principal gradient of the restarts done."""
+        """Returns the principal gradient of the restarts done so far."""
         means = self.means().astype(self._sums.high.dtype)
         blind = bool(getattr(self._static.loss, "label_blind", False))
         common = (self.done, self._recipe, self._static.orbits, blind)
@@ -306,14 +332,14 @@ class Estimation(Accumulation):
 
 @dataclasses.dataclass(frozen=True)
 class _Static:
-    """What the compiled program depends on."""
+    """Holds the static arguments of the compiled program."""
 
     init: Init
     loss: Loss
     orbits: Orbits
     control: bool
     restarts_per_batch: int
-    together: int
+    vmap_size: int
     mesh: AbstractMesh | None
 
 
@@ -321,7 +347,7 @@ class _Static:
 def _advance(static: _Static, batches: Batches, key: Key[Array, ""], sums: Sums, first: Array, last: Array) -> Sums:
     keys = tuple(jax.random.fold_in(key, i) for i in range(4))
 
-    def one(restart: Array, batches: Batches, keys: tuple[Array, ...]) -> Float[Array, "1+control dimension"]:
+    def per_restart(restart: Array, batches: Batches, keys: tuple[Array, ...]) -> Float[Array, "1+control dimension"]:
         for_init, for_batch, for_loss, for_control = keys
         params = static.init(jax.random.fold_in(for_init, restart))
         index = restart // static.restarts_per_batch
@@ -339,8 +365,8 @@ def _advance(static: _Static, batches: Batches, key: Key[Array, ""], sums: Sums,
 
     with jax.default_matmul_precision("highest"):
         return add_restarts(
-            one, sums, first, last, batches, keys,
-            per_block=static.restarts_per_batch, together=static.together, mesh=static.mesh,
+            per_restart, sums, first, last, batches, keys,
+            per_block=static.restarts_per_batch, vmap_size=static.vmap_size, mesh=static.mesh,
         )  # fmt: skip
 
 
@@ -349,13 +375,13 @@ def _orbits(init: Init, symmetry: PyTree | None) -> Orbits:
 
 
 def _shapes(init: Init) -> str:
-    """The weights' names and shapes."""
+    """Returns the names and shapes of the weights."""
     leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(init, jax.random.key(0)))
     return ", ".join(f"{jax.tree_util.keystr(path)} {'x'.join(map(str, leaf.shape))}" for path, leaf in leaves)
 
 
 def _initialiser(init: Init) -> str:
-    """The root mean square of every weight as `init` draws it, to two digits."""
+    """Returns the root mean square of every weight as `init` draws it, to two digits."""
     leaves = jax.tree.leaves(jax.jit(init)(jax.random.key(0)))
     return " ".join(f"{float(np.sqrt(np.square(np.asarray(leaf, np.float64)).mean())):.2g}" for leaf in leaves)
 
@@ -365,7 +391,7 @@ def _symmetry(orbits: Orbits) -> str:
 
 
 def same_recipe(a: PrincipalGradient, b: PrincipalGradient) -> None:
-    """Refuses to compare what is not comparable.
+    """Checks that two principal gradients are comparable.
 
     Raises:
         JaxTransferError: Backbones, initialisers, losses, symmetries, restarts per batch or numbers of groups differ.
@@ -375,10 +401,10 @@ def same_recipe(a: PrincipalGradient, b: PrincipalGradient) -> None:
         values = "; ".join(
             f"{name}: {_short(getattr(a.recipe, name))} and {_short(getattr(b.recipe, name))}" for name in differing
         )
-        raise JaxTransferError(f"These principal gradients cannot be compared, they differ in {values}.")
+        raise JaxTransferError(f"Principal gradients must be computed alike to be compared; these differ in {values}.")
     if len(a.groups) != len(b.groups):
         raise JaxTransferError(
-            f"They have {len(a.groups)} and {len(b.groups)} groups of restarts; use the same number."
+            f"Principal gradients with {len(a.groups)} and {len(b.groups)} groups cannot be compared; use one number."
         )
 
 

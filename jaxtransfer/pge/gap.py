@@ -1,11 +1,11 @@
-"""The gap between two tasks: how far apart they pull fresh weights; smaller means nearer."""
+"""The gap between two tasks: the distance between their expected gradients; a smaller gap means nearer tasks."""
 
 from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 
-from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.errors import JaxTransferError, unknown_name
 from jaxtransfer.pge.estimator import PrincipalGradient, same_recipe
 from jaxtransfer.pge.statistics import Estimate, Products, inner_products, jackknife, plain, unbiased
 
@@ -14,39 +14,61 @@ FORMS: tuple[Form, ...] = ("pge", "normalized", "cosine")
 
 
 def gap(source: PrincipalGradient, target: PrincipalGradient, form: Form = "pge", *, biased: bool = False) -> Estimate:
-    """The gap between two tasks from unbiased norms and inner products, with its standard error.
+    """Computes the gap between two tasks from unbiased norms and inner products, with its standard error.
 
     With S and T the expected gradients:
 
-    * "pge": ||S - T|| / (||S|| ||T||), as the authors' code has it; it changes with the scale of a loss.
-    * "normalized": ||S/||S|| - T/||T||||, between 0 and 2, as their abstract has it.
+    * "pge": ||S - T|| / (||S|| ||T||), as in the authors' code (arXiv 2211.16299); depends on the scale of the loss.
+    * "normalized": ||S/||S|| - T/||T||||, between 0 and 2, as in their abstract.
     * "cosine": 1 - cos(S, T), between 0 and 2: half the square of "normalized".
 
-    A squared distance that noise has made negative counts as 0. The standard error is infinite where all groups
-    together are resolved, but not when one of them is left out.
+    A squared distance that noise makes negative counts as 0. The standard error is infinite where a squared norm is
+    positive over all groups, but not when a group is left out.
 
     Args:
-        source: Of one task.
-        target: Of the other.
-        form: Which gap.
-        biased: Use the norms of the means as the authors' code does. The result then falls or rises with the number of
-            restarts, and only serves to compare with published numbers.
+        source: Principal gradient of the source task.
+        target: Principal gradient of the target task; the gap is symmetric.
+        form: Form of the gap: "pge", "normalized" or "cosine".
+        biased: Whether to use the norms of the means, as the authors' code does. Such a gap depends on the number of
+            restarts and serves only to compare with published numbers.
+
+    Returns:
+        The gap and its standard error.
 
     Raises:
         JaxTransferError: The two come from different backbones, initialisers, losses or symmetries, or one of them is
             so noisy that its squared norm is not positive.
+
+    A task is at distance 0 from itself:
+
+    >>> def init(key):
+    ...     return jax.random.normal(key, (12, 5))
+    >>> def loss(params, batch, key):
+    ...     images, labels = batch
+    ...     return jnp.tanh(images.reshape(len(images), -1).astype(jnp.float32) @ params).mean()
+    >>> def task(value):
+    ...     return jt.Minibatches.of(np.full((9, 2, 2, 3), value, np.float32), np.arange(9), size=6)
+    >>> gradients = [
+    ...     jt.principal_gradient(init, loss, task(value), jax.random.key(0), restarts=64, control=False)
+    ...     for value in (0.1, 1.0)
+    ... ]
+    >>> jt.gap(gradients[0], gradients[0], "cosine").value < 1e-6
+    True
+    >>> value, stderr = jt.gap(*gradients, "cosine")
+    >>> 0 < value < 2
+    True
     """
     if form not in FORMS:
-        raise JaxTransferError(f"There is no gap {form!r}; there are: {', '.join(FORMS)}.")
+        raise unknown_name("form of gap", form, FORMS)
     same_recipe(source, target)
     own, other = source._products, target._products
     between = inner_products(source.groups, target.groups)
     product = plain if biased else unbiased
-    for name, each in (("source", own), ("target", other)):
-        if product(each) <= 0:
+    for name, products in (("source", own), ("target", other)):
+        if product(products) <= 0:
             raise JaxTransferError(
-                f"The {name}'s principal gradient is not resolved: its squared norm came out as {product(each):.2g}. "
-                "It needs more restarts."
+                f"The {name}'s principal gradient is not resolved: its squared norm is estimated as "
+                f"{product(products):.2g}; compute it with more restarts."
             )
     if form == "cosine":
         return jackknife(lambda *products: 1 - _cosine(product, *products), own, other, between)
@@ -55,7 +77,7 @@ def gap(source: PrincipalGradient, target: PrincipalGradient, form: Form = "pge"
     value = float(np.sqrt(max(value, 0)))
     if not 0 < stderr < np.inf:
         return Estimate(value, stderr)
-    # By the delta method; a distance of 0 is one that might as well be the root of the error.
+    # By the delta method; for a distance of 0 the standard error is the root of that of the square.
     return Estimate(value, stderr / max(2 * value, np.sqrt(stderr)))
 
 

@@ -1,7 +1,7 @@
 """Layers whose weight gradients are fast: convolution, batch normalisation in training mode, max-pooling.
 
 On CPUs, XLA's gradient of a convolution's weights is slow, and in a loop hundreds of times slower than a matrix
-product; so a convolution is written as products there and left to the library on GPUs and TPUs. Images are NHWC.
+product. So on CPUs a convolution is computed as matrix products, and on GPUs and TPUs by XLA. Images are NHWC.
 """
 
 import functools
@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 from jaxtransfer.networks import pooling
 
 _EPSILON = 1e-5
-# With fewer pixels than this, the order of products does not matter, and one product and nine additions beat nine
-# products (two CPU cores, ResNet-18 and conv4).
+# With fewer pixels than this, the order of the factors does not matter, and one product and nine additions are faster
+# than nine products (measured on two CPU cores with ResNet-18 and conv4).
 _FEW_PIXELS = 8000
 
 
@@ -22,12 +22,12 @@ _FEW_PIXELS = 8000
 def convolution(
     images: Float[Array, "n h w c"], kernel: Float[Array, "k k c out"], stride: int = 1, padding: int = 0
 ) -> Float[Array, "n h2 w2 out"]:
-    """Cross-correlation with zeros around the images, as PyTorch's `conv2d`; no bias.
+    """Computes a cross-correlation with zero padding, as PyTorch's `conv2d` without bias.
 
     Args:
         images: Input.
-        kernel: Weights, height and width equal.
-        stride: Of rows and columns.
+        kernel: Weights; height and width are equal.
+        stride: Stride along rows and columns.
         padding: Rows and columns of zeros on every side.
     """
     return jax.lax.platform_dependent(
@@ -82,7 +82,8 @@ def _products_backward(
     pixels = cotangent.reshape(-1, outputs)
     over_pixels = (((0,), (0,)), ((), ()))
     many = len(pixels) >= _FEW_PIXELS
-    # The wider matrix on the right: XLA:CPU would transpose it first on the left. The barrier keeps the order.
+    # The wider matrix stands on the right, since XLA on CPUs would first transpose it on the left. The barrier keeps
+    # that order.
     if many and patches.shape[1] > outputs:
         by_output = jax.lax.optimization_barrier(jax.lax.dot_general(pixels, patches, over_pixels))
         kernel_gradient = by_output.T
@@ -91,10 +92,10 @@ def _products_backward(
 
     if many and stride == 1 and size > max(1, padding):
         margin = size - 1 - padding
-        around = jnp.pad(cotangent, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
-        turned = kernel[::-1, ::-1].swapaxes(2, 3)
+        padded = jnp.pad(cotangent, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+        rotated = kernel[::-1, ::-1].swapaxes(2, 3)
         height, width = images.shape[1:3]
-        shifted = [around[:, i : i + height, j : j + width] @ turned[i, j] for i in range(size) for j in range(size)]
+        shifted = [padded[:, i : i + height, j : j + width] @ rotated[i, j] for i in range(size) for j in range(size)]
         image_gradient = functools.reduce(jnp.add, shifted)
     else:
         as_patches = functools.partial(_patches, size=size, stride=stride, padding=padding)
@@ -119,9 +120,9 @@ def _patches(images: Array, size: int, stride: int, padding: int) -> Float[Array
 def batch_norm(
     x: Float[Array, "n h w c"], scale: Float[Array, " c"], bias: Float[Array, " c"]
 ) -> Float[Array, "n h w c"]:
-    """Batch normalisation by the batch's own mean and (biased) variance; nothing runs along.
+    """Normalises by the batch's own mean and (biased) variance, without running statistics.
 
-    Ioffe and Szegedy, ICML 2015, equation of Algorithm 1, with 1e-5 added to the variance.
+    Batch normalisation of Ioffe and Szegedy (ICML 2015), Algorithm 1, with 1e-5 added to the variance.
     """
     return _batch_norm_forward(x, scale, bias)[0]
 
@@ -146,10 +147,10 @@ batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 def norm_max_pool(
     x: Float[Array, "n h w c"], scale: Float[Array, " c"], bias: Float[Array, " c"]
 ) -> Float[Array, "n h//2 w//2 c"]:
-    """`max_pool(batch_norm(x, scale, bias))` in half the passes over memory.
+    """Computes `max_pool(batch_norm(x, scale, bias))` in half the passes over memory.
 
-    Normalisation is monotone in every channel, so pooling may come first: the largest value where the scale is
-    positive, the smallest where it is negative.
+    Normalisation is monotone in every channel, so pooling can come first: it takes the largest value where the scale is
+    positive, and the smallest where it is negative.
     """
     return _norm_max_pool_forward(x, scale, bias)[0]
 
@@ -175,7 +176,7 @@ norm_max_pool.defvjp(_norm_max_pool_forward, _norm_max_pool_backward)
 
 
 def _statistics(x: Array) -> tuple[Float[Array, "1 1 1 c"], Float[Array, "1 1 1 c"]]:
-    """Mean and 1/sqrt(variance + epsilon) of every channel."""
+    """Returns the mean and 1/sqrt(variance + epsilon) of every channel."""
     mean = x.mean((0, 1, 2), keepdims=True)
     return mean, jax.lax.rsqrt(jnp.square(x - mean).mean((0, 1, 2), keepdims=True) + _EPSILON)
 
@@ -183,7 +184,7 @@ def _statistics(x: Array) -> tuple[Float[Array, "1 1 1 c"], Float[Array, "1 1 1 
 def _norm_gradients(
     x: Array, mean: Array, inverse: Array, scale: Array, cotangent: Array, count: int
 ) -> tuple[Array, Array, Array, Array]:
-    """Gradients of scale and bias, and what the statistics contribute to that of x: `- x * factor + offset`."""
+    """Returns the gradients of scale and bias, and factor and offset: statistics add `- x * factor + offset` to x's."""
     bias_gradient = cotangent.sum((0, 1, 2))
     scale_gradient = inverse.reshape(-1) * ((cotangent * (x - mean)).sum((0, 1, 2)))
     weight = _channels(scale) * inverse
@@ -197,7 +198,7 @@ def _channels(values: Float[Array, " c"]) -> Float[Array, "1 1 1 c"]:
 
 @jax.custom_vjp
 def max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h//2 w//2 c"]:
-    """The largest of every 2x2 pixels; an odd last row or column is left out. The first of equals has the gradient."""
+    """Takes the maximum of every 2x2 pixels, without an odd last row or column; the first maximum gets the gradient."""
     return functools.reduce(jnp.maximum, _corners(x))
 
 
@@ -219,7 +220,7 @@ def _corners(x: Array) -> list[Array]:
 
 
 def _to_first(x: Array, chosen: Array, values: Array) -> Array:
-    """`values` at the first of every 2x2 pixels that equals `chosen`, 0 elsewhere."""
+    """Puts `values` where the first of every 2x2 pixels equals `chosen`, and 0 elsewhere."""
     n, height, width, channels = x.shape
     first, second, third, _ = (corner == chosen for corner in _corners(x))
     index = jnp.where(first, 0, jnp.where(second, 1, jnp.where(third, 2, 3))).astype(jnp.int8)

@@ -1,5 +1,6 @@
 """A run: one zoo on one folder of probe images, in a directory that says how to repeat it."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -18,8 +18,8 @@ from jaxtransfer.files import read_records, read_table, write_csv
 from jaxtransfer.pge.alignment import AlignmentEstimation
 from jaxtransfer.pge.estimator import PrincipalGradient
 from jaxtransfer.pge.gap import Form, gap
+from jaxtransfer.pge.options import GradientMeasure
 
-GradientMeasure = Literal["gap", "alignment"]
 Row = dict[str, Any]
 _MEASURES: dict[GradientMeasure, Measure] = {"gap": GAP, "alignment": ALIGNMENT}
 
@@ -166,12 +166,16 @@ def alignments(tasks: Sequence[LabelledTask], estimation: AlignmentEstimation, t
             )
         if blind:
             remarks.append(
-                (name, "The head is drawn without looking at the task, so this does not depend on the labels.")
+                (
+                    name,
+                    "The head is drawn at random for every gradient, so the alignment does not depend on the labels.",
+                )
             )
         elif distance is not None:
-            moved = f"With permuted labels it moves by {distance.value:.3g} ± {distance.stderr:.2g} (squared)"
-            verdict = "reads the labels" if reads else "cannot be told from one that ignores the labels"
-            remarks.append((name, f"{moved}: it {verdict}."))
+            moved = f"Permuting the labels moves the gradient by {distance.value:.3g} ± {distance.stderr:.2g}"
+            ignores = "cannot be distinguished from a gradient that ignores the labels"
+            verdict = "depends on the labels" if reads else ignores
+            remarks.append((name, f"{moved} (squared distance): it {verdict}."))
     square = slice(count), slice(count)
     return GradientResults(
         ALIGNMENT, tuple(tasks), values[square], stderr[square], tuple(rows), _by_sentence(remarks, count)

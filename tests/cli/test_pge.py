@@ -67,7 +67,7 @@ def test_gap(tiny, tasks, tmp_path):
     printed = result.stdout
     for expected in (
         "Best sources (gap ± standard error, smaller is nearer)",
-        "pets: With permuted labels it moves by",
+        "pets: Permuting the labels moves the gradient by",
         "pets: skipped notes.txt: it lies in no class folder",
         "pets: skipped cat/broken.png: it is not an image",
         "pets: 1 class was left out for having too few images: yak (2)",
@@ -99,7 +99,7 @@ def test_random_heads_say_that_they_are_blind(tiny, tasks, tmp_path):
     options = ["--loss", "random-head", "--batch-size", "8", "--heads", "2", "--no-control", "--no-symmetry"]
     result = _run(tasks, "--out", tmp_path / "run", *SMALL, *options)
     assert result.exit_code == 0, result.output
-    assert "All tasks: The head is drawn without looking at the task" in result.stdout
+    assert "All tasks: The head is drawn at random for every restart" in result.stdout
 
 
 def test_bad_arguments(tasks, tmp_path):

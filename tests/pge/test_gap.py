@@ -79,7 +79,6 @@ def test_cross_group_products_are_unbiased_and_plain_ones_are_not():
     np.testing.assert_allclose(plain_values.mean() - s @ s, 300, rtol=0.05)
     noise = np.array([each.noise_per_restart for each in found])
     np.testing.assert_allclose(noise.mean(), 300 * 160, rtol=0.02)
-    np.testing.assert_allclose(np.mean([each.plain_norm**2 for each in found]), plain_values.mean(), rtol=1e-5)
 
 
 @pytest.mark.parametrize(("noise", "low", "high"), [(3 * 160, 0.9, 1.1), (3000 * 160, 1.2, 1.6)])
@@ -131,7 +130,7 @@ def test_jackknife_of_a_mean_is_its_standard_error():
 def test_different_recipes_are_refused(field):
     s, t = directions()
     other = sampled(t, 0, 1, recipe=_RECIPE._replace(**{field: "another"}))
-    with pytest.raises(JaxTransferError, match=f"they differ in {field}: .* and another"):
+    with pytest.raises(JaxTransferError, match=f"these differ in {field}: .* and another"):
         gap(sampled(s, 0, 0), other)
 
 
@@ -139,7 +138,7 @@ def test_different_groups_and_unknown_forms_are_refused():
     s, t = directions()
     with pytest.raises(JaxTransferError, match="16 and 8 groups"):
         gap(sampled(s, 0, 0), sampled(t, 0, 1, groups=8))
-    with pytest.raises(JaxTransferError, match="no gap 'euclid'"):
+    with pytest.raises(JaxTransferError, match="no form of gap 'euclid'"):
         gap(sampled(s, 0, 0), sampled(t, 0, 1), "euclid")  # pyright: ignore[reportArgumentType]
 
 

@@ -20,14 +20,14 @@ def values(restarts):
 
 
 class Sampled(Accumulation):
-    def __init__(self, groups=5, per_block=1, together=1, mesh=None):
+    def __init__(self, groups=5, per_block=1, vmap_size=1, mesh=None):
         self.traces = 0
 
         # Optimised as for a user: a compiler that simplified the sums would lose their low part.
         @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
         def program(sums, first, last):
             self.traces += 1
-            return add_restarts(contribution, sums, first, last, per_block=per_block, together=together, mesh=mesh)
+            return add_restarts(contribution, sums, first, last, per_block=per_block, vmap_size=vmap_size, mesh=mesh)
 
         self.program = program
         super().__init__(Sums.zeros(mesh, groups, (3,), jnp.float32), "sampled", per_block)
@@ -47,10 +47,10 @@ def devices(count):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("per_block", [1, 3])
-@pytest.mark.parametrize(("together", "count"), [(1, None), (4, None), (1, 8), (4, 2)])
-def test_group_means(per_block, together, count):
+@pytest.mark.parametrize(("vmap_size", "count"), [(1, None), (4, None), (1, 8), (4, 2)])
+def test_group_means(per_block, vmap_size, count):
     mesh = None if count is None else devices(count)
-    accumulation = Sampled(per_block=per_block, together=together, mesh=mesh)
+    accumulation = Sampled(per_block=per_block, vmap_size=vmap_size, mesh=mesh)
     for restarts in (5 * per_block, 7 * per_block, 60 * per_block, 61 * per_block):
         accumulation.run(restarts)
         np.testing.assert_allclose(accumulation.means(), expected(restarts, per_block=per_block), rtol=1e-7)

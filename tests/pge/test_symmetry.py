@@ -156,7 +156,9 @@ def test_initialisers_that_tell_units_apart_are_refused(weight, change):
 
     images = np.random.default_rng(0).normal(size=(1, 8, 16, 16, 3)).astype(np.float32)
     batches = (images, np.zeros((1, 8), np.int32))
-    message = "does not treat alike what the symmetry exchanges, in " + "".join(rf"\['{name}'\]" for name in weight)
+    message = "draws units that the symmetry exchanges from different distributions, in " + "".join(
+        rf"\['{name}'\]" for name in weight
+    )
     with pytest.raises(JaxTransferError, match=message + ";"):
         check_symmetry(init, RandomHead(b.features, 2), batches, b.symmetry, jax.random.key(0))
 

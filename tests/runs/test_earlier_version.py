@@ -15,6 +15,7 @@ from PIL import Image
 import jaxtransfer as jt
 from jaxtransfer import rooms, taskonomy
 from jaxtransfer.aten import AtenProgram
+from jaxtransfer.pge.options import PGEOptions
 from jaxtransfer.rooms import networks as rooms_networks
 from jaxtransfer.runs.affinity import run_affinity
 from jaxtransfer.runs.load import load_run
@@ -91,8 +92,8 @@ def test_a_run_of_principal_gradients_loads_and_takes_a_task_more(tmp_path):
     earlier = load_run(out)
     assert earlier.names == ("t0", "t1")
     before = {file.name: file.stat().st_mtime_ns for file in (out / "gradients").iterdir()}
-    settings = {"size": 16, "restarts": 16, "ways": 3, "shots": 2, "queries": 3, "control": False}
-    with_another = run_pge(tasks(tmp_path, 3), out, command=["test"], **settings)
+    options = PGEOptions(size=16, restarts=16, ways=3, shots=2, queries=3, control=False)
+    with_another = run_pge(tasks(tmp_path, 3), out, options, command=["test"])
     after = {file.name: file.stat().st_mtime_ns for file in (out / "gradients").iterdir()}
     assert set(after) == {"t0.npz", "t1.npz", "t2.npz"}
     assert {name: after[name] for name in before} == before, "they were not computed again"

@@ -12,10 +12,12 @@ import pytest
 
 import jaxtransfer
 from jaxtransfer import JaxTransferError, RandomHead, gap, principal_gradient
+from jaxtransfer.pge import resume as resume_module
 from jaxtransfer.pge.backbones import Backbone
 from jaxtransfer.pge.batches import Episodes
 from jaxtransfer.pge.layers import convolution
 from jaxtransfer.pge.losses import Prototypical, describe
+from jaxtransfer.pge.options import PGEOptions
 from jaxtransfer.runs import principal_gradients as run_module
 from jaxtransfer.runs.gradient_results import GradientResults
 from jaxtransfer.runs.principal_gradients import run_pge
@@ -34,8 +36,8 @@ SMALL = {"size": 6, "ways": 2, "shots": 2, "queries": 2, "restarts": 64}
 def tiny(monkeypatch):
     """A backbone that compiles in a second, and states that are written after every chunk."""
     monkeypatch.setattr(run_module, "backbone", lambda name, channels: TINY)
-    monkeypatch.setattr(run_module, "_SECONDS", 0.0)
-    monkeypatch.setattr(run_module, "_SHARE", math.inf)
+    monkeypatch.setattr(resume_module, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(resume_module, "_CHECKPOINT_TIME_FRACTION", math.inf)
 
 
 def _task(folder: Path, name: str, seed: int, *, spread: float = 0.3, y: Any = None) -> Path:
@@ -55,9 +57,11 @@ def tasks(tmp_path) -> Path:
     return tmp_path / "tasks"
 
 
-def _run(tasks, out, **changes: Any) -> GradientResults:
-    options: dict[str, Any] = SMALL | {"command": []} | changes
-    return run_pge([tasks] if isinstance(tasks, Path) else tasks, out, **options)
+def _run(tasks, out, *, command=(), progress=None, **changes: Any) -> GradientResults:
+    options: dict[str, Any] = SMALL | changes
+    return run_pge(
+        [tasks] if isinstance(tasks, Path) else tasks, out, PGEOptions(**options), command=command, progress=progress
+    )
 
 
 def _record(out: Path) -> dict:
@@ -299,6 +303,7 @@ def test_what_is_no_run_directory(tmp_path, tasks):
         ({"measure": "magic"}, "no measure 'magic'; there are: gap, alignment"),
         ({"loss": "magic"}, "no loss 'magic'"),
         ({"form": "magic"}, "no form of gap 'magic'"),
+        ({"backbone": "magic"}, "no backbone 'magic'; there are: conv4, resnet12"),
         ({"restarts": 15}, "16 groups need 16 restarts or more, not 15"),
         ({"restarts": "auto", "cap": 3}, "16 groups need 16 restarts or more, not 3"),
         ({"restarts": 20, "measure": "alignment"}, "32 groups need 32 restarts or more, not 20"),
@@ -335,7 +340,7 @@ def test_tasks_that_do_not_go_together(tmp_path):
     for paths, options, message in [
         ([one, two], {"batch_size": 8}, "tasks of one kind, not numbers and classes"),
         ([one], {"loss": "prototypical"}, r"prototypical needs classes, but the targets of .*numbers\.npz are numbers"),
-        ([two], {"measure": "alignment"}, r"two tasks or more; .*classes\.npz holds only one"),
+        ([two], {"measure": "alignment"}, r"two tasks or more, but there is only .*classes\.npz; add one"),
     ]:
         with pytest.raises(JaxTransferError, match=message):
             _run(paths, out, **options)

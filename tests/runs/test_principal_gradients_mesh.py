@@ -16,6 +16,7 @@ import pytest
 
 from jaxtransfer.devices import device_mesh
 from jaxtransfer.errors import JaxTransferError, in_words
+from jaxtransfer.pge import resume as resume_module
 from jaxtransfer.pge.restarts import Accumulation
 from jaxtransfer.runs import principal_gradients as run_module
 from support import pge_mesh
@@ -28,7 +29,7 @@ SHAPES = [(8, 1), (1, 8), (2, 4), (4, 2)]
 @pytest.fixture
 def tiny(monkeypatch):
     monkeypatch.setattr(run_module, "backbone", None)  # so that both are put back
-    monkeypatch.setattr(run_module, "_SECONDS", 0.0)
+    monkeypatch.setattr(resume_module, "_CHECKPOINT_SECONDS", 0.0)
     pge_mesh.use_tiny()
 
 
@@ -134,7 +135,7 @@ def test_a_row_without_room_ends_all(tasks, monkeypatch):
     assert json.loads((tasks / "full" / "gap" / "run.json").read_text())["finished"] is None
     assert not list(tasks.glob("full/gap/**/.*.partial"))
     monkeypatch.undo()
-    monkeypatch.setattr(run_module, "_SECONDS", 0.0)
+    monkeypatch.setattr(resume_module, "_CHECKPOINT_SECONDS", 0.0)
     pge_mesh.use_tiny()
     run(tasks, "full", "gap", mesh=device_mesh(4, 2))
     assert _bytes(tasks / "full") == _bytes(tasks / "whole")

@@ -22,7 +22,9 @@ import pytest
 
 from jaxtransfer.devices import connect, device_mesh
 from jaxtransfer.errors import JaxTransferError, in_words
+from jaxtransfer.pge import resume as resume_module
 from jaxtransfer.pge.backbones import Backbone
+from jaxtransfer.pge.options import PGEOptions
 from jaxtransfer.runs import principal_gradients as run_module
 from jaxtransfer.runs.gradient_results import GradientResults
 
@@ -53,20 +55,20 @@ def make_tasks(folder: Path) -> None:
         np.savez(folder / f"{name}.npz", x=images.astype(np.float32), y=labels)
 
 
-def run(directory: Path, out: str, measure: str, **options: Any) -> GradientResults:
+def run(directory: Path, out: str, measure: str, *, seed: int = 0, **where: Any) -> GradientResults:
     """A run on the tasks, or the first two, of a number of restarts that no number of devices divides."""
     names = ["one", "two", "three"] if measure == "gap" else ["one", "two"]
     paths = [directory / "tasks" / f"{name}.npz" for name in names]
-    return run_module.run_pge(
-        paths, directory / out / measure, command=[], size=2, ways=3, shots=2, queries=3, restarts=301, control=False,
-        **RUNS[measure], **options,
-    )  # fmt: skip
+    pge_options = PGEOptions(
+        size=2, ways=3, shots=2, queries=3, restarts=301, control=False, seed=seed, **RUNS[measure]
+    )
+    return run_module.run_pge(paths, directory / out / measure, pge_options, command=[], **where)
 
 
 def use_tiny() -> None:
     """Patches in a backbone that compiles quickly, and states that are written all the time."""
     run_module.backbone = lambda name, channels: _TINY
-    run_module._SECONDS = 0.0
+    resume_module._CHECKPOINT_SECONDS = 0.0
 
 
 def _full(*_, **__) -> None:

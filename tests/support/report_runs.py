@@ -72,7 +72,9 @@ def gap_run(directory: Path, names: Sequence[str], *, unknown: int | None = None
     if unknown is not None:
         for table in (values, stderr):
             table[unknown, :] = table[:, unknown] = np.nan
-    remarks = ["All tasks: With permuted labels it moves by 0.1 ± 0.01 (squared): it reads the labels."]
+    remarks = [
+        "All tasks: Permuting the labels moves the gradient by 0.1 ± 0.01 (squared distance): it depends on the labels."
+    ]
     datasets = {name: {"sha256": "2" * 64, "skipped": [], "left_out": []} for name in names}
     about = {"settings": {"measure": "gap", "backbone": "conv4"}, "form": "pge", "datasets": datasets}
     _finish(directory, "pge", about, {"remarks": remarks})
