@@ -37,8 +37,9 @@ def device_mesh(model: int = 1, data: int | None = None) -> Mesh:
     Raises:
         JaxTransferError: JAX has fewer devices, or there are several processes and the mesh leaves some devices out.
 
-    >>> dict(jt.device_mesh(model=1, data=1).shape)
-    {'model': 1, 'data': 1}
+    Examples:
+        >>> dict(jt.device_mesh(model=1, data=1).shape)
+        {'model': 1, 'data': 1}
     """
     devices = jax.devices()
     data = max(1, len(devices) // max(1, model)) if data is None else data

@@ -24,10 +24,11 @@ def unknown_name(
         where: Place that was searched, with its preposition: "in the zoo /data/zoo".
         at_most: Most names to list; None: all.
 
-    >>> print(unknown_name("method", "salency", ["input_x_gradient", "saliency"]))
-    There is no method 'salency'; there are: saliency, input_x_gradient.
-    >>> print(unknown_name("network", "c", ["a", "b"], where="in the zoo nets", at_most=1))
-    There is no network 'c' in the zoo nets; there are: a, and more.
+    Examples:
+        >>> print(unknown_name("method", "salency", ["input_x_gradient", "saliency"]))
+        There is no method 'salency'; there are: saliency, input_x_gradient.
+        >>> print(unknown_name("network", "c", ["a", "b"], where="in the zoo nets", at_most=1))
+        There is no network 'c' in the zoo nets; there are: a, and more.
     """
     known = list(known)
     closest = difflib.get_close_matches(str(name), known, n=1)

@@ -116,14 +116,15 @@ def attribute(
             a target without one scalar per image or one that mixes images, or (for `epsilon_lrp`) a primitive without
             a rule.
 
-    >>> def apply(params, x):
-    ...     return jax.nn.relu(x.reshape(len(x), -1) @ params)
-    >>> images = np.array([[0.5, 1.0]], np.float32).reshape(1, 1, 2, 1)  # one image of two pixels
-    >>> maps = jt.attribute(apply, np.array([[2.0], [-0.5]], np.float32), images)
-    >>> maps["saliency"].shape
-    (1, 1, 2, 1)
-    >>> maps["saliency"].ravel().tolist(), maps["input_x_gradient"].ravel().tolist()
-    ([2.0, 0.5], [1.0, -0.5])
+    Examples:
+        >>> def apply(params, x):
+        ...     return jax.nn.relu(x.reshape(len(x), -1) @ params)
+        >>> images = np.array([[0.5, 1.0]], np.float32).reshape(1, 1, 2, 1)  # one image of two pixels
+        >>> maps = jt.attribute(apply, np.array([[2.0], [-0.5]], np.float32), images)
+        >>> maps["saliency"].shape
+        (1, 1, 2, 1)
+        >>> maps["saliency"].ravel().tolist(), maps["input_x_gradient"].ravel().tolist()
+        ([2.0, 0.5], [1.0, -0.5])
     """
     methods = arguments.checked_methods(methods)
     if not methods:

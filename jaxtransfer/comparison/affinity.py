@@ -59,10 +59,11 @@ class Affinity:
         faults: By network, codes of faults that make its maps hard to interpret, see `jaxtransfer.FAULTS`. Networks
             without faults are absent, as are those whose maps were computed before faults were looked for.
 
-    >>> affinity = jt.Affinity.of(["edges", "depth", "normals"],
-    ...                           {"saliency": [[1, 0.2, 0.3], [0.2, 1, 0.8], [0.3, 0.8, 1]]})
-    >>> [name for name, value, stderr in affinity.rank("depth")]
-    ['normals', 'edges']
+    Examples:
+        >>> affinity = jt.Affinity.of(["edges", "depth", "normals"],
+        ...                           {"saliency": [[1, 0.2, 0.3], [0.2, 1, 0.8], [0.3, 0.8, 1]]})
+        >>> [name for name, value, stderr in affinity.rank("depth")]
+        ['normals', 'edges']
     """
 
     def __init__(

@@ -102,17 +102,18 @@ def affinity_matrix(
             or what `attribute` raises.
         OSError: A file cannot be written, because the disk is full for example.
 
-    >>> def apply(params, x):
-    ...     return jax.nn.relu(x.reshape(len(x), -1) @ params)
-    >>> rng = np.random.default_rng(0)
-    >>> weights = rng.normal(size=(3, 48, 5)).astype(np.float32)
-    >>> networks = [jt.Network(name, apply, w) for name, w in zip(["a", "b", "c"], weights)]
-    >>> images = rng.integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
-    >>> affinity = jt.affinity_matrix(networks, images, methods="saliency")
-    >>> affinity["saliency"].shape
-    (3, 3)
-    >>> [name for name, value, stderr in affinity.rank("a")]  # the best sources for "a" first
-    ['...', '...']
+    Examples:
+        >>> def apply(params, x):
+        ...     return jax.nn.relu(x.reshape(len(x), -1) @ params)
+        >>> rng = np.random.default_rng(0)
+        >>> weights = rng.normal(size=(3, 48, 5)).astype(np.float32)
+        >>> networks = [jt.Network(name, apply, w) for name, w in zip(["a", "b", "c"], weights)]
+        >>> images = rng.integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
+        >>> affinity = jt.affinity_matrix(networks, images, methods="saliency")
+        >>> affinity["saliency"].shape
+        (3, 3)
+        >>> [name for name, value, stderr in affinity.rank("a")]  # the best sources for "a" first
+        ['...', '...']
     """
     options = AffinityOptions(
         methods=methods,

@@ -24,8 +24,9 @@ class Measure:
     Raises:
         JaxTransferError: `sampled` is none of these.
 
-    >>> jt.Measure("gap", smaller_is_nearer=True, sampled="restarts").nearness(np.array([0.5, 2]))
-    array([-0.5, -2. ])
+    Examples:
+        >>> jt.Measure("gap", smaller_is_nearer=True, sampled="restarts").nearness(np.array([0.5, 2]))
+        array([-0.5, -2. ])
     """
 
     name: str = "affinity"
@@ -65,9 +66,10 @@ def pair_indices(
     Unordered pairs have the order of `scipy.spatial.distance.squareform`: (0, 1), (0, 2), ..., (1, 2), ...
     Ordered pairs come row by row without the diagonal: (0, 1), (0, 2), ..., (1, 0), (1, 2), ...
 
-    >>> rows, columns = pair_indices(3, directed=True)
-    >>> list(zip(rows.tolist(), columns.tolist()))
-    [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)]
+    Examples:
+        >>> rows, columns = pair_indices(3, directed=True)
+        >>> list(zip(rows.tolist(), columns.tolist()))
+        [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)]
     """
     rows, columns = np.nonzero(~np.eye(networks, dtype=bool)) if directed else np.triu_indices(networks, 1)
     return rows, columns

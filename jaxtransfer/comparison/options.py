@@ -29,8 +29,9 @@ class AffinityOptions:
     Raises:
         JaxTransferError: A setting has no such value.
 
-    >>> AffinityOptions(methods="saliency").methods
-    ('saliency',)
+    Examples:
+        >>> AffinityOptions(methods="saliency").methods
+        ('saliency',)
     """
 
     methods: Sequence[str]

@@ -13,10 +13,11 @@ def jackknife_stderr(without: Float[np.ndarray, "groups *values"]) -> Float[np.n
     Returns:
         The standard errors; infinite where one of the values is not finite.
 
-    >>> groups = np.array([1.0, 2.0, 6.0])
-    >>> without = (groups.sum() - groups) / 2
-    >>> float(jackknife_stderr(without)), float(stderr_of_mean(groups))  # of a mean they are the same
-    (1.527..., 1.527...)
+    Examples:
+        >>> groups = np.array([1.0, 2.0, 6.0])
+        >>> without = (groups.sum() - groups) / 2
+        >>> float(jackknife_stderr(without)), float(stderr_of_mean(groups))  # of a mean they are the same
+        (1.527..., 1.527...)
     """
     count = len(without)
     with np.errstate(invalid="ignore"):

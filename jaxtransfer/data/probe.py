@@ -60,15 +60,16 @@ def load_probe(folder: str | Path, *, size: int = 256, limit: int | None = None,
         JaxTransferError: `folder` is not a folder or holds no image that can be decoded, `limit` or `size`
             is smaller than 1, or (with `strict`) a file cannot be used.
 
-    >>> import pathlib
-    >>> from PIL import Image
-    >>> folder = pathlib.Path("photos")
-    >>> folder.mkdir()
-    >>> for colour in ("red", "lime"):
-    ...     Image.new("RGB", (640, 480), colour).save(folder / f"{colour}.png")
-    >>> probe = jt.load_probe(folder, size=64)
-    >>> probe.names, probe.images.shape
-    (('lime.png', 'red.png'), (2, 64, 64, 3))
+    Examples:
+        >>> import pathlib
+        >>> from PIL import Image
+        >>> folder = pathlib.Path("photos")
+        >>> folder.mkdir()
+        >>> for colour in ("red", "lime"):
+        ...     Image.new("RGB", (640, 480), colour).save(folder / f"{colour}.png")
+        >>> probe = jt.load_probe(folder, size=64)
+        >>> probe.names, probe.images.shape
+        (('lime.png', 'red.png'), (2, 64, 64, 3))
     """
     folder = Path(folder)
     if limit is not None and limit < 1:

@@ -81,14 +81,15 @@ def certain_ranking(
     Raises:
         JaxTransferError: Unknown target or method, or a confidence outside its range.
 
-    >>> networks = [jt.Network(name, lambda w, x: x.mean((1, 2)) @ w, w)
-    ...             for name, w in {"red": np.float32([1, 0, 0]), "dull": np.float32([2, 1, 1]),
-    ...                             "blue": np.float32([0, 0, 1])}.items()]
-    >>> images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
-    >>> affinity = jt.affinity_matrix(networks, images, methods=["input_x_gradient"])
-    >>> first, second = jt.certain_ranking(affinity, "red")
-    >>> print(f"{first.name} is above {second.name} with probability {first.above_next:.2f}")
-    dull is above blue with probability 1.00
+    Examples:
+        >>> networks = [jt.Network(name, lambda w, x: x.mean((1, 2)) @ w, w)
+        ...             for name, w in {"red": np.float32([1, 0, 0]), "dull": np.float32([2, 1, 1]),
+        ...                             "blue": np.float32([0, 0, 1])}.items()]
+        >>> images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+        >>> affinity = jt.affinity_matrix(networks, images, methods=["input_x_gradient"])
+        >>> first, second = jt.certain_ranking(affinity, "red")
+        >>> print(f"{first.name} is above {second.name} with probability {first.above_next:.2f}")
+        dull is above blue with probability 1.00
     """
     if not 0.5 < confidence < 1:
         raise JaxTransferError(f"The confidence must lie between 0.5 and 1, not {confidence}.")
@@ -198,13 +199,14 @@ def retrieval_bands(
     Raises:
         JaxTransferError: As for `retrieval_curve`, or a confidence outside its range.
 
-    >>> rng = np.random.default_rng(0)
-    >>> names = [f"n{i}" for i in range(9)]
-    >>> oracle = jt.Oracle("measured", {t: {s: rng.normal() for s in names if s != t} for t in names})
-    >>> bands = jt.retrieval_bands(jt.Affinity.of(names, {"random": rng.normal(size=(9, 9))}), oracle, relevant=3)
-    >>> low, high = bands.networks
-    >>> print(f"P@1: {low[0] / 9:.2f} to {high[0] / 9:.2f}")
-    P@1: 0.09 to 0.72
+    Examples:
+        >>> rng = np.random.default_rng(0)
+        >>> names = [f"n{i}" for i in range(9)]
+        >>> oracle = jt.Oracle("measured", {t: {s: rng.normal() for s in names if s != t} for t in names})
+        >>> bands = jt.retrieval_bands(jt.Affinity.of(names, {"random": rng.normal(size=(9, 9))}), oracle, relevant=3)
+        >>> low, high = bands.networks
+        >>> print(f"P@1: {low[0] / 9:.2f} to {high[0] / 9:.2f}")
+        P@1: 0.09 to 0.72
     """
     if not 0 < confidence < 1:
         raise JaxTransferError(f"The confidence must lie between 0 and 1, not {confidence}.")

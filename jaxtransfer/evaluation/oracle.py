@@ -21,11 +21,12 @@ class Oracle:
         scores: For every target the score of every source; larger is better. Retrieval uses only their order.
         aliases: The name in `scores` of sources and targets that have another name as well.
 
-    >>> oracle = jt.Oracle("mine", {"depth": {"edges": 0.3, "normals": 0.8}}, {"surface_normals": "normals"})
-    >>> oracle.own_name("surface_normals")
-    'normals'
-    >>> len(jt.Oracle.taskonomy().scores)
-    18
+    Examples:
+        >>> oracle = jt.Oracle("mine", {"depth": {"edges": 0.3, "normals": 0.8}}, {"surface_normals": "normals"})
+        >>> oracle.own_name("surface_normals")
+        'normals'
+        >>> len(jt.Oracle.taskonomy().scores)
+        18
     """
 
     name: str

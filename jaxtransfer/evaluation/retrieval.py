@@ -94,14 +94,15 @@ def retrieval_curve(
     Raises:
         JaxTransferError: Nothing in common with the oracle, `relevant` smaller than 1, or an unknown method.
 
-    >>> oracle = jt.Oracle("measured", {"a": {"b": 3, "c": 2, "d": 1}, "b": {"a": 1, "c": 3, "d": 2}})
-    >>> affinity = jt.Affinity.of("abcd", {"m": [[1, 0.9, 0.5, 0.1], [0.9, 1, 0.2, 0.4], [0.5, 0.2, 1, 0.3],
-    ...                                          [0.1, 0.4, 0.3, 1]]})
-    >>> curve = jt.retrieval_curve(affinity, oracle, relevant=1)
-    >>> curve.hits
-    array([1, 1, 2])
-    >>> print(f"P@1 {curve.precision[0]:.2f}, of a random order {curve.random_precision[0]:.2f}")
-    P@1 0.50, of a random order 0.33
+    Examples:
+        >>> oracle = jt.Oracle("measured", {"a": {"b": 3, "c": 2, "d": 1}, "b": {"a": 1, "c": 3, "d": 2}})
+        >>> affinity = jt.Affinity.of("abcd", {"m": [[1, 0.9, 0.5, 0.1], [0.9, 1, 0.2, 0.4], [0.5, 0.2, 1, 0.3],
+        ...                                          [0.1, 0.4, 0.3, 1]]})
+        >>> curve = jt.retrieval_curve(affinity, oracle, relevant=1)
+        >>> curve.hits
+        array([1, 1, 2])
+        >>> print(f"P@1 {curve.precision[0]:.2f}, of a random order {curve.random_precision[0]:.2f}")
+        P@1 0.50, of a random order 0.33
     """
     if relevant < 1:
         raise JaxTransferError(f"One source or more must be relevant, not {relevant}.")

@@ -58,11 +58,12 @@ def task_tree(affinity: Affinity, *, method: str | None = None) -> TaskTree:
     Raises:
         JaxTransferError: Fewer than three networks, or an unknown method.
 
-    >>> affinity = jt.Affinity.of(["edges", "depth", "texture", "normals"],
-    ...                           {"m": [[1, 0.2, 0.9, 0.1], [0.2, 1, 0.1, 0.8], [0.9, 0.1, 1, 0.2],
-    ...                                  [0.1, 0.8, 0.2, 1]]})
-    >>> sorted(map(sorted, (jt.task_tree(affinity).ordered[:2], jt.task_tree(affinity).ordered[2:])))
-    [['depth', 'normals'], ['edges', 'texture']]
+    Examples:
+        >>> affinity = jt.Affinity.of(["edges", "depth", "texture", "normals"],
+        ...                           {"m": [[1, 0.2, 0.9, 0.1], [0.2, 1, 0.1, 0.8], [0.9, 0.1, 1, 0.2],
+        ...                                  [0.1, 0.8, 0.2, 1]]})
+        >>> sorted(map(sorted, (jt.task_tree(affinity).ordered[:2], jt.task_tree(affinity).ordered[2:])))
+        [['depth', 'normals'], ['edges', 'texture']]
     """
     from scipy.cluster import hierarchy
     from scipy.spatial.distance import pdist
@@ -101,11 +102,12 @@ def mantel_test(
     Raises:
         JaxTransferError: The matrices differ in size, have fewer than four networks, or one is constant.
 
-    >>> rng = np.random.default_rng(0)
-    >>> a = rng.normal(size=(8, 8))
-    >>> result = jt.mantel_test(a + a.T, a + a.T + 0.1, permutations=99)
-    >>> print(f"{result.correlation:.3f} {result.p_value:.2f}")
-    1.000 0.01
+    Examples:
+        >>> rng = np.random.default_rng(0)
+        >>> a = rng.normal(size=(8, 8))
+        >>> result = jt.mantel_test(a + a.T, a + a.T + 0.1, permutations=99)
+        >>> print(f"{result.correlation:.3f} {result.p_value:.2f}")
+        1.000 0.01
     """
     if np.shape(a) != np.shape(b) or np.ndim(a) != 2 or len(a) != len(a[0]) or len(a) < 4:
         raise JaxTransferError(

@@ -54,11 +54,12 @@ class Network:
         JaxTransferError: The name cannot be the name of a folder, `apply` cannot be called with weights and images,
             the weights hold something other than arrays, or `preprocess` is not a function.
 
-    >>> def apply(params, images):
-    ...     return jax.nn.relu(images.mean((1, 2)) @ params["w"])
-    >>> network = jt.Network("tiny", apply, {"w": np.ones((3, 8), np.float32)}, jt.Preprocess((32, 32)))
-    >>> network.apply(network.params, jnp.ones((4, 32, 32, 3))).shape
-    (4, 8)
+    Examples:
+        >>> def apply(params, images):
+        ...     return jax.nn.relu(images.mean((1, 2)) @ params["w"])
+        >>> network = jt.Network("tiny", apply, {"w": np.ones((3, 8), np.float32)}, jt.Preprocess((32, 32)))
+        >>> network.apply(network.params, jnp.ones((4, 32, 32, 3))).shape
+        (4, 8)
     """
 
     name: str

@@ -34,9 +34,10 @@ class Preprocess:
         mask_centre: Whether the centred rectangle of half the height and width is set to zero after scaling
             (`context_encoder_input` in Taskonomy's task bank).
 
-    >>> preprocess = jt.Preprocess((224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    >>> preprocess(jnp.zeros((2, 256, 320, 3))).shape
-    (2, 224, 224, 3)
+    Examples:
+        >>> preprocess = jt.Preprocess((224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+        >>> preprocess(jnp.zeros((2, 256, 320, 3))).shape
+        (2, 224, 224, 3)
     """
 
     size: tuple[int, int]

@@ -53,13 +53,14 @@ class Zoo:
     or an object with `to_json()` whose class has `from_json(config)`. Opening a network imports nothing but
     jaxtransfer itself; functions are looked up only in modules that the program has imported.
 
-    >>> from jaxtransfer import rooms
-    >>> zoo = jt.Zoo("zoo")
-    >>> zoo.add(rooms.zoo()["curvature"], source={"copied from": "Rooms"})
-    >>> zoo.names
-    ('curvature',)
-    >>> zoo["curvature"].preprocess == rooms.zoo()["curvature"].preprocess
-    True
+    Examples:
+        >>> from jaxtransfer import rooms
+        >>> zoo = jt.Zoo("zoo")
+        >>> zoo.add(rooms.zoo()["curvature"], source={"copied from": "Rooms"})
+        >>> zoo.names
+        ('curvature',)
+        >>> zoo["curvature"].preprocess == rooms.zoo()["curvature"].preprocess
+        True
     """
 
     def __init__(self, path: str | Path, *, modules: Sequence[str] | None = None) -> None:

@@ -71,19 +71,20 @@ def gradient_alignment(
 
     Two tasks with the same images, and targets that differ in their sign:
 
-    >>> def init(key):
-    ...     return jax.random.normal(key, (12, 1))
-    >>> def loss(params, batch, key):
-    ...     images, targets = batch
-    ...     return jnp.square(images.reshape(len(images), -1) @ params - targets).mean()
-    >>> images = np.random.default_rng(0).normal(size=(8, 6, 2, 2, 3)).astype(np.float32)  # 8 batches of 6 images
-    >>> sums = images.sum((2, 3, 4))[..., None]
-    >>> tasks = {"sum": (images, sums), "negated": (images, -sums)}
-    >>> alignment = jt.gradient_alignment(init, loss, tasks, jax.random.key(0), restarts=64)
-    >>> alignment.names
-    ('sum', 'negated')
-    >>> bool(alignment["alignment"][0, 1] < 1)
-    True
+    Examples:
+        >>> def init(key):
+        ...     return jax.random.normal(key, (12, 1))
+        >>> def loss(params, batch, key):
+        ...     images, targets = batch
+        ...     return jnp.square(images.reshape(len(images), -1) @ params - targets).mean()
+        >>> images = np.random.default_rng(0).normal(size=(8, 6, 2, 2, 3)).astype(np.float32)  # 8 batches of 6 images
+        >>> sums = images.sum((2, 3, 4))[..., None]
+        >>> tasks = {"sum": (images, sums), "negated": (images, -sums)}
+        >>> alignment = jt.gradient_alignment(init, loss, tasks, jax.random.key(0), restarts=64)
+        >>> alignment.names
+        ('sum', 'negated')
+        >>> bool(alignment["alignment"][0, 1] < 1)
+        True
     """
     estimation = AlignmentEstimation(init, losses, batches, key, heads=heads, groups=groups, mesh=mesh)
     if blind := estimation.label_blind:

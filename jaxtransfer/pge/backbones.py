@@ -60,12 +60,13 @@ def backbone(name: str, channels: int = 3) -> Backbone:
     Raises:
         JaxTransferError: There is no backbone of this name.
 
-    >>> conv4 = jt.backbone("conv4", channels=1)
-    >>> params = conv4.init(jax.random.key(0))
-    >>> params["block0"]["conv"].shape
-    (3, 3, 1, 64)
-    >>> jax.eval_shape(conv4.features, params, jnp.zeros((8, 16, 16, 1))).shape
-    (8, 64)
+    Examples:
+        >>> conv4 = jt.backbone("conv4", channels=1)
+        >>> params = conv4.init(jax.random.key(0))
+        >>> params["block0"]["conv"].shape
+        (3, 3, 1, 64)
+        >>> jax.eval_shape(conv4.features, params, jnp.zeros((8, 16, 16, 1))).shape
+        (8, 64)
     """
     if name not in BACKBONES:
         raise unknown_name("backbone", name, BACKBONES)

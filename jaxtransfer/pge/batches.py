@@ -34,11 +34,12 @@ class Episodes:
         shots: Support images per class.
         queries: Query images per class.
 
-    >>> images, labels = np.zeros((30, 8, 8, 3), np.uint8), np.repeat(["cat", "dog", "fox"], 10)
-    >>> episodes = jt.Episodes.of(images, labels, ways=2, shots=1, queries=3)
-    >>> drawn, classes = episodes(jax.random.key(0))
-    >>> drawn.shape, classes.tolist()
-    ((8, 8, 8, 3), [0, 0, 0, 0, 1, 1, 1, 1])
+    Examples:
+        >>> images, labels = np.zeros((30, 8, 8, 3), np.uint8), np.repeat(["cat", "dog", "fox"], 10)
+        >>> episodes = jt.Episodes.of(images, labels, ways=2, shots=1, queries=3)
+        >>> drawn, classes = episodes(jax.random.key(0))
+        >>> drawn.shape, classes.tolist()
+        ((8, 8, 8, 3), [0, 0, 0, 0, 1, 1, 1, 1])
     """
 
     images: Shaped[Array, "n h w c"]

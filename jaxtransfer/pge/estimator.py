@@ -251,21 +251,22 @@ def principal_gradient(
 
     A linear backbone with five features, and images of three classes:
 
-    >>> def init(key):
-    ...     return jax.random.normal(key, (12, 5))
-    >>> def features(params, images):
-    ...     return jax.nn.relu(images.reshape(len(images), -1) @ params)
-    >>> labels = np.repeat(["cat", "dog", "fox"], 8)
-    >>> patterns = np.random.default_rng(0).normal(size=(3, 2, 2, 3)).astype(np.float32)
-    >>> episodes = jt.Episodes.of(patterns.repeat(8, axis=0), labels, ways=3, shots=2, queries=2)
-    >>> loss = jt.Prototypical(features, ways=3, shots=2)
-    >>> gradient = jt.principal_gradient(init, loss, episodes, jax.random.key(0), restarts=64)
-    >>> gradient.groups.shape
-    (16, 60)
-    >>> gradient.gradient.shape
-    (12, 5)
-    >>> gradient.squared_norm.stderr > 0
-    True
+    Examples:
+        >>> def init(key):
+        ...     return jax.random.normal(key, (12, 5))
+        >>> def features(params, images):
+        ...     return jax.nn.relu(images.reshape(len(images), -1) @ params)
+        >>> labels = np.repeat(["cat", "dog", "fox"], 8)
+        >>> patterns = np.random.default_rng(0).normal(size=(3, 2, 2, 3)).astype(np.float32)
+        >>> episodes = jt.Episodes.of(patterns.repeat(8, axis=0), labels, ways=3, shots=2, queries=2)
+        >>> loss = jt.Prototypical(features, ways=3, shots=2)
+        >>> gradient = jt.principal_gradient(init, loss, episodes, jax.random.key(0), restarts=64)
+        >>> gradient.groups.shape
+        (16, 60)
+        >>> gradient.gradient.shape
+        (12, 5)
+        >>> gradient.squared_norm.stderr > 0
+        True
     """
     if restarts != "auto" and (isinstance(restarts, bool) or not isinstance(restarts, int | np.integer)):
         raise JaxTransferError(f'restarts must be a number or "auto", not {restarts!r}.')

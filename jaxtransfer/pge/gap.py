@@ -41,22 +41,23 @@ def gap(source: PrincipalGradient, target: PrincipalGradient, form: Form = "pge"
 
     A task is at distance 0 from itself:
 
-    >>> def init(key):
-    ...     return jax.random.normal(key, (12, 5))
-    >>> def loss(params, batch, key):
-    ...     images, labels = batch
-    ...     return jnp.tanh(images.reshape(len(images), -1).astype(jnp.float32) @ params).mean()
-    >>> def task(value):
-    ...     return jt.Minibatches.of(np.full((9, 2, 2, 3), value, np.float32), np.arange(9), size=6)
-    >>> gradients = [
-    ...     jt.principal_gradient(init, loss, task(value), jax.random.key(0), restarts=64, control=False)
-    ...     for value in (0.1, 1.0)
-    ... ]
-    >>> jt.gap(gradients[0], gradients[0], "cosine").value < 1e-6
-    True
-    >>> value, stderr = jt.gap(*gradients, "cosine")
-    >>> 0 < value < 2
-    True
+    Examples:
+        >>> def init(key):
+        ...     return jax.random.normal(key, (12, 5))
+        >>> def loss(params, batch, key):
+        ...     images, labels = batch
+        ...     return jnp.tanh(images.reshape(len(images), -1).astype(jnp.float32) @ params).mean()
+        >>> def task(value):
+        ...     return jt.Minibatches.of(np.full((9, 2, 2, 3), value, np.float32), np.arange(9), size=6)
+        >>> gradients = [
+        ...     jt.principal_gradient(init, loss, task(value), jax.random.key(0), restarts=64, control=False)
+        ...     for value in (0.1, 1.0)
+        ... ]
+        >>> jt.gap(gradients[0], gradients[0], "cosine").value < 1e-6
+        True
+        >>> value, stderr = jt.gap(*gradients, "cosine")
+        >>> 0 < value < 2
+        True
     """
     if form not in FORMS:
         raise unknown_name("form of gap", form, FORMS)

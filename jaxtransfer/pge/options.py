@@ -46,11 +46,12 @@ class PGEOptions:
     Raises:
         JaxTransferError: An option is out of range, or there is no measure, backbone, loss or form of this name.
 
-    >>> PGEOptions(restarts=64).ways
-    5
-    >>> PGEOptions(restarts=15)
-    Traceback (most recent call last):
-    jaxtransfer.errors.JaxTransferError: 16 groups need 16 restarts or more, not 15; ask for more restarts.
+    Examples:
+        >>> PGEOptions(restarts=64).ways
+        5
+        >>> PGEOptions(restarts=15)
+        Traceback (most recent call last):
+        jaxtransfer.errors.JaxTransferError: 16 groups need 16 restarts or more, not 15; ask for more restarts.
     """
 
     measure: GradientMeasure = "gap"

@@ -3,13 +3,14 @@
 Here "Rooms" always means the data set, "room" the space that one scene shows, and "room type" its class (bedroom,
 kitchen, ...), the key of `ROOMS`. Scenes are drawn from random keys and rendered in JAX, so the labels are exact.
 
->>> from jaxtransfer import rooms
->>> len(rooms.TASKS), len(rooms.zoo().names)
-(22, 30)
->>> list(rooms.ROOMS)
-['bedroom', 'living room', 'kitchen', 'office', 'bathroom', 'corridor']
->>> rooms.TASKS["normal"].group, rooms.TASKS["normal"].outputs
-('3D', 3)
+Examples:
+    >>> from jaxtransfer import rooms
+    >>> len(rooms.TASKS), len(rooms.zoo().names)
+    (22, 30)
+    >>> list(rooms.ROOMS)
+    ['bedroom', 'living room', 'kitchen', 'office', 'bathroom', 'corridor']
+    >>> rooms.TASKS["normal"].group, rooms.TASKS["normal"].outputs
+    ('3D', 3)
 """
 
 import importlib

@@ -69,14 +69,15 @@ def zoo() -> Zoo:
     one channel instead of three. Each maps [images, 64, 64, channels] to a representation [images, 8, 8, 64]. Weights
     are float16; a network's manifest records its settings and its test loss. The zoo is read-only.
 
-    >>> from jaxtransfer import rooms
-    >>> zoo = rooms.zoo()
-    >>> "normal" in zoo, "normal-seed2" in zoo
-    (True, True)
-    >>> network = zoo["normal"]
-    >>> images = jnp.zeros((2, 64, 64, 3))
-    >>> jax.eval_shape(network.apply, network.params, network.preprocess(images)).shape
-    (2, 8, 8, 64)
+    Examples:
+        >>> from jaxtransfer import rooms
+        >>> zoo = rooms.zoo()
+        >>> "normal" in zoo, "normal-seed2" in zoo
+        (True, True)
+        >>> network = zoo["normal"]
+        >>> images = jnp.zeros((2, 64, 64, 3))
+        >>> jax.eval_shape(network.apply, network.params, network.preprocess(images)).shape
+        (2, 8, 8, 64)
     """
     return _ReadOnlyZoo(_FOLDER / "zoo")
 
@@ -92,10 +93,11 @@ def probe(count: int, seed: int = 0, size: int = 64) -> UInt8[np.ndarray, "count
     Returns:
         sRGB values, 0 to 255.
 
-    >>> from jaxtransfer import rooms
-    >>> images = rooms.probe(2)
-    >>> images.shape, images.dtype
-    ((2, 64, 64, 3), dtype('uint8'))
+    Examples:
+        >>> from jaxtransfer import rooms
+        >>> images = rooms.probe(2)
+        >>> images.shape, images.dtype
+        ((2, 64, 64, 3), dtype('uint8'))
     """
     key = jax.random.fold_in(jax.random.key(_PROBE_SEED), seed)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(-(-count // _BATCH) * _BATCH))
@@ -116,14 +118,15 @@ def transfers() -> Transfers:
 
     The numbers ship with the package; `python -m benchmarks.rooms transfer` measured them.
 
-    >>> from jaxtransfer import rooms
-    >>> measured = rooms.transfers()
-    >>> measured.loss.shape
-    (24, 22)
-    >>> target = measured.targets.index("reshading")
-    >>> best = np.nanargmax(measured.affinity[:, target])
-    >>> measured.sources[best]
-    'normal'
+    Examples:
+        >>> from jaxtransfer import rooms
+        >>> measured = rooms.transfers()
+        >>> measured.loss.shape
+        (24, 22)
+        >>> target = measured.targets.index("reshading")
+        >>> best = np.nanargmax(measured.affinity[:, target])
+        >>> measured.sources[best]
+        'normal'
     """
     rows = {(row["source"], row["target"]): row for row in read_records(_FOLDER / "transfers.csv")}
     sources = tuple(dict.fromkeys((*TASKS, *(source for source, _ in rows))))

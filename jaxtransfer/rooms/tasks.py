@@ -210,13 +210,14 @@ def examples(key: PRNGKeyArray, count: int, size: int = 64) -> Example:
 
     Compiling the renderer takes seconds; the shapes alone are known without it.
 
-    >>> from jaxtransfer import rooms
-    >>> shapes = jax.eval_shape(lambda key: rooms.examples(key, count=5, size=16), jax.random.key(0))
-    >>> shapes["image"].shape, shapes["normal"].shape, shapes["class_scene"].shape
-    ((5, 16, 16, 3), (5, 16, 16, 3), (5,))
-    >>> inputs = jax.eval_shape(jax.vmap(rooms.TASKS["denoising"].input), shapes)
-    >>> inputs.shape
-    (5, 16, 16, 3)
+    Examples:
+        >>> from jaxtransfer import rooms
+        >>> shapes = jax.eval_shape(lambda key: rooms.examples(key, count=5, size=16), jax.random.key(0))
+        >>> shapes["image"].shape, shapes["normal"].shape, shapes["class_scene"].shape
+        ((5, 16, 16, 3), (5, 16, 16, 3), (5,))
+        >>> inputs = jax.eval_shape(jax.vmap(rooms.TASKS["denoising"].input), shapes)
+        >>> inputs.shape
+        (5, 16, 16, 3)
     """
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
     return jax.lax.map(functools.partial(example, size=size), keys)

@@ -53,13 +53,14 @@ def render(scene: Scene, camera: Camera, size: int = 64) -> View:
 
     Compiling takes seconds; the shapes alone are known without it.
 
-    >>> from jaxtransfer import rooms
-    >>> def render(key):
-    ...     scene = rooms.sample_scene(key)
-    ...     return rooms.render(scene, scene.camera, size=8)
-    >>> view = jax.eval_shape(render, jax.random.key(0))
-    >>> view.image.shape, view.distance.shape, view.category.dtype
-    ((8, 8, 3), (8, 8), dtype('int32'))
+    Examples:
+        >>> from jaxtransfer import rooms
+        >>> def render(key):
+        ...     scene = rooms.sample_scene(key)
+        ...     return rooms.render(scene, scene.camera, size=8)
+        >>> view = jax.eval_shape(render, jax.random.key(0))
+        >>> view.image.shape, view.distance.shape, view.category.dtype
+        ((8, 8, 3), (8, 8), dtype('int32'))
     """
     ray = pixel_rays(camera, size)
     direction = jnp.matmul(camera.rotation, ray, precision="highest")

@@ -65,8 +65,9 @@ def task_name(name: str) -> str:
     Raises:
         JaxTransferError: Taskonomy has no such task.
 
-    >>> task_name("reshading")
-    'reshade'
+    Examples:
+        >>> task_name("reshading")
+        'reshade'
     """
     name = _BY_RELEASE.get(name, name)
     if name not in TASKS:

@@ -125,7 +125,7 @@ def test_gaps(tmp_path):
     _check_self_contained(page)
     assert _pairs(run / "figures") == {"heat_map_gap", "tree_gap", "sources_gap"}
     assert "Not in the tree, because values are missing: lost." in " ".join(page.words)
-    assert any("it reads the labels" in words for words in page.words)
+    assert any("it depends on the labels" in words for words in page.words)
     (method,) = page.data["methods"]
     assert [row[1] for row in method["ranked"][0]] == [1, 2, 3, 4, 5]
     assert method["ranked"][6] == []
