@@ -27,6 +27,7 @@ from jaxtransfer.attribution.diagnostics import (
 )
 from jaxtransfer.attribution.precision import PRECISIONS, Precision, matmul_precision, products_in_bfloat16
 from jaxtransfer.attribution.relevance import rule_vjp
+from jaxtransfer.defaults import EPSILON
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.networks.network import ApplyFn, check_weights
 
@@ -72,7 +73,7 @@ def attribute(
     *,
     methods: str | Sequence[str] = METHODS,
     target: TargetFn | None = None,
-    epsilon: float = 1e-4,
+    epsilon: float = EPSILON,
     precision: Precision = "float32",
     with_outputs: bool = False,
 ) -> Maps | tuple[Maps, PyTree]:

@@ -29,6 +29,7 @@ from jaxtransfer.cli.tables import (
     print_rankings,
 )
 from jaxtransfer.comparison.options import AffinityOptions
+from jaxtransfer.defaults import PROBE_SIZE, RELEVANT
 from jaxtransfer.errors import JaxTransferError, in_words
 from jaxtransfer.pge.options import BackboneName, GradientMeasure, LossName, PGEOptions
 
@@ -219,7 +220,7 @@ def affinity(
     edge_weight: Annotated[
         float, typer.Option(min=0, help="For depara: the weight of edges; that of nodes is 1.")
     ] = AffinityOptions.edge_weight,
-    size: Annotated[int, typer.Option(min=1, help="Height and width of the probe images in pixels.")] = 256,
+    size: Annotated[int, typer.Option(min=1, help="Height and width of the probe images in pixels.")] = PROBE_SIZE,
     limit: Annotated[
         int | None, typer.Option(metavar="N", help="Use only the first N images.", show_default="all")
     ] = None,
@@ -322,7 +323,7 @@ def evaluate(
     method: Annotated[
         list[str] | None, typer.Option(help="A method of the run; may be repeated.", show_default="all")
     ] = None,
-    relevant: _Relevant = 5,
+    relevant: _Relevant = RELEVANT,
 ) -> None:
     """Compare a run's rankings with measured transfer."""
     from jaxtransfer.runs.evaluation import evaluate_run
@@ -340,7 +341,7 @@ def compare(
         str | None,
         typer.Option(help=_ORACLE_HELP),
     ] = None,
-    relevant: _Relevant = 5,
+    relevant: _Relevant = RELEVANT,
 ) -> None:
     """Compare the rankings of several runs, which may differ in method, probe images or measure."""
     from jaxtransfer.runs.compare import compare_runs
@@ -367,7 +368,7 @@ def report(
             show_default="no groups",
         ),
     ] = None,
-    relevant: _Relevant = 5,
+    relevant: _Relevant = RELEVANT,
 ) -> None:
     """Write a page that shows a run, and its figures as files."""
     from jaxtransfer.report import write_report

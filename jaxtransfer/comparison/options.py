@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from jaxtransfer.defaults import EDGE_WEIGHT, EPSILON
 from jaxtransfer.errors import JaxTransferError
 
 if TYPE_CHECKING:
@@ -37,10 +38,10 @@ class AffinityOptions:
     methods: Sequence[str]
     target: "Target" = "sum"
     similarity: "Similarity" = "cosine"
-    epsilon: float = 1e-4
+    epsilon: float = EPSILON
     sketch: int | None = None
     precision: "Precision" = "float32"
-    edge_weight: float = 0.25
+    edge_weight: float = EDGE_WEIGHT
 
     def __post_init__(self) -> None:
         """Checks every setting."""

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxtransfer.comparison.statistics import pseudo_values
+from jaxtransfer.defaults import EDGE_WEIGHT
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.points.store import Point, chunks
 
@@ -198,7 +199,7 @@ def rsa(representations: Representations) -> Comparison:
 
 
 def depara(
-    representations: Representations, nodes: Float[np.ndarray, "images pairs"], *, edge_weight: float = 0.25
+    representations: Representations, nodes: Float[np.ndarray, "images pairs"], *, edge_weight: float = EDGE_WEIGHT
 ) -> Comparison:
     """Deep attribution graphs (Song et al., CVPR 2020): similarity of nodes and of edges, each -1 to 1.
 

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from jaxtransfer.defaults import PROBE_SIZE
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.pixels import centred_crop
 
@@ -39,7 +40,7 @@ class Probe:
     skipped: tuple[tuple[str, str], ...]
 
 
-def load_probe(folder: str | Path, *, size: int = 256, limit: int | None = None, strict: bool = False) -> Probe:
+def load_probe(folder: str | Path, *, size: int = PROBE_SIZE, limit: int | None = None, strict: bool = False) -> Probe:
     """Reads the images in a folder and the folders below it, in the order of their names.
 
     Every image is turned upright by its EXIF orientation, cropped to its largest centred square and resized
@@ -106,7 +107,7 @@ def load_probe(folder: str | Path, *, size: int = 256, limit: int | None = None,
 
 
 def read_images(
-    folder: str | Path, names: Sequence[str], *, size: int = 256
+    folder: str | Path, names: Sequence[str], *, size: int = PROBE_SIZE
 ) -> UInt8[np.ndarray, "images size size 3"]:
     """Reads the named images of a folder as `load_probe` does.
 

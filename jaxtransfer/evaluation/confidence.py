@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.comparison.measure import pair_columns
+from jaxtransfer.defaults import RELEVANT
 from jaxtransfer.errors import JaxTransferError, unknown_name
 from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.evaluation.retrieval import ScoredPairs, retrieval_curve, scored_pairs
@@ -165,7 +166,7 @@ def retrieval_bands(
     affinity: Affinity,
     oracle: Oracle,
     *,
-    relevant: int = 5,
+    relevant: int = RELEVANT,
     method: str | None = None,
     confidence: float = 0.95,
     resamples: int = 200,

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxtransfer.comparison.affinity import Affinity
+from jaxtransfer.defaults import RELEVANT
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.evaluation.oracle import Oracle
 
@@ -77,7 +78,7 @@ class RankCorrelation:
 
 
 def retrieval_curve(
-    affinity: Affinity, oracle: Oracle, *, relevant: int = 5, method: str | None = None
+    affinity: Affinity, oracle: Oracle, *, relevant: int = RELEVANT, method: str | None = None
 ) -> RetrievalCurve:
     """Counts relevant sources among the nearest (Song et al., NeurIPS 2019, section 4.2).
 
@@ -116,19 +117,23 @@ def retrieval_curve(
     return RetrievalCurve(pairs.targets, hits, seen.sum(0), int(hits[-1]), expected)
 
 
-def hits_at_k(affinity: Affinity, oracle: Oracle, k: int, *, relevant: int = 5, method: str | None = None) -> int:
+def hits_at_k(
+    affinity: Affinity, oracle: Oracle, k: int, *, relevant: int = RELEVANT, method: str | None = None
+) -> int:
     """Counts the relevant sources among the `k` nearest over all targets; see `retrieval_curve`."""
     return int(_at(k, retrieval_curve(affinity, oracle, relevant=relevant, method=method).hits))
 
 
 def precision_at_k(
-    affinity: Affinity, oracle: Oracle, k: int, *, relevant: int = 5, method: str | None = None
+    affinity: Affinity, oracle: Oracle, k: int, *, relevant: int = RELEVANT, method: str | None = None
 ) -> float:
     """Computes the share of the `k` nearest that is relevant, 0 to 1; see `retrieval_curve`."""
     return float(_at(k, retrieval_curve(affinity, oracle, relevant=relevant, method=method).precision))
 
 
-def recall_at_k(affinity: Affinity, oracle: Oracle, k: int, *, relevant: int = 5, method: str | None = None) -> float:
+def recall_at_k(
+    affinity: Affinity, oracle: Oracle, k: int, *, relevant: int = RELEVANT, method: str | None = None
+) -> float:
     """Computes the share of the relevant sources among the `k` nearest, 0 to 1; see `retrieval_curve`."""
     return float(_at(k, retrieval_curve(affinity, oracle, relevant=relevant, method=method).recall))
 

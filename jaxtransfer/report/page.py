@@ -12,6 +12,7 @@ import numpy as np
 from jaxtransfer import figures
 from jaxtransfer.attribution.diagnostics import describe_fault, in_sentences
 from jaxtransfer.comparison.affinity import Affinity
+from jaxtransfer.defaults import RELEVANT
 from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.files import atomic_directory, atomic_write
 from jaxtransfer.report.drawings import method_drawings
@@ -39,7 +40,7 @@ def write_report(
     *,
     oracle: Oracle | None = None,
     groups: Mapping[str, str] | None = None,
-    relevant: int = 5,
+    relevant: int = RELEVANT,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Path:
     """Writes `report.html` and the folder `figures` into the directory of a finished run.

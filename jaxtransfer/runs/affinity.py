@@ -15,6 +15,7 @@ from jaxtransfer.comparison.matrix import Sweep
 from jaxtransfer.comparison.options import AffinityOptions
 from jaxtransfer.comparison.representations import RELATIVES
 from jaxtransfer.data.probe import Probe, load_probe
+from jaxtransfer.defaults import PROBE_SIZE
 from jaxtransfer.devices import is_first, synchronised
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.figures import heat_map
@@ -40,7 +41,7 @@ def run_affinity(
     precision: Precision = AffinityOptions.precision,
     batch_size: int | None = None,
     mesh: Mesh | None = None,
-    size: int = 256,
+    size: int = PROBE_SIZE,
     limit: int | None = None,
     strict: bool = False,
     points: str | Path | None = None,

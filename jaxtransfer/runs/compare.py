@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxtransfer.comparison.affinity import Affinity
+from jaxtransfer.defaults import RELEVANT
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.evaluation.summary import Evaluation, evaluate
@@ -102,7 +103,7 @@ def compare(affinities: Mapping[str, Affinity]) -> Comparison:
 
 
 def compare_runs(
-    directories: list[Path], out: Path, *, oracle: Oracle | None = None, relevant: int = 5
+    directories: list[Path], out: Path, *, oracle: Oracle | None = None, relevant: int = RELEVANT
 ) -> tuple[Comparison, dict[str, Evaluation]]:
     """Compares finished runs and writes the results into a directory.
 

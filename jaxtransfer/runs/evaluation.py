@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxtransfer.arguments import checked_methods
+from jaxtransfer.defaults import RELEVANT
 from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.evaluation.retrieval import RankCorrelation
 from jaxtransfer.evaluation.summary import Evaluation, evaluate
@@ -17,7 +18,7 @@ _BANDS = ("hits_low_over_images", "hits_high_over_images", "hits_low_over_networ
 
 
 def evaluate_run(
-    directory: str | Path, oracle: Oracle, *, relevant: int = 5, methods: str | Sequence[str] | None = None
+    directory: str | Path, oracle: Oracle, *, relevant: int = RELEVANT, methods: str | Sequence[str] | None = None
 ) -> dict[str, Evaluation]:
     """Scores a finished run against an oracle.
 

@@ -1,0 +1,13 @@
+"""Default values of the settings that several functions and commands have in common."""
+
+EPSILON = 1e-4
+"""Stabiliser of epsilon-LRP."""
+
+EDGE_WEIGHT = 0.25
+"""Weight of DEPARA's edges, where its nodes have the weight 1."""
+
+PROBE_SIZE = 256
+"""Height and width of probe images in pixels."""
+
+RELEVANT = 5
+"""Number of sources of a target that count as relevant: those that transfer best."""
