@@ -273,7 +273,7 @@ def affinity(
     devices = connect_devices(mesh, distributed)
     import_modules(import_ or ())
     with progress_bar("Working on", shown=is_first()) as advance:
-        found, probe = run_affinity(
+        result, probe = run_affinity(
             Zoo(zoo, modules=import_ or ()),
             images,
             out,
@@ -293,7 +293,7 @@ def affinity(
             progress=advance,
         )
     if is_first():
-        print_affinity(found, probe, out)
+        print_affinity(result, probe, out)
 
 
 @app.command()

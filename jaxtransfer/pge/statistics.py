@@ -50,5 +50,5 @@ def jackknife(statistic: Callable[..., float], *products: Products) -> Estimate:
     """
     count = len(products[0])
     kept = [np.delete(np.arange(count), i) for i in range(count)]
-    without = np.array([statistic(*(each[np.ix_(some, some)] for each in products)) for some in kept])
+    without = np.array([statistic(*(product[np.ix_(rest, rest)] for product in products)) for rest in kept])
     return Estimate(float(statistic(*products)), float(jackknife_stderr(without)))

@@ -137,8 +137,7 @@ class PointComputation:
                     progress(before + count, total, name)
 
             keys = {
-                each.name: {kind: self.keys[each.name][kind] for kind in missing[each.name]}
-                for each in batch_of_networks
+                ref.name: {kind: self.keys[ref.name][kind] for kind in missing[ref.name]} for ref in batch_of_networks
             }
             self._compute(points, keys, network, params, batch_of_networks[0].architecture, report_progress)
             done += images * len(batch_of_networks)

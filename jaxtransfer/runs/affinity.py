@@ -122,7 +122,7 @@ def run_affinity(
         "faults": None,
     }
     sweep = Sweep(zoo, probe.images, options, batch_size=batch_size, mesh=mesh, image_names=probe.names)
-    with record.open_run(out, _KIND, about, _differences, command, mesh=dict(sweep.mesh.shape)) as results:
+    with record.open_run(out, _KIND, about, _diff, command, mesh=dict(sweep.mesh.shape)) as results:
         affinity = sweep.run(points or out, progress)
         if is_first():
             _write(out, affinity, len(probe.names))
@@ -133,20 +133,22 @@ def run_affinity(
 
 
 def _write(out: Path, affinity: Affinity, images: int) -> None:
-    """The tables and heat maps of a run."""
+    """Writes the tables and heat maps of a run."""
     affinity.save(out)
     for method in affinity.methods:
-        how = f"{affinity.similarity}, " if method in METHODS or method == "depara" else ""
-        title = f"Affinity by {method} ({how}{images} images)"
+        similarity = f"{affinity.similarity}, " if method in METHODS or method == "depara" else ""
+        title = f"Affinity by {method} ({similarity}{images} images)"
         heat_map(affinity[method], affinity.names, out / f"affinity_{method}.png", title)
 
 
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What makes two records ones of different runs; networks may come, go and change."""
-    # Runs from before there was a choice are of the sum.
-    there = {**there, "settings": {"target": "sum", **there["settings"]}}
-    found = record.diff_settings(there, here)
-    if any(there["probe"][key] != here["probe"][key] for key in ("size", "sha256")):
-        one, other = (f"{len(each['probe']['images'])} of {each['probe']['size'][0]} pixels" for each in (there, here))
-        found.append(f"the probe images are others: {one} there, {other} here")
-    return found
+def _diff(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Lists in words what makes two records runs of different settings or images; networks may change between them."""
+    # Records from before there was a choice of target are of the sum.
+    earlier = {**earlier, "settings": {"target": "sum", **earlier["settings"]}}
+    differences = record.diff_settings(earlier, now)
+    if any(earlier["probe"][key] != now["probe"][key] for key in ("size", "sha256")):
+        there, here = (
+            f"{len(run['probe']['images'])} images of {run['probe']['size'][0]} pixels" for run in (earlier, now)
+        )
+        differences.append(f"the probe images differ: {there} there, {here} here")
+    return differences

@@ -31,7 +31,7 @@ class GradientResults:
     Attributes:
         measure: What the values are: gaps or alignments.
         tasks: The tasks, in the order of the rows.
-        values: Gaps or alignments; NaN where the gradient of a task cannot be told from zero.
+        values: Gaps or alignments; NaN where the gradient of a task cannot be distinguished from zero.
         stderr: Standard errors of the values; NaN in the same places.
         control: A row for each task: what its values rest on, and whether it reads the labels; None: not known.
         remarks: Sentences on the tasks for the user.
@@ -108,7 +108,7 @@ def gaps(
         )
         remarks += [(name, sentence) for sentence in gradient.remarks(tolerance)]
         if not is_visible:
-            remarks.append((name, "Its gradient cannot be told from zero, so its gaps are left empty."))
+            remarks.append((name, "Its gradient cannot be distinguished from zero, so its gaps are left empty."))
     return GradientResults(GAP, tuple(tasks), values, stderr, tuple(rows), _by_sentence(remarks, count))
 
 
@@ -162,7 +162,10 @@ def alignments(tasks: Sequence[LabelledTask], estimation: AlignmentEstimation, t
             remarks.append((name, f"Not resolved: a signal-to-noise of {tolerance:g} needs {more}."))
         if name not in visible:
             remarks.append(
-                (name, "Its batches have no common gradient that can be told from zero; its cells are left empty.")
+                (
+                    name,
+                    "Its batches have no common gradient that can be distinguished from zero; its cells are left empty.",
+                )
             )
         if blind:
             remarks.append(

@@ -12,7 +12,7 @@ def load_run(directory: str | Path) -> Affinity:
     """Loads the affinities of a finished run.
 
     A run of principal gradients has one method, "gap" or "alignment"; `Affinity.measure` says that smaller gaps are
-    nearer. Values that could not be told from noise are NaN.
+    nearer. Values that could not be distinguished from noise are NaN.
 
     Raises:
         JaxTransferError: `directory` holds no run, or one that has not finished.

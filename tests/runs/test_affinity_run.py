@@ -108,8 +108,8 @@ def test_same_run_again_and_a_network_more(tmp_path, zoo, images):
     [
         ({"similarity": "correlation"}, "similarity: cosine there, correlation here"),
         ({"methods": ("saliency", "epsilon_lrp")}, "methods: "),
-        ({"limit": 4}, "the probe images are others: 5 of 256 pixels there, 4 of 256 pixels here"),
-        ({"size": 64}, "the probe images are others: 5 of 256 pixels there, 5 of 64 pixels here"),
+        ({"limit": 4}, "the probe images differ: 5 images of 256 pixels there, 4 images of 256 pixels here"),
+        ({"size": 64}, "the probe images differ: 5 images of 256 pixels there, 5 images of 64 pixels here"),
     ],
 )
 def test_another_configuration_is_refused(tmp_path, zoo, images, change, message):

@@ -377,7 +377,7 @@ def test_unresolved_tasks_leave_empty_cells(tmp_path, tasks):
     assert _rows(tmp_path / "run" / "control.csv")[0]["restarts_needed"] == ""
     said = " ".join(found.remarks)
     assert "black: Not resolved: a signal-to-noise of 10 needs many more restarts." in said
-    assert "black: Its gradient cannot be told from zero, so its gaps are left empty." in said
+    assert "black: Its gradient cannot be distinguished from zero, so its gaps are left empty." in said
     assert b"nan" not in b"".join(_tables(tmp_path / "run").values()).lower()
 
 
