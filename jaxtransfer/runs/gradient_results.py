@@ -161,12 +161,8 @@ def alignments(tasks: Sequence[LabelledTask], estimation: AlignmentEstimation, t
             more = f"about {needed - estimation.done} more restarts" if needed else "many more restarts"
             remarks.append((name, f"Not resolved: a signal-to-noise of {tolerance:g} needs {more}."))
         if name not in visible:
-            remarks.append(
-                (
-                    name,
-                    "Its batches have no common gradient that can be distinguished from zero; its cells are left empty.",
-                )
-            )
+            common = "Its batches have no common gradient that can be distinguished from zero"
+            remarks.append((name, f"{common}; its cells are left empty."))
         if blind:
             remarks.append(
                 (
