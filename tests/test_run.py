@@ -102,6 +102,7 @@ def test_same_run_again_and_a_network_more(tmp_path, zoo, images):
     assert set(_record(out)["networks"]) == set(affinity.names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
