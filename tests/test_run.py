@@ -1,5 +1,6 @@
 import csv
 import errno
+import functools
 import json
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from jaxtransfer.network import weights_hash
 from jaxtransfer.record import read
 from jaxtransfer.report import write_report
 from jaxtransfer.run import load_run, run_affinity
+
+run_affinity = functools.partial(run_affinity, size=32)  # enough for images of 20 pixels
 
 
 def tiny(params, images):
@@ -85,7 +88,6 @@ def test_run_directory(tmp_path, zoo, images):
     assert not list(out.glob("*.partial"))
 
 
-@pytest.mark.slow
 def test_same_run_again_and_a_network_more(tmp_path, zoo, images):
     out = tmp_path / "run"
     run_affinity(zoo, images, out, command=["first"], batch_size=2)
@@ -102,14 +104,13 @@ def test_same_run_again_and_a_network_more(tmp_path, zoo, images):
     assert set(_record(out)["networks"]) == set(affinity.names)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"similarity": "correlation"}, "similarity: cosine there, correlation here"),
         ({"methods": ("saliency", "epsilon_lrp")}, "methods: "),
-        ({"limit": 4}, "the probe images are others: 5 of 256 pixels there, 4 of 256 pixels here"),
-        ({"size": 64}, "the probe images are others: 5 of 256 pixels there, 5 of 64 pixels here"),
+        ({"limit": 4}, "the probe images are others: 5 of 32 pixels there, 4 of 32 pixels here"),
+        ({"size": 64}, "the probe images are others: 5 of 32 pixels there, 5 of 64 pixels here"),
     ],
 )
 def test_another_configuration_is_refused(tmp_path, zoo, images, change, message):
