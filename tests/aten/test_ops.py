@@ -443,6 +443,7 @@ class _Case:
             np.testing.assert_allclose(result, expected, rtol=1e-7 * loose, atol=1e-10 * loose)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_operation_agrees_with_pytorch(name):
     with jax.enable_x64(True):

@@ -180,6 +180,7 @@ WRAPPERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRAPPERS)
 @pytest.mark.parametrize("part", ["activation", "block"])
 def test_transformations_change_nothing(name: str, part: str) -> None:
@@ -284,6 +285,7 @@ def test_activation_of_a_mean_is_one_of_the_mean(keepdims: bool) -> None:
         np.testing.assert_allclose(relevance(apply_with(f)), by_definition(apply_with, f), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layer",
     [

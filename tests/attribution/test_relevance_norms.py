@@ -353,6 +353,7 @@ COMMON = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize(("name", "make", "definition"), [case for case in with_options(NORMS) if case.id in COMMON])
 def test_norm_in_wrappers(name: str, make: Callable[..., Layer], definition: Any, wrapper: str) -> None:

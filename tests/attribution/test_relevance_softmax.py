@@ -150,6 +150,7 @@ def of_one_array(weigh: Callable[[jax.Array], jax.Array], activation: Any) -> Ca
     return apply
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOFTMAX)
 def test_softmax_with_constant_values(name: str) -> None:
     spelled, whole = SOFTMAX[name]
@@ -282,6 +283,7 @@ ATTENTION: dict[str, Attend] = {
 CONSTANT = ["named", "divided last", "divided last, shifted", "online, Python loop", "online, scan"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "constant"), [*((name, False) for name in ATTENTION), *((name, True) for name in CONSTANT)]
 )

@@ -159,6 +159,7 @@ def test_training_that_was_killed_goes_on_to_the_same_bits(trained, tmp_path: Pa
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_the_encoder_of_a_zoo_is_the_one_that_was_trained(trained, tmp_path: Path) -> None:
     """Half precision moves representations by the rounding of weights, and running averages replace the batch's."""
     images = jax.random.uniform(jax.random.key(0), (3, 64, 64, 3), minval=-1)

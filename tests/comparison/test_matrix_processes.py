@@ -87,7 +87,7 @@ def test_what_goes_wrong_in_one_process_ends_all(zoo, images, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("count", "largest", "sketch"), [(2, 300_000, None), (1, 50_000, 64)], ids=["points", "figures"]
+    ("count", "largest", "sketch"), [(2, 20_000, None), (1, 50_000, 64)], ids=["points", "figures"]
 )
 def test_what_cannot_be_written(zoo, images, alone, tmp_path, count, largest, sketch):
     """Maps are too large, or (where there are only sketches) heat maps are; what was finished is kept."""

@@ -95,6 +95,7 @@ def _too_much(symmetry):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["random head", "squared error"])
 def test_mirrored_heads_do_not_see_labels(kind):
     init, features, _ = BACKBONES["dense"]

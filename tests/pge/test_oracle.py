@@ -86,12 +86,13 @@ def test_float64(name, loss, restarts):
     assert error(name, loss, restarts=restarts) <= 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "loss", "restarts", "init"),
     [
         ("conv4", "prototypical", 6, None),
         ("conv4", "head", 6, None),
-        pytest.param("resnet18", "head", 3, off_kinks, marks=pytest.mark.slow),
+        ("resnet18", "head", 3, off_kinks),
     ],
 )
 def test_float32(name, loss, restarts, init):

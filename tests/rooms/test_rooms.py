@@ -121,6 +121,7 @@ def test_furniture_does_not_overlap_and_cameras_are_outside(scenes: rooms.Scene)
         assert (camera.position[:, 2] <= 1.8).all()
 
 
+@pytest.mark.slow
 def test_rooms_of_a_type_are_known_by_their_furniture(scenes: rooms.Scene, batch: dict[str, np.ndarray]) -> None:
     pieces = scenes.furniture
     category = furniture.CATEGORY[pieces.kind]
@@ -200,6 +201,7 @@ def test_a_camera_in_front_of_a_sphere() -> None:
 # Labels
 
 
+@pytest.mark.slow
 def test_examples_are_finite_of_the_stated_shapes_and_ranges(batch: dict[str, np.ndarray]) -> None:
     ranges = {"normal": (-1, 1), "colorization": (-1.1, 1.1), "depth_zbuffer": (0, 3), "depth_euclidean": (0, 3)}
     ranges |= {"segment_unsup2d": (-1, 1), "segment_unsup25d": (-1, 1), "vanishing_point": (-1, 1)}
@@ -221,6 +223,7 @@ def test_examples_are_finite_of_the_stated_shapes_and_ranges(batch: dict[str, np
     assert set(batch) == {task.label for task in rooms.TASKS.values()} | {"second_image", "seed"}
 
 
+@pytest.mark.slow
 def test_every_class_occurs(batch: dict[str, np.ndarray]) -> None:
     assert set(np.unique(batch["segment_semantic"])) == set(range(len(rooms.CATEGORIES)))
     assert set(range(len(rooms.OBJECTS))) <= set(np.unique(batch["class_object"]))
@@ -229,6 +232,7 @@ def test_every_class_occurs(batch: dict[str, np.ndarray]) -> None:
     assert len(np.unique(batch["jigsaw"])) == len(rooms.PERMUTATIONS)
 
 
+@pytest.mark.slow
 def test_depths_and_reshading_follow_from_the_geometry(batch: dict[str, np.ndarray], scenes: rooms.Scene) -> None:
     for number in range(20):
         ray = _directions(scenes.camera.tangent[number])
@@ -239,6 +243,7 @@ def test_depths_and_reshading_follow_from_the_geometry(batch: dict[str, np.ndarr
         np.testing.assert_allclose(batch["reshading"][number, ..., 0], facing, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_edges_of_the_room_meet_at_its_vanishing_points(batch: dict[str, np.ndarray], scenes: rooms.Scene) -> None:
     for number in range(50):
         x, y, z = scenes.extent[number].astype(float)
@@ -260,6 +265,7 @@ def test_edges_of_the_room_meet_at_its_vanishing_points(batch: dict[str, np.ndar
         assert ahead[2] >= np.abs(right[2]) - 1e-5
 
 
+@pytest.mark.slow
 def test_room_layout_adds_up_to_the_room(batch: dict[str, np.ndarray], scenes: rooms.Scene) -> None:
     right, left, floor, ceiling, ahead, behind = batch["room_layout"].T
     along_x = np.abs(scenes.camera.rotation[:, 0, 2]) > np.abs(scenes.camera.rotation[:, 1, 2])
@@ -282,6 +288,7 @@ def _points(batch: dict[str, np.ndarray], scenes: rooms.Scene, number: int) -> n
     return np.expm1(batch["depth_zbuffer"][number]) * _directions(scenes.camera.tangent[number])
 
 
+@pytest.mark.slow
 def test_walls_floor_and_ceiling_are_where_the_room_ends(batch: dict[str, np.ndarray], scenes: rooms.Scene) -> None:
     for number in range(50):
         camera, extent = _row(scenes.camera, number), scenes.extent[number]
@@ -300,6 +307,7 @@ def test_walls_floor_and_ceiling_are_where_the_room_ends(batch: dict[str, np.nda
         assert (np.abs(point[..., :2]) < extent[:2] / 2 + 1e-3).all()
 
 
+@pytest.mark.slow
 def test_pixels_of_another_size_see_the_same(batch: dict[str, np.ndarray], scenes: rooms.Scene) -> None:
     scene = _row(scenes, 3)
     hit = jax.tree.map(np.asarray, _look(scene, scene.camera))
@@ -311,6 +319,7 @@ def test_pixels_of_another_size_see_the_same(batch: dict[str, np.ndarray], scene
     assert (category == batch["segment_semantic"][3]).mean() > 0.99
 
 
+@pytest.mark.slow
 def test_class_object_covers_most(batch: dict[str, np.ndarray], scenes: rooms.Scene) -> None:
     checked = 0
     for number in range(COUNT):
@@ -324,6 +333,7 @@ def test_class_object_covers_most(batch: dict[str, np.ndarray], scenes: rooms.Sc
     assert checked > COUNT / 5
 
 
+@pytest.mark.slow
 def test_normals_are_those_of_the_depth(batch: dict[str, np.ndarray], scenes: rooms.Scene) -> None:
     agree, middle = [], (slice(1, -1), slice(1, -1))
     for number in range(50):
@@ -341,6 +351,7 @@ def test_normals_are_those_of_the_depth(batch: dict[str, np.ndarray], scenes: ro
     assert found.mean() > 0.97  # the rest are parallel boards, one behind the other
 
 
+@pytest.mark.slow
 def test_curvature_is_how_normals_turn(batch: dict[str, np.ndarray], scenes: rooms.Scene) -> None:
     ratios = []
     for number in range(COUNT):
@@ -355,6 +366,7 @@ def test_curvature_is_how_normals_turn(batch: dict[str, np.ndarray], scenes: roo
     assert (np.abs(found - 1) < 0.03).mean() > 0.9  # the rest are pairs of pixels on two balls
 
 
+@pytest.mark.slow
 def test_pose_takes_points_from_one_view_to_the_other(batch: dict[str, np.ndarray], scenes: rooms.Scene) -> None:
     errors, seen, fine = [], 0, 3 * SIZE
     for number in range(40):
@@ -447,6 +459,7 @@ def test_inputs_of_every_size(size: int) -> None:
         assert shape == ((2, size, size, 3) if task.views == 2 else (size, size, 3))
 
 
+@pytest.mark.slow
 def test_inputs_differ_from_the_image_as_they_say(batch: dict[str, np.ndarray]) -> None:
     example = {name: jnp.asarray(values[0]) for name, values in batch.items()}
     image = example["image"]

@@ -1,5 +1,6 @@
 import csv
 import errno
+import functools
 import json
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from jaxtransfer.report import write_report
 from jaxtransfer.runs.affinity import run_affinity
 from jaxtransfer.runs.load import load_run
 from jaxtransfer.runs.record import read
+
+run_affinity = functools.partial(run_affinity, size=32)  # enough for images of 20 pixels
 
 
 def tiny(params, images):
@@ -86,7 +89,6 @@ def test_run_directory(tmp_path, zoo, images):
     assert not list(out.glob("*.partial"))
 
 
-@pytest.mark.slow
 def test_same_run_again_and_a_network_more(tmp_path, zoo, images):
     out = tmp_path / "run"
     run_affinity(zoo, images, out, command=["first"], batch_size=2)
@@ -108,8 +110,8 @@ def test_same_run_again_and_a_network_more(tmp_path, zoo, images):
     [
         ({"similarity": "correlation"}, "similarity: cosine there, correlation here"),
         ({"methods": ("saliency", "epsilon_lrp")}, "methods: "),
-        ({"limit": 4}, "the probe images differ: 5 images of 256 pixels there, 4 images of 256 pixels here"),
-        ({"size": 64}, "the probe images differ: 5 images of 256 pixels there, 5 images of 64 pixels here"),
+        ({"limit": 4}, "the probe images differ: 5 images of 32 pixels there, 4 images of 32 pixels here"),
+        ({"size": 64}, "the probe images differ: 5 images of 32 pixels there, 5 images of 64 pixels here"),
     ],
 )
 def test_another_configuration_is_refused(tmp_path, zoo, images, change, message):

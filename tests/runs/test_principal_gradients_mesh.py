@@ -97,6 +97,7 @@ def test_the_same_on_all_meshes(tasks, monkeypatch):
             )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("measure", RUNS)
 def test_interrupted_on_one_mesh_and_gone_on_with_on_others(tasks, measure):

@@ -80,7 +80,7 @@ def run(
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     try:
-        run_affinity(Zoo(zoo), images, out, command=["test"], mesh=devices_of_mesh, **options)
+        run_affinity(Zoo(zoo), images, out, command=["test"], mesh=devices_of_mesh, size=64, **options)
     except (JaxTransferError, OSError) as error:
         (out.parent / f"error{jax.process_index()}").write_text(in_words(error))
         raise SystemExit(2) from None
