@@ -147,6 +147,7 @@ PRODUCTS: dict[str, tuple[Callable[..., jax.Array], Callable[..., jax.Array]]] =
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_product_of_gates_and_signals(name: str) -> None:
     def network(combine: Any, activation: Any) -> Network:

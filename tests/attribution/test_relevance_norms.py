@@ -381,6 +381,7 @@ LOW = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "make", "definition"), [case for case in with_options(NORMS) if case.id in LOW])
 def test_norm_in_bfloat16(name: str, make: Callable[..., Layer], definition: Any) -> None:
     """Layers of `dtype=bfloat16` take their statistics in float32; so does the definition here."""

@@ -173,6 +173,7 @@ VALUES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VALUES)
 def test_softmax_with_values_of_the_images(name: str) -> None:
     spelled, whole = SOFTMAX[name]

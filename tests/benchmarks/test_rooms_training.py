@@ -56,6 +56,7 @@ class Drawn(Examples):
 # Losses and predictions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["autoencoding", "depth_zbuffer", "room_layout", "class_scene", "segment_unsup2d"])
 def test_no_constant_answer_is_better_than_the_prior(name: str) -> None:
     task, examples = rooms.TASKS[name], Drawn(40)
@@ -178,6 +179,7 @@ def test_the_encoder_of_a_zoo_is_the_one_that_was_trained(trained, tmp_path: Pat
 # Transfer
 
 
+@pytest.mark.slow
 def test_a_readout_finds_what_the_representation_has_and_nothing_else() -> None:
     """Targets that follow from the image's colour, from an encoder that passes colours on and from a blind one."""
     settings = dataclasses.replace(SETTINGS.transfer, steps=60, batch=16)
@@ -201,6 +203,7 @@ def _colours(params: Any, images: Array) -> Array:
     return params["scale"] * jnp.tile(small, (1, 1, 1, 22))[..., :64] + 1e-3
 
 
+@pytest.mark.slow
 def test_an_untrained_encoder_sees_images_of_usual_size() -> None:
     examples = Drawn(64)
     network = untrained("random", examples)

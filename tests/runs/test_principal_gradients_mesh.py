@@ -119,6 +119,7 @@ def test_interrupted_on_one_mesh_and_gone_on_with_on_others(tasks, measure):
     _same(tasks / "other", tasks / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_a_row_without_room_ends_all(tasks, monkeypatch):
     run(tasks, "whole", "gap", mesh=device_mesh(4, 2))
