@@ -140,6 +140,11 @@ class Pass:
         return _compiled(self, structure, (*specs,), inputs, numbers)
 
 
+# On GPUs XLA's fusion of matrix products aborts the whole process on some passes: on an H100 with jaxlib 0.11.2 on that
+# of the encoders of Rooms ("Check failed: subdim_size_accumulator == dim_size").
+_COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
+
+
 @functools.lru_cache(maxsize=256)
 def _compiled(
     forward_pass: Pass,
@@ -159,7 +164,9 @@ def _compiled(
         check_vma=False,
     )
     signed = jax.ShapeDtypeStruct((), jnp.bool_, sharding=NamedSharding(forward_pass.layout.mesh, _REPLICATED))
-    return jax.jit(program).lower(params, inputs, numbers, projection, signed).compile()
+    platform = forward_pass.layout.mesh.devices.flat[0].platform
+    lowered = jax.jit(program).lower(params, inputs, numbers, projection, signed)
+    return lowered.compile(compiler_options=_COMPILER_OPTIONS.get(platform))
 
 
 def _on_device(
