@@ -13,7 +13,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import jaxtransfer
-from jaxtransfer import Network, Preprocess, Zoo, converters
+import jaxtransfer.converters as converters
+from jaxtransfer import Network, Preprocess, Zoo
 from jaxtransfer.aten import AtenProgram, Node, Value, Weight
 from jaxtransfer.cli.app import app
 from jaxtransfer.runs.load import load_run
