@@ -87,9 +87,8 @@ class Fences:
 
 
 SYBIL = Sybil([Fences(), PythonCodeBlockParser(), SkipParser()], path=str(ROOT))
-SLOW = ("principal-gradients.md", "rooms.md")
 PAGES = [
-    pytest.param(page, marks=[pytest.mark.slow] if page.name in SLOW else [], id=page.relative_to(ROOT).as_posix())
+    pytest.param(page, marks=pytest.mark.slow, id=page.relative_to(ROOT).as_posix())
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     if "```" in page.read_text() and page.name != "networks.md"  # which has tests of its own, below
 ]
