@@ -178,8 +178,7 @@ def _draw(out: Path, affinity: Affinity, probe: Probe, evaluations: dict[str, Ev
         ordered[METHOD],
         ordered.names,
         rooms_groups(),
-        {method: evaluation.curve for method, evaluation in evaluations.items()},
-        {method: evaluation.bands for method, evaluation in evaluations.items()},
+        evaluations,
         out / "overview.png",
         method=METHOD,
     )

@@ -8,8 +8,7 @@ from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxtransfer.evaluation.confidence import RetrievalBands
-from jaxtransfer.evaluation.retrieval import RetrievalCurve
+from jaxtransfer.evaluation.summary import Evaluation
 from jaxtransfer.figures import style
 from jaxtransfer.figures.curves import draw_curves
 
@@ -24,8 +23,7 @@ def overview(
     affinity: Float[np.ndarray, "networks networks"],
     names: Sequence[str],
     groups: Mapping[str, str],
-    curves: Mapping[str, RetrievalCurve],
-    bands: Mapping[str, RetrievalBands],
+    evaluations: Mapping[str, Evaluation],
     path: str | Path,
     *,
     method: str,
@@ -38,8 +36,7 @@ def overview(
         affinity: The affinities of about 20 networks.
         names: The networks, in the order of the rows.
         groups: The group of every network.
-        curves: The retrieval curve of each method.
-        bands: For each method, the bands over other images (dark) and over other networks (light).
+        evaluations: The evaluation of each method; bands over other images are dark, over other networks light.
         path: The PNG file to write.
         method: The method of the maps and of the matrix.
 
@@ -67,7 +64,7 @@ def overview(
     style.draw_group_legend(figure, [groups[name] for name in names], corner, columns=4)
 
     axes = _panel(figure, maps_width + 6.5, 3.3, "3. Does that predict transfer?")
-    draw_curves(axes, "precision", curves, bands)
+    draw_curves(axes, "precision", evaluations)
     axes.legend(frameon=False, fontsize=9, title="shaded: 95 % bands", title_fontsize=9)
     style.save(figure, path)
 

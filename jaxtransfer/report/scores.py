@@ -23,17 +23,13 @@ class Scores:
 
     def __init__(self, affinity: Affinity, oracle: Oracle, relevant: int) -> None:
         self._evaluations = {method: evaluate(affinity, oracle, method, relevant) for method in affinity.methods}
-        self._curve = next(iter(self._evaluations.values())).curve
         self.name = oracle.name
         self.relevant = relevant
-        self.targets = self._curve.targets
+        self.targets = next(iter(self._evaluations.values())).curve.targets
 
     def drawing(self) -> Drawing:
         """Returns the figure of the curves."""
-        title = f"Against {self.name}, {len(self.targets)} targets"
-        curves = {method: evaluation.curve for method, evaluation in self._evaluations.items()}
-        bands = {method: evaluation.bands for method, evaluation in self._evaluations.items()}
-        return "curves", functools.partial(figures.retrieval_curves, curves, title=title, bands=bands)
+        return "curves", functools.partial(figures.retrieval_curves, self._evaluations, oracle_name=self.name)
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Returns the header and the rows of a table with the curves' values at a few K."""

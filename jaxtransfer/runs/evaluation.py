@@ -64,7 +64,4 @@ def write_evaluation(directory: Path, evaluations: Mapping[str, Evaluation], ora
     write_csv(directory / "evaluation.csv", [["method", "k", *_CURVES, *_BANDS], *rows])
     fields = [field.name for field in dataclasses.fields(RankCorrelation)]
     write_csv(directory / "evaluation_by_target.csv", [["method", "target", *fields], *by_target])
-    curves = {method: evaluation.curve for method, evaluation in evaluations.items()}
-    bands = {method: evaluation.bands for method, evaluation in evaluations.items()}
-    targets = len(next(iter(curves.values())).targets)
-    retrieval_curves(curves, directory / "evaluation.png", f"Against {oracle.name}, {targets} targets", bands=bands)
+    retrieval_curves(evaluations, directory / "evaluation.png", oracle.name)
