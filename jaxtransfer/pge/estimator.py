@@ -18,6 +18,7 @@ from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.files import read_arrays, write_arrays
 from jaxtransfer.pge.batches import Batches, as_sampler, draw, shuffled
 from jaxtransfer.pge.losses import Loss, describe, with_heads
+from jaxtransfer.pge.remarks import label_dependence, unresolved
 from jaxtransfer.pge.restarts import Accumulation, Progress, Sums, add_restarts
 from jaxtransfer.pge.statistics import Estimate, inner_products, jackknife, unbiased
 from jaxtransfer.pge.symmetry import Orbits, check_symmetry, orbits
@@ -142,20 +143,14 @@ class PrincipalGradient:
         remarks = []
         if self.signal_to_noise < signal_to_noise:
             needed = self.restarts_needed(signal_to_noise)
-            more = f"about {needed - self.restarts:.0f} more restarts" if np.isfinite(needed) else "many more restarts"
-            remarks.append(f"Not resolved: a signal-to-noise of {signal_to_noise:g} needs {more}.")
+            remarks.append(unresolved(signal_to_noise, needed - self.restarts))
         if self.label_blind:
             remarks.append(
                 "The head is drawn at random for every restart, so the expected gradient does not depend on the "
                 "labels; it describes only the images and how they are sampled."
             )
         elif (distance := self.label_signal) is not None:
-            ignores = "cannot be distinguished from a gradient that ignores the labels"
-            verdict = "depends on the labels" if self.reads_labels else ignores
-            remarks.append(
-                f"Permuting the labels moves the gradient by {distance.value:.3g} ± {distance.stderr:.2g} (squared "
-                f"distance): it {verdict}."
-            )
+            remarks.append(label_dependence(distance, depends=self.reads_labels))
         return remarks
 
     def save(self, file: str | Path, note: str = "") -> None:

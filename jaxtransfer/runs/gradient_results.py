@@ -19,6 +19,7 @@ from jaxtransfer.pge.alignment import AlignmentEstimation
 from jaxtransfer.pge.estimator import PrincipalGradient
 from jaxtransfer.pge.gap import Form, gap
 from jaxtransfer.pge.options import GradientMeasure
+from jaxtransfer.pge.remarks import label_dependence, unresolved
 
 Row = dict[str, Any]
 _MEASURES: dict[GradientMeasure, Measure] = {"gap": GAP, "alignment": ALIGNMENT}
@@ -158,8 +159,7 @@ def alignments(tasks: Sequence[LabelledTask], estimation: AlignmentEstimation, t
             }
         )
         if signal_to_noise < tolerance:
-            more = f"about {needed - estimation.done} more restarts" if needed else "many more restarts"
-            remarks.append((name, f"Not resolved: a signal-to-noise of {tolerance:g} needs {more}."))
+            remarks.append((name, unresolved(tolerance, None if needed is None else needed - estimation.done)))
         if name not in visible:
             common = "Its batches have no common gradient that can be distinguished from zero"
             remarks.append((name, f"{common}; its cells are left empty."))
@@ -171,10 +171,7 @@ def alignments(tasks: Sequence[LabelledTask], estimation: AlignmentEstimation, t
                 )
             )
         elif distance is not None:
-            moved = f"Permuting the labels moves the gradient by {distance.value:.3g} ± {distance.stderr:.2g}"
-            ignores = "cannot be distinguished from a gradient that ignores the labels"
-            verdict = "depends on the labels" if reads else ignores
-            remarks.append((name, f"{moved} (squared distance): it {verdict}."))
+            remarks.append((name, label_dependence(distance, depends=reads)))
     square = slice(count), slice(count)
     return GradientResults(
         ALIGNMENT, tuple(tasks), values[square], stderr[square], tuple(rows), _by_sentence(remarks, count)
