@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-from jaxtransfer.errors import JaxTransferError, unknown_name
+from jaxtransfer.arguments import check_name
+from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.pge.layers import batch_norm, convolution, max_pool, max_pool_3x3, norm_max_pool
 
 Features = Callable[[PyTree, Float[Array, "n h w c"]], Float[Array, "n features"]]
@@ -68,8 +69,7 @@ def backbone(name: str, channels: int = 3) -> Backbone:
         >>> jax.eval_shape(conv4.features, params, jnp.zeros((8, 16, 16, 1))).shape
         (8, 64)
     """
-    if name not in BACKBONES:
-        raise unknown_name("backbone", name, BACKBONES)
+    check_name("backbone", name, BACKBONES)
     spec, maps, is_pooled = _ARCHITECTURES[name](channels)
 
     def init(key: Key[Array, ""]) -> PyTree:

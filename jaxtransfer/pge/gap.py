@@ -5,7 +5,8 @@ from typing import Literal
 
 import numpy as np
 
-from jaxtransfer.errors import JaxTransferError, unknown_name
+from jaxtransfer.arguments import check_name
+from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.pge.estimator import PrincipalGradient, same_recipe
 from jaxtransfer.pge.statistics import Estimate, Products, inner_products, jackknife, plain, unbiased
 
@@ -59,8 +60,7 @@ def gap(source: PrincipalGradient, target: PrincipalGradient, form: Form = "pge"
         >>> 0 < value < 2
         True
     """
-    if form not in FORMS:
-        raise unknown_name("form of gap", form, FORMS)
+    check_name("form of gap", form, FORMS)
     same_recipe(source, target)
     own, other = source._products, target._products
     between = inner_products(source.groups, target.groups)

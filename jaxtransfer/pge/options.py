@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from jaxtransfer.errors import JaxTransferError, unknown_name
+from jaxtransfer.errors import JaxTransferError
 
 if TYPE_CHECKING:
     from jaxtransfer.pge.gap import Form
@@ -74,6 +74,7 @@ class PGEOptions:
 
     def __post_init__(self) -> None:
         """Checks every option that can be checked without the tasks."""
+        from jaxtransfer.arguments import check_name
         from jaxtransfer.pge.backbones import BACKBONES
         from jaxtransfer.pge.gap import FORMS
         from jaxtransfer.pge.restarts import check_counts
@@ -84,8 +85,7 @@ class PGEOptions:
             ("loss", self.loss or "prototypical", get_args(LossName)),
             ("form of gap", self.form, FORMS),
         ]:
-            if name not in known:
-                raise unknown_name(kind, name, known)
+            check_name(kind, name, known)
         check_counts(self.cap if isinstance(self.restarts, str) else self.restarts, self.groups, 1)
         if not 0 < self.tolerance < math.inf:
             raise JaxTransferError(f"The tolerance is a signal-to-noise, larger than 0, not {self.tolerance}.")
