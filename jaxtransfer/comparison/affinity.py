@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -196,13 +195,8 @@ class Affinity:
         """
         if target not in self.names:
             raise unknown_name("network", target, self.names)
-        row, result = self.names.index(target), self._result(method)
-        order = np.argsort(-result.measure.nearness(result.affinity[row]), kind="stable")
-        return [
-            (self.names[i], float(result.affinity[row, i]), float(result.stderr[row, i]))
-            for i in order
-            if i != row and not math.isnan(result.affinity[row, i])
-        ]
+        result = self._result(method)
+        return result.measure.rank(self.names, target, result.affinity, result.stderr)
 
     def only(self, names: Sequence[str]) -> "Affinity":
         """Selects some of the networks, in the order given.

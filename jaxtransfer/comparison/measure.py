@@ -1,6 +1,7 @@
 """What the numbers of a matrix are, and in which order their samples are packed."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -46,6 +47,32 @@ class Measure:
     def nearness(self, values: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
         """Returns the values with the sign that makes larger ones nearer."""
         return 0 - values if self.smaller_is_nearer else values  # 0 - 0 is 0, where -0 would be printed
+
+    def rank(
+        self,
+        names: Sequence[str],
+        target: str,
+        values: Float[np.ndarray, "networks networks"],
+        stderr: Float[np.ndarray, "networks networks"],
+    ) -> list[tuple[str, float, float]]:
+        """Ranks the other networks as sources for a target, nearest first; see `Affinity.rank`.
+
+        Args:
+            names: The networks, in the order of rows and columns.
+            target: One of them.
+            values: Values of this measure.
+            stderr: Their standard errors.
+
+        Returns:
+            (name, value, standard error) of each source; those without a value are left out, equal values keep the
+            order of `names`.
+        """
+        row = names.index(target)
+        return [
+            (names[i], float(values[row, i]), float(stderr[row, i]))
+            for i in np.argsort(-self.nearness(values[row]), kind="stable").tolist()
+            if i != row and not np.isnan(values[row, i])
+        ]
 
 
 AFFINITY = Measure()

@@ -56,13 +56,7 @@ class GradientResults:
         Returns:
             (name, value, standard error) of each source.
         """
-        row = self.names.index(target)
-        sources = [
-            (name, float(self.values[row, i]), float(self.stderr[row, i]))
-            for i, name in enumerate(self.names)
-            if i != row and not np.isnan(self.values[row, i])
-        ]
-        return sorted(sources, key=lambda source: source[1] if self.measure.smaller_is_nearer else -source[1])
+        return self.measure.rank(self.names, target, self.values, self.stderr)
 
 
 def gaps(
