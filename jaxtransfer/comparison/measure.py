@@ -68,9 +68,10 @@ class Measure:
             order of `names`.
         """
         row = names.index(target)
+        order: list[int] = np.argsort(-self.nearness(values[row]), kind="stable").tolist()
         return [
             (names[i], float(values[row, i]), float(stderr[row, i]))
-            for i in np.argsort(-self.nearness(values[row]), kind="stable").tolist()
+            for i in order
             if i != row and not np.isnan(values[row, i])
         ]
 
