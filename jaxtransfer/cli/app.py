@@ -91,6 +91,8 @@ def _options(
 _Zoo = Annotated[Path, typer.Argument(metavar="ZOO", help="Directory of the zoo (a collection of networks).")]
 _Weights = Annotated[Path, typer.Argument(metavar="WEIGHTS_DIR", help="Directory for the .pth files.")]
 _Run = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a finished run.")]
+_Out = Annotated[Path, typer.Option(help="Run directory: a new one, or that of a run to resume.")]
+_Strict = Annotated[bool, typer.Option("--strict", help="Fail if an image cannot be used, instead of skipping it.")]
 _Relevant = Annotated[
     int, typer.Option(min=1, help="Number of each target's best measured sources that count as relevant.")
 ]
@@ -197,7 +199,7 @@ def convert_torch(
 def affinity(
     zoo: _Zoo,
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder of probe images.")],
-    out: Annotated[Path, typer.Option(help="Run directory: a new one, or that of a run to resume.")],
+    out: _Out,
     method: Annotated[
         list[str] | None,
         typer.Option(
@@ -248,9 +250,7 @@ def affinity(
             show_default="OUT",
         ),
     ] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Fail if an image cannot be used, instead of skipping it.")
-    ] = False,
+    strict: _Strict = False,
     import_: Annotated[
         list[str] | None,
         typer.Option(
@@ -316,10 +316,7 @@ def rank(
 @app.command()
 def evaluate(
     run: _Run,
-    oracle: Annotated[
-        str,
-        typer.Option(help=_ORACLE_HELP),
-    ] = "taskonomy",
+    oracle: Annotated[str, typer.Option(help=_ORACLE_HELP)] = "taskonomy",
     method: Annotated[
         list[str] | None, typer.Option(help="A method of the run; may be repeated.", show_default="all")
     ] = None,
@@ -337,10 +334,7 @@ def evaluate(
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories of finished runs.")],
     out: Annotated[Path, typer.Option(help="Directory for the tables and figures.")],
-    oracle: Annotated[
-        str | None,
-        typer.Option(help=_ORACLE_HELP),
-    ] = None,
+    oracle: Annotated[str | None, typer.Option(help=_ORACLE_HELP)] = None,
     relevant: _Relevant = RELEVANT,
 ) -> None:
     """Compare the rankings of several runs, which may differ in method, probe images or measure."""
@@ -394,7 +388,7 @@ def pge(
             "with x (images) and y (labels); or a .toml file that names datasets.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Run directory: new, or one to resume.")],
+    out: _Out,
     measure: Annotated[
         GradientMeasure,
         typer.Option(
@@ -448,7 +442,7 @@ def pge(
         int | None, typer.Option(help="Largest number of images to use of each dataset.", show_default="all")
     ] = PGEOptions.limit,
     seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = PGEOptions.seed,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail where an image cannot be used.")] = False,
+    strict: _Strict = False,
     mesh: _Mesh = None,
     distributed: _Distributed = None,
 ) -> None:

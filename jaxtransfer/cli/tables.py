@@ -33,10 +33,7 @@ def print_affinity(affinity: "Affinity", probe: "Probe", out: Path) -> None:
     print_table(table)
     _print_faults(affinity.faults)
     print(f"{len(probe.names)} images were used and {len(probe.skipped)} files skipped.")
-    for name, reason in probe.skipped[:5]:
-        print(f"  skipped {name}: {reason}")
-    if len(probe.skipped) > 5:
-        print(f"  and {len(probe.skipped) - 5} more, all listed in {out / 'run.json'}")
+    _print_skipped(probe.skipped, out, before="  ", shown=5)
     for method in affinity.methods:
         if affinity.unusable[method]:
             print(
@@ -143,10 +140,7 @@ def print_gradient_results(results: "GradientResults", out: Path) -> None:
     for sentence in results.remarks:
         print(sentence)
     for task in results.tasks:
-        for name, reason in task.skipped[:3]:
-            print(f"{task.name}: skipped {name}: {reason}")
-        if len(task.skipped) > 3:
-            print(f"{task.name}: and {len(task.skipped) - 3} more, all listed in {out / 'run.json'}")
+        _print_skipped(task.skipped, out, before=f"{task.name}: ", shown=3)
         if task.left_out:
             small = ", ".join(f"{name} ({count})" for name, count in task.left_out[:5])
             more = ", ..." if len(task.left_out) > 5 else ""
@@ -173,6 +167,14 @@ def print_demo(result: "DemoResult") -> None:
     print_table(table)
     for sentence in sentences(result):
         print(sentence)
+
+
+def _print_skipped(skipped: Sequence[tuple[str, str]], out: Path, *, before: str, shown: int) -> None:
+    """Prints the name and reason of the first skipped files, each line with `before` in front."""
+    for name, reason in skipped[:shown]:
+        print(f"{before}skipped {name}: {reason}")
+    if len(skipped) > shown:
+        print(f"{before}and {len(skipped) - shown} more, all listed in {out / 'run.json'}")
 
 
 def _print_faults(faults: "Mapping[str, Sequence[str]]") -> None:
