@@ -31,6 +31,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from jaxtransfer.comparison.affinity import Affinity
+from jaxtransfer.comparison.options import AffinityOptions
 from jaxtransfer.converters import torch_export
 from jaxtransfer.data.probe import load_probe
 from jaxtransfer.networks.preprocess import Preprocess
@@ -113,8 +114,8 @@ def compare(
             zoo,
             out / "images",
             out / similarity,
+            AffinityOptions(similarity=similarity),
             command=command,
-            similarity=similarity,
             points=out,
             progress=lambda done, total, name: progress(done, total, f"Attributing {name}"),
         )

@@ -1,5 +1,8 @@
 """Default values of the settings that several functions and commands have in common."""
 
+METHODS = ("saliency", "input_x_gradient", "epsilon_lrp")
+"""The attribution methods; all of them unless others are named."""
+
 EPSILON = 1e-4
 """Stabiliser of epsilon-LRP."""
 

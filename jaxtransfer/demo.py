@@ -10,6 +10,7 @@ from PIL import Image
 
 from jaxtransfer import rooms
 from jaxtransfer.comparison.affinity import Affinity
+from jaxtransfer.comparison.options import AffinityOptions
 from jaxtransfer.data.probe import Probe
 from jaxtransfer.evaluation.groups import rooms_groups
 from jaxtransfer.evaluation.oracle import Oracle
@@ -102,6 +103,7 @@ def run_demo(out: str | Path, *, command: Sequence[str], progress: Callable[[int
         Zoo(out / "zoo"),
         out / "images",
         run,
+        AffinityOptions(),
         command=command,
         size=_SIZE,
         progress=lambda done, total, name: progress(done, total, f"Attributing {name}"),

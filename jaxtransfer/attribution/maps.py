@@ -27,11 +27,9 @@ from jaxtransfer.attribution.diagnostics import (
 )
 from jaxtransfer.attribution.precision import PRECISIONS, Precision, matmul_precision, products_in_bfloat16
 from jaxtransfer.attribution.relevance import rule_vjp
-from jaxtransfer.defaults import EPSILON
+from jaxtransfer.defaults import EPSILON, METHODS
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.networks.network import ApplyFn, check_weights
-
-METHODS = ("saliency", "input_x_gradient", "epsilon_lrp")
 
 TargetFn = Callable[[Any], Float[Array, " images"]]
 

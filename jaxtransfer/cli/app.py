@@ -265,26 +265,29 @@ def affinity(
     distributed: _Distributed = None,
 ) -> None:
     """Compare all networks of a zoo by their attribution maps, or their representations, of the same probe images."""
-    from jaxtransfer.attribution.maps import METHODS
-    from jaxtransfer.devices import is_first
+    from jaxtransfer.devices import is_first, synchronised
     from jaxtransfer.networks.zoo import Zoo
     from jaxtransfer.runs.affinity import run_affinity
 
     devices = connect_devices(mesh, distributed)
     import_modules(import_ or ())
+    with synchronised():
+        options = AffinityOptions(
+            methods=method or AffinityOptions.methods,
+            target="random_signs" if target == "random-signs" else "sum",
+            similarity=similarity,
+            edge_weight=edge_weight,
+            sketch=sketch,
+            precision=precision,
+        )
     with progress_bar("Working on", shown=is_first()) as advance:
         result, probe = run_affinity(
             Zoo(zoo, modules=import_ or ()),
             images,
             out,
+            options,
             command=sys.argv,
-            methods=method or METHODS,
-            target="random_signs" if target == "random-signs" else "sum",
-            similarity=similarity,
-            edge_weight=edge_weight,
-            sketch=sketch,
             batch_size=batch_size,
-            precision=precision,
             mesh=devices,
             size=size,
             limit=limit,

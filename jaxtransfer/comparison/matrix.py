@@ -40,7 +40,7 @@ def affinity_matrix(
     networks: Zoo | Iterable[Network],
     images: Images | Float[Array, "images height width channels"],
     *,
-    methods: str | Sequence[str] = METHODS,
+    methods: str | Sequence[str] = AffinityOptions.methods,
     target: Target = AffinityOptions.target,
     similarity: Similarity = AffinityOptions.similarity,
     epsilon: float = AffinityOptions.epsilon,

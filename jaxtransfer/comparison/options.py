@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from jaxtransfer.defaults import EDGE_WEIGHT, EPSILON
+from jaxtransfer.defaults import EDGE_WEIGHT, EPSILON, METHODS
 from jaxtransfer.errors import JaxTransferError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class AffinityOptions:
         ('saliency',)
     """
 
-    methods: Sequence[str]
+    methods: Sequence[str] = METHODS
     target: "Target" = "sum"
     similarity: "Similarity" = "cosine"
     epsilon: float = EPSILON
@@ -46,7 +46,6 @@ class AffinityOptions:
     def __post_init__(self) -> None:
         """Checks every setting."""
         from jaxtransfer.arguments import check_name, check_positive, checked_methods
-        from jaxtransfer.attribution.maps import METHODS
         from jaxtransfer.attribution.precision import PRECISIONS
         from jaxtransfer.comparison.representations import RELATIVES
         from jaxtransfer.points.compute import TARGETS

@@ -9,7 +9,6 @@ from typing import Any
 from jax.sharding import Mesh
 
 from jaxtransfer.attribution.maps import METHODS
-from jaxtransfer.attribution.precision import Precision
 from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.comparison.matrix import Sweep
 from jaxtransfer.comparison.options import AffinityOptions
@@ -20,8 +19,6 @@ from jaxtransfer.devices import is_first, synchronised
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.figures import heat_map
 from jaxtransfer.networks.zoo import Zoo
-from jaxtransfer.points.compute import Target
-from jaxtransfer.points.directions import Similarity
 from jaxtransfer.runs import record
 
 _KIND = "affinity"
@@ -31,14 +28,9 @@ def run_affinity(
     zoo: Zoo,
     images: str | Path,
     out: str | Path,
+    options: AffinityOptions,
     *,
     command: Sequence[str],
-    methods: str | Sequence[str] = METHODS,
-    target: Target = AffinityOptions.target,
-    similarity: Similarity = AffinityOptions.similarity,
-    edge_weight: float = AffinityOptions.edge_weight,
-    sketch: int | None = AffinityOptions.sketch,
-    precision: Precision = AffinityOptions.precision,
     batch_size: int | None = None,
     mesh: Mesh | None = None,
     size: int = PROBE_SIZE,
@@ -58,13 +50,8 @@ def run_affinity(
         zoo: The networks.
         images: The folder of probe images, see `load_probe`.
         out: The run directory: new, empty, or of a run with the same settings.
+        options: The settings that affinities depend on.
         command: The command line, for `run.json`.
-        methods: One or several of `METHODS` and `RELATIVES`.
-        target: "sum" or "random_signs", see `affinity_matrix`.
-        similarity: "cosine", or "correlation", which removes each map's mean over pixels first.
-        edge_weight: Weight of DEPARA's edges, where its nodes have the weight 1; >= 0.
-        sketch: Keep this many numbers of each map, see `affinity_matrix`; None: whole maps.
-        precision: Precision of matrix products in the networks' passes, see `affinity_matrix`.
         batch_size: Images in a batch on each device; None: the largest batch that is useful and fits in memory.
         mesh: Devices to share the work, see `affinity_matrix`.
         size: Height and width in pixels of the probe images, and of the maps that are stored and compared.
@@ -78,21 +65,13 @@ def run_affinity(
         The affinities, and the probe images they come from.
 
     Raises:
-        JaxTransferError: A setting has no such value, the zoo is empty or damaged or has functions in modules that it
+        JaxTransferError: The zoo is empty or damaged or has functions in modules that it
             may not import, the images cannot be used, or `out` is not a run directory, is that of a run with other
             settings, or is in use by another run.
         OSError: A file cannot be written, because the disk is full for example.
     """
     out = Path(out)
     with synchronised():
-        options = AffinityOptions(
-            methods=methods,
-            target=target,
-            similarity=similarity,
-            edge_weight=edge_weight,
-            sketch=sketch,
-            precision=precision,
-        )
         ordered = [method for method in (*METHODS, *RELATIVES) if method in options.methods]
         options = dataclasses.replace(options, methods=ordered)
         if not zoo.path.is_dir():

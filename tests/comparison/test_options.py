@@ -10,7 +10,6 @@ import pytest
 
 import jaxtransfer as jt
 from jaxtransfer.comparison.options import AffinityOptions
-from jaxtransfer.runs.affinity import run_affinity
 
 
 @pytest.mark.parametrize(
@@ -47,7 +46,7 @@ def test_settings_are_the_fields():
     }
 
 
-@pytest.mark.parametrize("function", [jt.affinity_matrix, run_affinity, jt.attribute])
+@pytest.mark.parametrize("function", [jt.affinity_matrix, jt.attribute])
 def test_public_functions_have_these_defaults(function):
     defaults = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
     assert defaults.pop("methods") == jt.METHODS

@@ -15,11 +15,11 @@ from jaxtransfer import JaxTransferError, Network, Preprocess, Zoo
 from jaxtransfer.cli.app import app
 from jaxtransfer.networks.network import weights_hash
 from jaxtransfer.report import write_report
-from jaxtransfer.runs.affinity import run_affinity
 from jaxtransfer.runs.load import load_run
 from jaxtransfer.runs.record import read
+from support import helpers
 
-run_affinity = functools.partial(run_affinity, size=32)  # enough for images of 20 pixels
+run_affinity = functools.partial(helpers.run_affinity, size=32)  # enough for images of 20 pixels
 
 
 def tiny(params, images):

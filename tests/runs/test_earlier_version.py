@@ -17,9 +17,9 @@ from jaxtransfer import rooms, taskonomy
 from jaxtransfer.aten import AtenProgram
 from jaxtransfer.pge.options import PGEOptions
 from jaxtransfer.rooms import networks as rooms_networks
-from jaxtransfer.runs.affinity import run_affinity
 from jaxtransfer.runs.load import load_run
 from jaxtransfer.runs.principal_gradients import run_pge
+from support.helpers import run_affinity
 
 EARLIER = Path(__file__).parents[1] / "support" / "version_0_1_0"
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import functools
 import random
 import socket
@@ -13,8 +14,11 @@ import jax
 import numpy as np
 from typer.testing import Result
 
-from jaxtransfer import Affinity
+from jaxtransfer import Affinity, Probe, Zoo
 from jaxtransfer.comparison.affinity import MethodResult
+from jaxtransfer.comparison.options import AffinityOptions
+from jaxtransfer.devices import synchronised
+from jaxtransfer.runs import affinity as affinity_run
 from jaxtransfer.runs import record
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -36,6 +40,14 @@ def affinity_of(matrix: Any, names: Sequence[str], pseudo_values: np.ndarray | N
     nothing = np.zeros_like(values)
     result = MethodResult(values, nothing, nothing.astype(int), pseudo_values=pseudo_values)
     return Affinity(names, "cosine", {"method": result})
+
+
+def run_affinity(zoo: Zoo, images: Path, out: Path, **arguments: Any) -> tuple[Affinity, Probe]:
+    """Runs `jaxtransfer.runs.affinity.run_affinity` with the options among the other arguments."""
+    names = {field.name for field in dataclasses.fields(AffinityOptions)} & {*arguments}
+    with synchronised():
+        options = AffinityOptions(**{name: arguments.pop(name) for name in names})
+    return affinity_run.run_affinity(zoo, images, out, options, **arguments)
 
 
 def complaint(result: Result) -> str:

@@ -16,8 +16,7 @@ from jaxtransfer import JaxTransferError, Network, Preprocess, Zoo
 from jaxtransfer.devices import connect, parse_mesh
 from jaxtransfer.errors import in_words
 from jaxtransfer.points.store import Points
-from jaxtransfer.runs.affinity import run_affinity
-from support.helpers import free_port
+from support.helpers import free_port, run_affinity
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["jaxtransfer.runs.affinity"])
