@@ -24,6 +24,7 @@ def test_heat_map_of_any_size(tmp_path, count):
     assert [file.name for file in tmp_path.iterdir()] == ["map.png"]
 
 
+@pytest.mark.slow
 def test_heat_map_of_thousands(tmp_path):
     names = [f"n{i}" for i in range(1500)]
     heat_map(np.eye(1500, dtype=np.float32), names, tmp_path / "map.png", "many")

@@ -91,6 +91,7 @@ def test_a_float64_rewrite():
     )
 
 
+@pytest.mark.slow
 def test_on_several_devices():
     tasks = {str(i): batches(direction) for i, direction in enumerate(_DIRECTIONS)}
     one = gradient_alignment(init, loss, tasks, _KEY, restarts=50)

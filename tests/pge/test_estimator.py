@@ -125,6 +125,7 @@ def test_prototypical_episodes_read_labels():
     assert not principal_gradient(init, loss, nothing, _KEY, restarts=4000, symmetry=symmetry).reads_labels
 
 
+@pytest.mark.slow
 def test_auto_stops_at_the_tolerance_or_at_the_cap():
     init, features, symmetry = BACKBONES["dense"]
     loss, batches = task("random head", features)
@@ -150,6 +151,7 @@ def test_same_key_same_bits_on_any_number_of_devices():
     assert np.abs(other.groups - first.groups).max() > 0.01 * scale
 
 
+@pytest.mark.slow
 def test_a_state_stays_what_it_was():
     init, features, _ = BACKBONES["dense"]
     estimation = Estimation(init, *task("prototypical", features), _KEY)
@@ -226,6 +228,7 @@ def test_ridge_heads_read_labels():
     assert not loss.label_blind
 
 
+@pytest.mark.slow
 def test_a_loss_of_ones_own():
     def loss(params, batch, key):
         images, labels = batch
@@ -241,6 +244,7 @@ def test_a_loss_of_ones_own():
     assert gap(found, principal_gradient(dense_init, loss, stacked, _KEY, restarts=64), "cosine").value < 2
 
 
+@pytest.mark.slow
 def test_gap_refuses_other_losses_backbones_and_initialisers():
     loss, batches = task("random head", dense_features)
     own = principal_gradient(dense_init, loss, batches, _KEY, restarts=16, control=False)

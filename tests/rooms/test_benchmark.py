@@ -115,6 +115,7 @@ def test_the_oracle_is_the_table() -> None:
     assert precision_at_k(truth, oracle, 5, method="reverse") == 0
 
 
+@pytest.mark.slow
 def test_commands_know_rooms(tmp_path) -> None:
     names = (*TASKS, "normal-seed1")
     finished_run(tmp_path / "run", affinity_of(np.random.default_rng(0).normal(size=(23, 23)), names))

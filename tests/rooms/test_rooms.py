@@ -19,6 +19,7 @@ from jaxtransfer.networks.preprocess import Preprocess
 from jaxtransfer.rooms import definitions, furniture, rays
 from jaxtransfer.rooms.hits import Hit, trace
 from jaxtransfer.rooms.view import pixel_rays
+from support.helpers import quick_cases
 
 SIZE, COUNT = 32, 500
 KEY = jax.random.key(5)
@@ -55,6 +56,7 @@ def _directions(tangent: Array | float, size: int = SIZE) -> np.ndarray:
 # Scenes
 
 
+@pytest.mark.slow
 def test_the_same_key_gives_the_same_scene_bit_for_bit(scenes: rooms.Scene) -> None:
     jax.clear_caches()
     keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(COUNT))
@@ -152,7 +154,7 @@ def _touch(shapes: rays.Shapes, direction: Array) -> tuple[Array, Array, Array, 
     return distance, index, point, rays.contact(rays.Solids(*solids), index, point)
 
 
-@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.parametrize("kind", quick_cases([0, 1, 2], 0))
 def test_distances_normals_and_curvatures_of_solids(kind: int) -> None:
     centre, half, angle = [0.4, 3.0, 0.2], [0.7, 0.5, 0.6], 0.7
     towards = np.array(centre) + np.random.default_rng(kind).normal(size=(4000, 3)) * 0.6
@@ -451,7 +453,7 @@ def test_arrangements_of_a_jigsaw_are_far_apart_and_undone() -> None:
     np.testing.assert_array_equal(again, example["image"])
 
 
-@pytest.mark.parametrize("size", [32, 64, 96])
+@pytest.mark.parametrize("size", quick_cases([32, 64, 96], 32))
 def test_inputs_of_every_size(size: int) -> None:
     example = jax.eval_shape(functools.partial(rooms.example, size=size), KEY)
     for task in rooms.TASKS.values():

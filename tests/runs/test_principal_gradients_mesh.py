@@ -151,6 +151,7 @@ def test_a_directory_that_cannot_be_made(tasks):
     assert in_words(problem.value) == f"{tasks / 'file' / 'gap'}: Not a directory."
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_two_runs_exclude_each_other(tasks):
     def another(*_):
