@@ -159,8 +159,8 @@ def test_distances_normals_and_curvatures_of_solids(kind: int) -> None:
     centre, half, angle = [0.4, 3.0, 0.2], [0.7, 0.5, 0.6], 0.7
     towards = np.array(centre) + np.random.default_rng(kind).normal(size=(4000, 3)) * 0.6
     direction = (towards / np.linalg.norm(towards, axis=1, keepdims=True)).T.astype(np.float32)
-    found = _touch(_alone(kind, centre, half, angle), jnp.asarray(direction))
-    distance, index, point, touched = jax.tree.map(np.asarray, found)
+    hit = _touch(_alone(kind, centre, half, angle), jnp.asarray(direction))
+    distance, index, point, touched = jax.tree.map(np.asarray, hit)
     hit = index == kind
     assert 0.2 < hit.mean() < 1
     assert np.isinf(distance[~hit]).all()

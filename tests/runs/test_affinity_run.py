@@ -129,11 +129,11 @@ def test_changed_weights_are_computed_again(tmp_path, zoo, images):
     other = Zoo(tmp_path / "other")
     for seed, name in [(0, "one"), (9, "two"), (2, "three")]:
         other.add(network(name, seed))
-    found, _ = run_affinity(other, images, out, command=[], methods=["saliency"])
+    affinity, _ = run_affinity(other, images, out, command=[], methods=["saliency"])
     after = {name: key.stat().st_mtime_ns for name, key in keys.items()}
     assert [name for name in before if before[name] != after[name]] == ["two"]
     anew, _ = run_affinity(other, images, tmp_path / "new", command=[], methods=["saliency"])
-    np.testing.assert_allclose(found["saliency"], anew["saliency"], atol=3e-6)  # a row alone sums in another order
+    np.testing.assert_allclose(affinity["saliency"], anew["saliency"], atol=3e-6)  # a row alone sums in another order
     assert _record(out)["networks"] == _record(tmp_path / "new")["networks"]
 
 

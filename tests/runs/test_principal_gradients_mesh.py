@@ -41,15 +41,17 @@ def tasks(tmp_path) -> Path:
 
 def _results(out: Path) -> dict[str, np.ndarray]:
     """Everything that was computed, by file."""
-    found = {}
+    arrays_of_run = {}
     for file in sorted([*out.rglob("*.npz"), *out.rglob("gap*.csv"), *out.rglob("alignment*.csv")]):
         name = str(file.relative_to(out))
         if file.suffix == ".csv":
-            found[name] = np.genfromtxt(file, delimiter=",", skip_header=1)[:, 1:]
+            arrays_of_run[name] = np.genfromtxt(file, delimiter=",", skip_header=1)[:, 1:]
         else:
             with np.load(file) as arrays:
-                found[name] = arrays["groups"] if "groups" in arrays else (arrays["high"] + arrays["low"]).sum(0)
-    return found
+                arrays_of_run[name] = (
+                    arrays["groups"] if "groups" in arrays else (arrays["high"] + arrays["low"]).sum(0)
+                )
+    return arrays_of_run
 
 
 def _bytes(out: Path) -> dict[str, bytes]:
