@@ -494,9 +494,9 @@ class NotAFunction(eqx.Module):
         return x
 
 
-class Identity(nnx.Module):
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return x
+class Scale(nnx.Module):
+    def __call__(self, x: jax.Array, factor: jax.Array | float = 1.0) -> jax.Array:
+        return x * factor
 
 
 class TwoArguments(eqx.Module):
@@ -539,7 +539,7 @@ CALL = r"apply must be a function called as apply\(params, images\)"
         ({"apply": NotAFunction(np.ones(3))}, f"{CALL}, which the equinox model NotAFunction is not; .*eqx.partition"),
         ({"apply": TwoArguments(np.ones(3))}, "equinox model TwoArguments.*eqx.partition"),
         ({"apply": Net()}, f"{CALL}, which the flax model Net is not; .*model.apply"),
-        ({"apply": Identity()}, f"{CALL}, not the flax model Identity; .*nnx.split"),
+        ({"apply": Scale()}, f"{CALL}, not the flax model Scale; .*nnx.split"),
         ({"apply": lambda p, x: logits(p, x).sum()}, r"first axis is that of the 4 images, .* the shape \(\)"),
         ({"apply": lambda p, x: logits(p, x).sum(0)}, r"first axis is that of the 4 images, .* the shape \(10,\)"),
         ({"apply": lambda p, x: (logits(p, x), {"mean": p["conv"]})}, r"\[1\]\['mean'\] of its output has the shape"),

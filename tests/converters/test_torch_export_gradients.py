@@ -12,7 +12,7 @@ from torch import nn  # noqa: E402
 
 import jaxtransfer as jt  # noqa: E402
 from jaxtransfer.converters import torch_export  # noqa: E402
-from support.helpers import quick_jit  # noqa: E402
+from support.helpers import quick_cases, quick_jit  # noqa: E402
 from support.torch_modules import IMAGE, Attention, Function, channels_first, export, images, save, seeded  # noqa: E402
 
 
@@ -108,7 +108,9 @@ DETACHED = {
 }
 
 
-@pytest.mark.parametrize("name", DETACHED)
+@pytest.mark.parametrize(
+    "name", quick_cases(DETACHED, "part", "detach", "enable_grad", "function", "view", "two outputs", "dropout")
+)
 def test_values_without_gradient(name):
     module = DETACHED[name]
     agrees(module if isinstance(module, nn.Module) else Function(module), normal(2, 3, 6, 6))
@@ -190,7 +192,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", quick_cases(CHANGES, "owner", "several", "part", "view and owner", "detached before"))
 def test_changes_in_place(name):
     agrees(Function(CHANGES[name]), normal(2, 3, 6, 6))
 
@@ -228,7 +230,7 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", quick_cases(LAYERS, "batch norm", "layer norm", "group norm", "attention", "rrelu"))
 def test_layers(name):
     agrees(seeded(LAYERS[name]()), normal(2, 3, 6, 6))
 

@@ -81,6 +81,7 @@ def expected(networks: list[jt.Network]) -> np.ndarray:
     return np.einsum("inp,jnp->ij", units, units) / len(IMAGES)
 
 
+@pytest.mark.slow
 def test_a_split_state_can_be_attributed(networks: list[jt.Network]) -> None:
     for method, maps in jt.attribute(every_layer, networks[0].params, IMAGES).items():
         assert np.isfinite(maps).all(), method

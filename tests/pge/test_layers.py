@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from jaxtransfer.pge import layers
-from support.helpers import quick_jit
+from support.helpers import quick_cases, quick_jit
 
 TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
 
@@ -82,7 +82,7 @@ def problem(size: int, stride: int, padding: int, height: int, width: int) -> tu
 
 
 @pytest.mark.parametrize("few_pixels", [0, 8000])
-@pytest.mark.parametrize("case", CONVOLUTIONS)
+@pytest.mark.parametrize("case", quick_cases(CONVOLUTIONS, *CONVOLUTIONS[1::2]))
 def test_convolution(case, few_pixels, dtype, monkeypatch):
     monkeypatch.setattr(layers, "_FEW_PIXELS", few_pixels)
     _, stride, padding, *_ = case
