@@ -83,16 +83,16 @@ def test_another_process_draws_the_same_scenes(scenes: rooms.Scene) -> None:
 
 def _corners(scene: rooms.Scene) -> list[tuple[int, np.ndarray]]:
     """Returns the corners of each solid's bounding box, with the index of its piece."""
-    found, number = [], 0
+    corners, number = [], 0
     signs = np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), -1).reshape(-1, 3)
     for kind, solids in enumerate(scene.shapes):
         for centre, half, (cosine, sine) in zip(*solids, strict=True):
             if half[0] > 0:
                 reach = half if kind == 0 else half[[0, 0, 2 if kind == 1 else 0]]
                 turned = (signs * reach) @ np.array([[cosine, sine, 0], [-sine, cosine, 0], [0, 0, 1]])
-                found.append((int(scene.piece[number]), centre + turned))
+                corners.append((int(scene.piece[number]), centre + turned))
             number += 1
-    return found
+    return corners
 
 
 def test_furniture_stands_on_the_floor_and_inside_of_the_room(scenes: rooms.Scene) -> None:
@@ -348,9 +348,9 @@ def test_normals_are_those_of_the_depth(batch: dict[str, np.ndarray], scenes: ro
         cross = np.cross(point[2:, 1:-1] - point[:-2, 1:-1], point[1:-1, 2:] - point[1:-1, :-2])
         cross /= np.linalg.norm(cross, axis=-1, keepdims=True)
         agree.append((np.abs(cross - normal[middle]).max(-1) < 0.02)[alike])
-    found = np.concatenate(agree)
-    assert len(found) > 10_000
-    assert found.mean() > 0.97  # the rest are parallel boards, one behind the other
+    agreement = np.concatenate(agree)
+    assert len(agreement) > 10_000
+    assert agreement.mean() > 0.97  # the rest are parallel boards, one behind the other
 
 
 @pytest.mark.slow
@@ -363,9 +363,9 @@ def test_curvature_is_how_normals_turn(batch: dict[str, np.ndarray], scenes: roo
         turned = np.linalg.norm(np.diff(batch["normal"][number], axis=1), axis=-1)[ball]
         moved = np.linalg.norm(np.diff(_points(batch, scenes, number), axis=1), axis=-1)[ball]
         ratios.append(turned / moved / k[:, 1:, 0][ball])
-    found = np.concatenate(ratios)
-    assert len(found) > 1000
-    assert (np.abs(found - 1) < 0.03).mean() > 0.9  # the rest are pairs of pixels on two balls
+    quotients = np.concatenate(ratios)
+    assert len(quotients) > 1000
+    assert (np.abs(quotients - 1) < 0.03).mean() > 0.9  # the rest are pairs of pixels on two balls
 
 
 @pytest.mark.slow
