@@ -67,7 +67,7 @@ def compare_predictivities(
     columns.agree()  # processes may see files at different times
     missing, done = ~columns.known, 0
     part, parts = jax.process_index(), jax.process_count()
-    total = len(np.flatnonzero(missing.any(0))[part::parts])
+    total = -(-int(missing.any(0).sum()) // parts)
     with synchronised():
         for sources, result in predictivities(representations, folds, missing, part=part, parts=parts):
             columns.add(sources, result)
@@ -75,7 +75,7 @@ def compare_predictivities(
                 points.write_arrays(_FOLDER, names[source], columns.column(source))
             done += len(sources)
             if progress is not None:
-                progress(done, total)
+                progress(min(done, total), total)
     columns.agree()
     return columns.result(images=len(folds.of_image[folds.of_image >= 0])), usable
 

@@ -16,7 +16,7 @@ Grid = tuple[int, int]
 
 _PIECE_ELEMENTS = 16 * 2**20  # numbers of representations that are held at a time
 # If the variance is less than this share of the mean square, a representation is constant up to rounding.
-_CONSTANT_SHARE = 1e-12
+CONSTANT_SHARE = 1e-12
 
 
 class Folds(NamedTuple):
@@ -97,7 +97,7 @@ class Activations:
             less = values - first
             total += less.sum(0)
             spread, squares = spread + np.square(less).sum(), squares + np.square(values).sum()
-        if not spread - np.square(total).sum() / len(kept) > _CONSTANT_SHARE * squares:
+        if not spread - np.square(total).sum() / len(kept) > CONSTANT_SHARE * squares:
             raise JaxTransferError(f"Network {name!r} gives all probe images the same representation; take others.")
         self._mean = first[0] + total / len(kept)
 

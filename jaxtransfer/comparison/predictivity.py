@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jaxtransfer.comparison.moments import Activations, Folds, Moments, moments_of_one, moments_of_pairs
+from jaxtransfer.comparison.moments import CONSTANT_SHARE, Activations, Folds, Moments, moments_of_one, moments_of_pairs
 from jaxtransfer.comparison.representations import Representations, finite_images
 from jaxtransfer.comparison.statistics import pseudo_values
 from jaxtransfer.errors import JaxTransferError
@@ -117,7 +117,10 @@ def predictivities(
     """
     networks = [Activations(name, values, folds, max_units) for name, values in representations.items()]
     grids = sorted({network.grid for network in networks})
-    for sources in _tiles(networks, np.flatnonzero(wanted.any(0)).tolist()[part::parts], folds):
+    counts = wanted.sum(0)
+    # Sources that lack all targets are not computed with those that lack a few.
+    by_count = [np.flatnonzero((counts > 0) & (whole == (counts == counts.max()))).tolist() for whole in (True, False)]
+    for sources in (tile for group in by_count for tile in _tiles(networks, group[part::parts], folds)):
         values = np.full((len(networks), len(sources)), np.nan)
         samples = np.full((len(folds.sizes), *values.shape), np.nan)
         rows = np.flatnonzero(wanted[:, sources].any(1)).tolist()
@@ -130,6 +133,8 @@ def predictivities(
                 )
                 for column, (of_source, moments) in enumerate(zip(fits, pairs, strict=True)):
                     values[targets, column], samples[:, targets, column] = _predict(of_source, moments, totals)
+        unwanted = ~wanted[:, sources]
+        values[unwanted], samples[:, unwanted] = np.nan, np.nan
         yield sources, Predictivity(values, samples)
 
 
@@ -165,11 +170,13 @@ def _fits(moments: Moments) -> dict[LeftOut, _Fit]:
     """Prepares the fits without each fold, and without each two."""
     fits = {}
     folds = range(len(moments.sizes))
+    least = CONSTANT_SHARE * np.trace(moments.products.sum(0))
     for left_out in (*itertools.combinations(folds, 1), *itertools.combinations(folds, 2)):
         variances, axes = np.linalg.eigh(moments.fitted([*left_out]))
         variances = np.maximum(variances, 0)
-        ridges = RIDGES[:, None] * variances.mean()
-        gains = 1 / (variances + ridges) if variances.any() else np.zeros((len(RIDGES), len(variances)))
+        ridges = RIDGES[:, None] * variances.mean() + np.zeros(len(variances))
+        # A source that varies in the folds left out alone predicts the mean.
+        gains = 1 / (variances + ridges) if variances.sum() > least else np.zeros(ridges.shape)
         held_out = {fold: axes.T @ moments.held_out(fold, [*left_out]) @ axes for fold in left_out}
         fits[left_out] = _Fit(axes, gains, held_out)
     return fits
