@@ -2,10 +2,12 @@ from . import rooms as rooms
 from . import taskonomy as taskonomy
 from ._version import __version__ as __version__
 from .attribution.diagnostics import FAULTS as FAULTS
-from .attribution.diagnostics import random_signs as random_signs
+from .attribution.maps import ATTRIBUTIONS as ATTRIBUTIONS
 from .attribution.maps import METHODS as METHODS
 from .attribution.maps import attribute as attribute
 from .attribution.maps import find_faults as find_faults
+from .attribution.targets import random_signs as random_signs
+from .attribution.targets import spatial_maximum as spatial_maximum
 from .comparison.affinity import Affinity as Affinity
 from .comparison.matrix import affinity_matrix as affinity_matrix
 from .comparison.measure import Measure as Measure

@@ -1,7 +1,10 @@
 """Default values of the settings that several functions and commands have in common."""
 
 METHODS = ("saliency", "input_x_gradient", "epsilon_lrp")
-"""The attribution methods; all of them unless others are named."""
+"""The attribution methods of Song et al. (NeurIPS 2019); all of them unless others are named."""
+
+ATTRIBUTIONS = (*METHODS, "unit_saliency", "integrated_gradients", "modelgif")
+"""All attribution methods."""
 
 EPSILON = 1e-4
 """Stabiliser of epsilon-LRP."""

@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -16,7 +15,6 @@ from jaxtransfer.points.directions import SIMILARITIES, Similarity, directions
 from jaxtransfer.rooms.networks import encoder
 
 _BATCH = 64
-_SIGN_VECTORS = 8
 
 Maps = Float[Array, "networks images height width"]
 
@@ -26,16 +24,6 @@ def early(params: PyTree, images: Float[Array, "images h w c"]) -> Float[Array, 
     network = encoder(params)
     network.blocks = nnx.List(network.blocks[:2])
     return network(images)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _unit_saliency(apply: Callable, params: PyTree, images: Float[Array, "images h w c"]) -> Array:
-    """Averages |d(v . representation)/dx| over random sign vectors v, so that gradients of units do not cancel."""
-    outputs, pull = jax.vjp(lambda images: apply(params, images), images)
-    keys = jax.random.split(jax.random.key(0), _SIGN_VECTORS)
-    signs = jax.vmap(lambda key: jax.random.rademacher(key, outputs.shape[1:], outputs.dtype))(keys)
-    saliencies = jax.lax.map(lambda sign: jnp.abs(pull(jnp.broadcast_to(sign, outputs.shape))[0]), signs)
-    return saliencies.mean(0)
 
 
 def bases(networks: Sequence[Network], images: Float[Array, "images h w 3"]) -> dict[str, Maps]:
@@ -50,8 +38,8 @@ def bases(networks: Sequence[Network], images: Float[Array, "images h w 3"]) -> 
         of_network: dict[str, list] = {}
         for start in range(0, len(inputs), _BATCH):
             batch = inputs[start : start + _BATCH]
-            maps_of_batch = dict(attribute(network.apply, network.params, batch))
-            maps_of_batch["unit saliency"] = _unit_saliency(network.apply, network.params, batch)
+            maps_of_batch = attribute(network.apply, network.params, batch, methods=(*METHODS, "unit_saliency"))
+            maps_of_batch["unit saliency"] = maps_of_batch.pop("unit_saliency")
             earlier = attribute(early, network.params, batch, methods=METHODS[1:])
             maps_of_batch |= {f"{method} of block 2": maps for method, maps in earlier.items()}
             for name, maps in maps_of_batch.items():

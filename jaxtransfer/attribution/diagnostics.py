@@ -6,11 +6,9 @@ differences between images compared with theirs, the scalar does not depend on t
 images with zero cotangents have a gradient, images of a batch are coupled (batch normalisation in training mode).
 """
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
@@ -61,44 +59,6 @@ class Evidence(NamedTuple):
     enlargement: Float[Array | np.ndarray, " images"]
 
 
-def random_signs(outputs: PyTree) -> Float[Array, " images"]:
-    """Sums the units of a representation with fixed random signs, for use as `target` of `attribute`.
-
-    The sum over all units is constant where the network ends in a softmax or in a normalisation without a learned
-    scale; this sum is not. The sign of a unit depends only on its place: the top bit of MurmurHash3's finaliser
-    (Appleby 2011) of 0x9E3779B9 times the place, so it is the same for every network, machine and version.
-
-    Args:
-        outputs: The network's output: floating-point arrays [images, ...]; units are numbered through all of them.
-
-    Returns:
-        One scalar for each image.
-    """
-    leaves = jax.tree.leaves(outputs)
-    signs = unit_signs([leaf.shape[1:] for leaf in leaves])
-    return sum_of_units([leaf * sign.astype(leaf.dtype)[None] for leaf, sign in zip(leaves, signs, strict=True)])
-
-
-def sum_of_units(outputs: PyTree) -> Float[Array, " images"]:
-    """Sums all units of a network's output, for each image."""
-    sums = [leaf.reshape(leaf.shape[0], -1).sum(1) for leaf in jax.tree.leaves(outputs)]
-    return functools.reduce(jnp.add, sums)
-
-
-def unit_signs(shapes: Iterable[Sequence[int]]) -> list[Float[Array, "..."]]:
-    """Returns the signs of `random_signs`, +1 or -1, for arrays of these shapes; the first two signs differ."""
-    signs, first = [], 0
-    for shape in shapes:
-        count = int(np.prod(shape))
-        x = (jnp.arange(count, dtype=jnp.uint32) + jnp.uint32(first)) * jnp.uint32(0x9E3779B9)
-        x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-        x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-        x = x ^ (x >> 16)
-        signs.append(1 - 2 * (x >> 31).astype(jnp.float32).reshape(tuple(shape)))
-        first += count
-    return signs
-
-
 def signed_images(count: int) -> Float[Array, " images"]:
     """Returns 1 for every second image, beginning with the first, and 0 for the others."""
     return 1 - (jnp.arange(count) % 2).astype(jnp.float32)
@@ -126,6 +86,14 @@ def faults_of(usual: Evidence, signed: Evidence) -> tuple[str, ...]:
         "exploding_relevance": not constant and np.median(usual.enlargement) > _MAX_ENLARGEMENT,
     }
     return tuple(code for code in FAULTS if shown[code])
+
+
+def concerns(fault: str, method: str) -> bool:
+    """Returns whether a fault makes the maps of an attribution method, or representations, meaningless."""
+    code = fault.partition(":")[0]
+    if code == "constant_scalar":
+        return method not in ("unit_saliency", "representation")
+    return code != "exploding_relevance" or method == "epsilon_lrp"
 
 
 def with_places(

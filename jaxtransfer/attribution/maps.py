@@ -17,23 +17,28 @@ from jaxtransfer import arguments
 from jaxtransfer.attribution.diagnostics import (
     Evidence,
     coarsest_epsilon,
+    concerns,
     describe_fault,
     draws_random_numbers,
     faults_of,
     signed_images,
-    sum_of_units,
-    unit_signs,
     with_places,
 )
 from jaxtransfer.attribution.precision import PRECISIONS, Precision, matmul_precision, products_in_bfloat16
 from jaxtransfer.attribution.relevance import rule_vjp
-from jaxtransfer.defaults import EPSILON, METHODS
+from jaxtransfer.attribution.targets import spatial_maximum, sum_of_units, unit_signs
+from jaxtransfer.defaults import ATTRIBUTIONS, EPSILON, METHODS
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.networks.network import ApplyFn, check_weights
 
 TargetFn = Callable[[Any], Float[Array, " images"]]
 
-Maps = dict[str, Float[Array, "images height width channels"]]
+Maps = dict[str, Float[Array, "images ... height width channels"]]
+
+PATH_POINTS = 50
+"""Points of the path along which gradients are integrated."""
+
+_SIGN_VECTORS = 8
 
 
 @overload
@@ -86,6 +91,16 @@ def attribute(
       f(z) / (z + epsilon sign(z)), sign(0) = +1 (Ancona et al., ICLR 2018). The function is rewritten for it; it
       needs no change. What happens at products, softmax and normalisation is in `docs/attribution.md`.
 
+    Further methods, which are computed only if they are named:
+
+    * `unit_saliency`: the mean of |d(v . u)/dx| over eight fixed vectors v of random signs, where u are all units of
+      the representation; it does not depend on `target`. Compare these maps by correlation.
+    * `integrated_gradients`: x * the integral of dr/dx along the straight path from zero to x, by Gauss-Legendre
+      quadrature at 50 points (Sundararajan et al., ICML 2017).
+    * `modelgif`: the same map with the integral only up to each of the 50 points: a curve of 50 maps, of which the last
+      is that of `integrated_gradients`. With `target=jaxtransfer.spatial_maximum` it is the curve of Song et al. (ICCV
+      2023).
+
     The forward pass runs once for all methods. It is compiled once per `apply`, `target`, `methods`, `epsilon`,
     `precision` and shape, so pass the same function objects in every call, and weights in `params`. `attribute` may be
     called under `jit` and `vmap`, and with sharded arrays.
@@ -98,16 +113,18 @@ def attribute(
         apply: Pure function `apply(params, images) -> [images, ...]` that treats its images independently.
         params: Weights: a pytree of arrays, with or without PRNG keys and Python numbers.
         images: The network's input: floating point, [images, height, width, channels].
-        methods: One or several of `METHODS`.
+        methods: One or several of `ATTRIBUTIONS`.
         target: Function from the network's output to one scalar per image, [images], which depends on that image's
-            outputs alone; None: the sum over all units. `jaxtransfer.random_signs` is another.
+            outputs alone; None: the sum over all units. `jaxtransfer.random_signs` and `jaxtransfer.spatial_maximum`
+            are others.
         epsilon: Stabiliser of epsilon-LRP, in units of the pre-activations; > 0.
         precision: Precision of the matrix products for which the network sets none itself: "float32", "tf32" (on an
             NVIDIA GPU), or "bfloat16" for those of the backward passes; see `docs/precision.md`.
         with_outputs: Return a pair: the maps, and what `apply` returned.
 
     Returns:
-        One map per method, of the shape of `images`; float32, or float64 for float64 images.
+        One map per method, of the shape of `images`, or for `modelgif` [images, 50, height, width, channels]; float32,
+        or float64 for float64 images.
 
     Raises:
         JaxTransferError: Unknown method or precision, params that are not arrays, images that are not floating point or
@@ -127,9 +144,9 @@ def attribute(
     """
     methods = arguments.checked_methods(methods)
     if not methods:
-        raise JaxTransferError(f"No attribution method is named; there are: {', '.join(METHODS)}.")
+        raise JaxTransferError(f"No attribution method is named; there are: {', '.join(ATTRIBUTIONS)}.")
     for method in methods:
-        arguments.check_name("attribution method", method, METHODS)
+        arguments.check_name("attribution method", method, ATTRIBUTIONS)
     arguments.check_positive("epsilon", epsilon)
     images = _checked(apply, params, images, target)
     arguments.check_name("precision", precision, PRECISIONS)
@@ -142,7 +159,8 @@ def attribute(
         if not faults:
             *_, signed = attribution_pass(apply, params, images, jax.device_put(True), *static)
             faults.append(_faults(evidence, signed))
-            for fault in with_places(faults[0], apply, params, images):
+            relevant = [fault for fault in faults[0] if any(concerns(fault, method) for method in methods)]
+            for fault in with_places(relevant, apply, params, images):
                 warnings.warn(f"The maps of this network mean little: {describe_fault(fault)}.", stacklevel=2)
     maps = {method: maps[method] for method in methods}
     return (maps, outputs) if with_outputs else maps
@@ -236,7 +254,7 @@ def attribution_pass(
         signed: False: the backward passes are those of the target and give maps. True: they are those of its units with
             random signs, on the images of `signed_images`, and give evidence for `faults_of`; the maps are meaningless.
             None: as False, in a program without the choice.
-        methods: Some of `METHODS`, or none.
+        methods: Some of `ATTRIBUTIONS`, or none.
         target: Function from the output to one scalar per image; None: the sum over units.
         epsilon: Stabiliser of epsilon-LRP.
         precision: Precision of matrix products.
@@ -275,19 +293,31 @@ def attribution_pass(
             others = [leaf for leaf, unit in zip(leaves, units, strict=True) if not unit]
             return (scalars_of(attributed, others), attributed), others
 
+        narrowed = products_in_bfloat16 if precision == "bfloat16" else lambda pull: pull
+
+        def differentiate(images: Array) -> tuple[Any, Callable[[_Cotangents], Array], list[Array]]:
+            output, pull, others = jax.vjp(functools.partial(function, params), images, has_aux=True)
+            return output, narrowed(lambda cotangent: pull(cotangent)[0]), others
+
         if "epsilon_lrp" in methods:
             passes = rule_vjp(function, params, images, epsilon)
             (scalars, attributed), others = passes.output, passes.aux
-            gradient, modified = passes.gradient, passes.modified
+            gradient, modified = narrowed(passes.gradient), narrowed(passes.modified)
         else:
-            (scalars, attributed), pull, others = jax.vjp(functools.partial(function, params), images, has_aux=True)
-            gradient, modified = (lambda cotangent: pull(cotangent)[0]), None
-        if precision == "bfloat16":
-            gradient, modified = products_in_bfloat16(gradient), modified and products_in_bfloat16(modified)
+            ((scalars, attributed), gradient, others), modified = differentiate(images), None
         usual = functools.partial(_target_cotangents, scalars, attributed)
         other = functools.partial(_signed_cotangents, scalars, attributed, lambda leaves: scalars_of(leaves, others))
         cotangent, value, strays = usual() if signed is None else jax.lax.cond(signed, other, usual)
         maps, last_gradient, enlargement = _maps(images, methods, cotangent, gradient, modified)
+        if "unit_saliency" in methods:
+            maps["unit_saliency"] = _unit_saliency(images, scalars, attributed, gradient)
+        if "integrated_gradients" in methods or "modelgif" in methods:
+            on_path = usual()[0]
+            if target is spatial_maximum:  # the places of the maxima stay those of the image
+                _, pull = jax.vjp(lambda leaves: scalars_of(leaves, others), attributed)
+                on_path = jnp.zeros_like(scalars), *pull(jnp.ones_like(scalars))
+            maps |= _path_maps(images, lambda images: differentiate(images)[1](on_path), curve="modelgif" in methods)
+        maps = {method: maps[method] for method in methods}
     evidence = Evidence(_largest(last_gradient), value, strays, *known, enlargement)
     return maps, outputs_of(attributed, others) if with_outputs else None, evidence
 
@@ -330,13 +360,14 @@ def _maps(
     gradient: Callable[[_Cotangents], Array],
     modified: Callable[[_Cotangents], Array] | None,
 ) -> tuple[Maps, Float[Array, "images height width channels"], Float[Array, " images"]]:
-    """Computes maps by method; also returns one of the gradients, and `Evidence.enlargement`."""
-    dtype = jnp.float64 if images.dtype == jnp.float64 else jnp.float32
-    maps, last_gradient = {}, jnp.zeros_like(images)
+    """Computes the maps of `METHODS`; also returns one of the gradients, and `Evidence.enlargement`."""
+    dtype = _wide(images).dtype
+    maps: Maps = {}
+    last_gradient = jnp.zeros_like(images)
     if modified is not None:
         last_gradient = modified(cotangent).astype(dtype)
         maps["epsilon_lrp"] = images.astype(dtype) * last_gradient
-    if "saliency" in methods or "input_x_gradient" in methods:
+    if set(methods) != {"epsilon_lrp"}:
         last_gradient = gradient(cotangent).astype(dtype)
         maps["saliency"] = jnp.abs(last_gradient)
         maps["input_x_gradient"] = images.astype(dtype) * last_gradient
@@ -346,7 +377,49 @@ def _maps(
         relevance, reference = (jnp.linalg.norm(flat[name], axis=1) for name in ("epsilon_lrp", "input_x_gradient"))
         ratio = (relevance / reference).astype(jnp.float32)
         enlargement = jnp.where(jnp.isfinite(ratio), ratio, enlargement)
-    return {method: maps[method] for method in methods}, last_gradient, enlargement
+    return maps, last_gradient, enlargement
+
+
+def _unit_saliency(
+    images: Float[Array, "images height width channels"],
+    scalars: Float[Array, " images"],
+    units: list[Float[Array, "images ..."]],
+    gradient: Callable[[_Cotangents], Array],
+) -> Float[Array, "images height width channels"]:
+    """Computes the mean of |d(v . units)/dx| over vectors v of random signs, one backward pass after the other."""
+
+    def add(total: Array, vector: Array) -> tuple[Array, None]:
+        signs = unit_signs([leaf.shape[1:] for leaf in units], vector)
+        signed = [
+            jnp.broadcast_to(sign[None], leaf.shape).astype(leaf.dtype) for sign, leaf in zip(signs, units, strict=True)
+        ]
+        return total + jnp.abs(_wide(gradient((jnp.zeros_like(scalars), signed)))), None
+
+    return jax.lax.scan(add, _wide(jnp.zeros_like(images)), jnp.arange(_SIGN_VECTORS))[0] / _SIGN_VECTORS
+
+
+def _path_maps(
+    images: Float[Array, "images height width channels"], gradient: Callable[[Array], Array], *, curve: bool
+) -> Maps:
+    """Integrates gradients along the straight path from zero to the images, one point after the other.
+
+    Args:
+        images: The network's input.
+        gradient: Computes the gradient at other images.
+        curve: Whether to return the curve of `modelgif`, too.
+    """
+    places, weights = np.polynomial.legendre.leggauss(PATH_POINTS)  # of the interval from -1 to 1
+    wide = _wide(images)
+
+    def add(total: Array, point: tuple[Array, Array]) -> tuple[Array, Array | None]:
+        place, weight = point
+        total = total + weight * gradient(place * images).astype(wide.dtype)
+        return total, total if curve else None
+
+    points = jnp.asarray((places + 1) / 2, images.dtype), jnp.asarray(weights / 2, wide.dtype)
+    integral, integrals = jax.lax.scan(add, jnp.zeros_like(wide), points)
+    maps = {"integrated_gradients": wide * integral}
+    return maps | ({} if integrals is None else {"modelgif": wide[:, None] * jnp.moveaxis(integrals, 0, 1)})
 
 
 def _traced(

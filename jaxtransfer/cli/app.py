@@ -203,16 +203,16 @@ def affinity(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="Attribution maps: saliency, input_x_gradient, epsilon_lrp. Representations: rsa, depara, cka, "
-            "cka_biased, svcca. May be repeated.",
-            show_default="the three of attribution maps",
+            help="Attribution maps: saliency, input_x_gradient, epsilon_lrp, unit_saliency, integrated_gradients, "
+            "modelgif. Representations: rsa, depara, cka, cka_biased, svcca. May be repeated.",
+            show_default="the first three",
         ),
     ] = None,
     target: Annotated[
-        Literal["sum", "random-signs"],
+        Literal["sum", "random-signs", "spatial-maximum"],
         typer.Option(
-            help="The scalar that maps explain: the sum of a network's outputs, or their sum with random signs, which "
-            "networks that end in a softmax or a norm need."
+            help="The scalar that maps explain: the sum of a network's outputs; their sum with random signs, which "
+            "networks that end in a softmax or a norm need; or the sum of every channel's largest value."
         ),
     ] = AffinityOptions.target,  # pyright: ignore[reportArgumentType]
     similarity: Annotated[
@@ -274,7 +274,7 @@ def affinity(
     with synchronised():
         options = AffinityOptions(
             methods=method or AffinityOptions.methods,
-            target="random_signs" if target == "random-signs" else "sum",
+            target=target.replace("-", "_"),  # pyright: ignore[reportArgumentType]
             similarity=similarity,
             edge_weight=edge_weight,
             sketch=sketch,

@@ -15,7 +15,6 @@ from scipy.spatial.distance import squareform
 
 from jaxtransfer import arguments
 from jaxtransfer.attribution.diagnostics import in_sentences
-from jaxtransfer.attribution.maps import METHODS
 from jaxtransfer.attribution.precision import Precision
 from jaxtransfer.comparison.affinity import Affinity, MethodResult
 from jaxtransfer.comparison.columns import compare_predictivities
@@ -32,6 +31,7 @@ from jaxtransfer.comparison.representations import (
 )
 from jaxtransfer.comparison.rows import compare_maps
 from jaxtransfer.comparison.statistics import stderr_of_mean
+from jaxtransfer.defaults import ATTRIBUTIONS
 from jaxtransfer.devices import default_mesh, is_first
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.networks.network import Network
@@ -80,10 +80,11 @@ def affinity_matrix(
     Args:
         networks: A zoo, or networks with different names.
         images: Probe images, [images, height, width, channels]: uint8, or floating point in [0, 1].
-        methods: One or several of `METHODS` and `RELATIVES`.
+        methods: One or several of `ATTRIBUTIONS` and `RELATIVES`.
         target: The scalar that maps attribute: "sum" of all units of a representation (as in the paper), or
             "random_signs", their sum with fixed random signs (`jaxtransfer.random_signs`), for networks whose sum does
-            not depend on the image.
+            not depend on the image, or "spatial_maximum", the sum of every channel's largest value
+            (`jaxtransfer.spatial_maximum`).
         similarity: Similarity of two maps: "cosine" (as in the paper), or "correlation", which removes each map's mean
             over pixels first.
         epsilon: Stabiliser of epsilon-LRP; > 0.
@@ -220,7 +221,7 @@ class Sweep:
                 len(self._image_names),
                 self._options.similarity,
                 self.mesh,
-                variance=None if projection is None else projection.variance,
+                variance=projection and (projection.curve_variance if method == "modelgif" else projection.variance),
                 every_image="depara" in self._options.methods,
                 progress=_named(progress, f"rows of {method}"),
             )
@@ -261,8 +262,10 @@ def _point_kinds(options: AffinityOptions) -> dict[str, str]:
     """The kinds of points to compute: for each method of maps its kind, and that of representations if needed."""
     ending = "" if options.sketch is None else f"-{options.similarity}{SKETCH}"
     methods = options.methods
-    maps = [method for method in METHODS if method in methods or (method == _DEPARA_NODES and "depara" in methods)]
+    maps = [method for method in ATTRIBUTIONS if method in methods or (method == _DEPARA_NODES and "depara" in methods)]
     kinds = {method: f"{method}{ending}" for method in maps}
+    if "modelgif" in kinds and options.sketch is None:
+        kinds["modelgif"] = f"modelgif-{options.similarity}"  # every map of a curve has been scaled
     return kinds | ({REPRESENTATION: REPRESENTATION} if any(method in RELATIVES for method in methods) else {})
 
 

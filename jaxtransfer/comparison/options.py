@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from jaxtransfer.defaults import EDGE_WEIGHT, EPSILON, METHODS
+from jaxtransfer.defaults import ATTRIBUTIONS, EDGE_WEIGHT, EPSILON, METHODS
 from jaxtransfer.errors import JaxTransferError
 
 if TYPE_CHECKING:
@@ -19,8 +19,9 @@ class AffinityOptions:
     """Holds the settings that an affinity depends on, besides the networks and the images.
 
     Attributes:
-        methods: One or several of `METHODS` and `RELATIVES`; a single name is made a tuple.
-        target: The scalar that maps attribute: "sum" of all units, or "random_signs", their sum with random signs.
+        methods: One or several of `ATTRIBUTIONS` and `RELATIVES`; a single name is made a tuple.
+        target: The scalar that maps attribute: "sum" of all units, "random_signs", their sum with random signs, or
+            "spatial_maximum", the sum of every channel's largest value; "unit_saliency" does not depend on it.
         similarity: Similarity of two maps: "cosine", or "correlation", which removes each map's mean over pixels first.
         epsilon: Stabiliser of epsilon-LRP; > 0.
         sketch: Numbers kept of each map, see `Projection`; None: whole maps.
@@ -53,9 +54,9 @@ class AffinityOptions:
 
         object.__setattr__(self, "methods", checked_methods(self.methods))
         if not self.methods:
-            raise JaxTransferError(f"No method is named; there are: {', '.join((*METHODS, *RELATIVES))}.")
+            raise JaxTransferError(f"No method is named; there are: {', '.join((*ATTRIBUTIONS, *RELATIVES))}.")
         for method in self.methods:
-            check_name("method", method, (*METHODS, *RELATIVES))
+            check_name("method", method, (*ATTRIBUTIONS, *RELATIVES))
         check_name("target", self.target, TARGETS)
         check_name("similarity", self.similarity, SIMILARITIES)
         check_name("precision", self.precision, PRECISIONS)

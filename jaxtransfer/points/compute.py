@@ -13,10 +13,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 from rich.filesize import decimal
 
-from jaxtransfer.attribution.diagnostics import faults_of, random_signs, with_places
+from jaxtransfer.attribution.diagnostics import concerns, faults_of, with_places
 from jaxtransfer.attribution.maps import TargetFn
 from jaxtransfer.attribution.precision import Precision
 from jaxtransfer.attribution.relevance import RULES
+from jaxtransfer.attribution.targets import random_signs, spatial_maximum
 from jaxtransfer.devices import DATA, MODEL, allgather, is_writer, memory_per_device, replicate, synchronised
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.networks.network import Network
@@ -38,9 +39,13 @@ from jaxtransfer.points.writer import Writer
 
 ProgressFn = Callable[[int, int, str], None]
 
-Target = Literal["sum", "random_signs"]
+Target = Literal["sum", "random_signs", "spatial_maximum"]
 TARGETS: tuple[Target, ...] = get_args(Target)
-_TARGET_FUNCTIONS: dict[Target, TargetFn | None] = {"sum": None, "random_signs": random_signs}
+_TARGET_FUNCTIONS: dict[Target, TargetFn | None] = {
+    "sum": None,
+    "random_signs": random_signs,
+    "spatial_maximum": spatial_maximum,
+}
 
 # Pixels of an automatically chosen batch on each device; more gained nothing on CPUs.
 _BATCH_PIXELS = {"cpu": 2**19}
@@ -266,10 +271,12 @@ class PointComputation:
 
 def _key(network: NetworkRef, kind: str, settings: PointSettings, probe_hash: str) -> Key:
     """Everything that a point depends on."""
-    is_map, is_relevance = kind != REPRESENTATION, kind.startswith("epsilon_lrp")
+    method = kind.partition("-")[0]
+    is_map, is_relevance = kind != REPRESENTATION, method == "epsilon_lrp"
     # The target "sum" and the first version of the rules have no entry, so that points of older versions keep their
     # keys.
-    of_target = {"target": settings.target} if is_map and settings.target != "sum" else {}
+    has_target = is_map and method != "unit_saliency"
+    of_target = {"target": settings.target} if has_target and settings.target != "sum" else {}
     of_rules = {"rules": RULES} if is_relevance else {}
     # Representations of older versions have no places.
     of_places = {} if is_map else {"places": True}
@@ -308,12 +315,7 @@ def _naming_network(name: str) -> Iterator[None]:
 
 def _faults_of_kind(kind: str, faults: Sequence[str]) -> list[str]:
     """The faults of a network that make its points of one kind meaningless."""
-    harmless = set()
-    if kind == REPRESENTATION:
-        harmless.add("constant_scalar")
-    if not kind.startswith("epsilon_lrp"):
-        harmless.add("exploding_relevance")
-    return [fault for fault in faults if fault.partition(":")[0] not in harmless]
+    return [fault for fault in faults if concerns(fault, kind.partition("-")[0])]
 
 
 def _shapes_of_one(params: PyTree, inputs: Array) -> tuple[PyTree, jax.ShapeDtypeStruct]:

@@ -9,6 +9,7 @@ A mesh has the axes `model` and `data` (see `devices`). No data crosses devices 
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -191,6 +192,9 @@ def _on_device(
         )  # fmt: skip
         points = {}
         for kind, method in methods.items():
+            if method == "modelgif":
+                points[kind] = _curves(forward_pass, maps[method], numbers, projection)
+                continue
             points[kind] = restore_maps(forward_pass.preprocess, maps[method].mean(-1), forward_pass.shape[:2])
             if projection is not None:
                 units, usable = directions(points[kind].reshape(len(numbers), -1), forward_pass.similarity)
@@ -201,6 +205,36 @@ def _on_device(
             units = leaves if is_grid else [leaf.reshape(len(numbers), -1) for leaf in leaves]
             points[REPRESENTATION] = jnp.concatenate(units, axis=-1)
     return jax.tree.map(lambda of_images: of_images[None], (points, evidence))
+
+
+def _curves(
+    forward_pass: Pass,
+    curves: Float[Array, "images steps h w channels"],
+    numbers: Int[Array, " images"],
+    projection: Projection | None,
+) -> Float[Array, "images ..."]:
+    """Makes points of curves of maps, so that the cosine of two points is the mean of the cosines of their maps.
+
+    Every map is treated as a map of its own and scaled to one length. Whole curves are [images, steps * height, width];
+    a sketch is the sum of sketches of the maps. A curve is NaN if one of its maps has no direction.
+    """
+    steps = curves.shape[1]
+
+    def of_step(step: Int[Array, ""], maps: Float[Array, "images h w channels"]) -> tuple[Array, Array]:
+        maps = restore_maps(forward_pass.preprocess, maps.mean(-1), forward_pass.shape[:2])
+        units, usable = directions(maps.reshape(len(numbers), -1), forward_pass.similarity)
+        if projection is not None:
+            # Signs differ between maps, and a pixel has another bucket in every map.
+            units = jnp.roll(projection(units, steps * numbers + step), step, axis=1)
+        return units / math.sqrt(steps), usable
+
+    by_step = jnp.arange(steps, dtype=numbers.dtype), jnp.moveaxis(curves, 1, 0)
+    units, usable = jax.lax.map(lambda step: of_step(*step), by_step)
+    if projection is not None:
+        points = units.sum(0)
+    else:
+        points = jnp.moveaxis(units, 0, 1).reshape(len(numbers), -1, forward_pass.shape[1])
+    return jnp.where(usable.all(0).reshape(-1, *[1] * (points.ndim - 1)), points, jnp.nan)
 
 
 def evidence_of_row(evidence: Evidence, row: int) -> Evidence:

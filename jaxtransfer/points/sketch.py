@@ -39,6 +39,11 @@ class Projection:
         """The probability that two given pixels share a bucket."""
         return (len(self.order) // self.size - 1) / max(1, len(self.order) - 1)
 
+    @property
+    def curve_variance(self) -> float:
+        """The probability that two pixels of different maps of a curve share a bucket, see `passes`."""
+        return len(self.order) // self.size / max(1, len(self.order) - 1)
+
     def __call__(
         self, vectors: Float[Array, "images pixels"], images: Int[Array, " images"]
     ) -> Float[Array, "images {self.size}"]:

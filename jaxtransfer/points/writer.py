@@ -1,5 +1,6 @@
 """Writes the outputs of passes from the devices to the store."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.points.passes import Layout
 from jaxtransfer.points.store import Points
 
-# All images of a device make one chunk of a point, unless that is larger than this.
+# All images of a device make one chunk of a point, or those of one step, or each image: as many as are not larger.
 _MAX_CHUNK_BYTES = 16 * 2**20
 
 
@@ -30,11 +31,10 @@ class Writer:
         """
         self._points, self._names, self._layout = points, names, layout
         self._shapes = {kind: output.shape[2:] for kind, output in outputs.items()}
-        # A chunk holds the images of one device, all of them or those of one step: no two processes write the same.
-        share = {kind: 4 * layout.share * int(np.prod(shape)) for kind, shape in self._shapes.items()}
-        self._chunks = {
-            kind: layout.share if share[kind] <= _MAX_CHUNK_BYTES else layout.batch for kind in self._shapes
-        }
+        # A chunk holds images of one device: no two processes write the same.
+        most = {kind: _MAX_CHUNK_BYTES // max(1, 4 * math.prod(shape)) for kind, shape in self._shapes.items()}
+        sizes = layout.share, layout.batch, 1
+        self._chunks = {kind: next((n for n in sizes if n <= most[kind]), 1) for kind in self._shapes}
         self._held: dict[tuple[str, str, int], list[Float[np.ndarray, "images ..."]]] = {}
         self._pending: list[Any] = []
         self._error: OSError | JaxTransferError | None = None

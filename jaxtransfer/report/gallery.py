@@ -12,9 +12,9 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from jaxtransfer import figures
-from jaxtransfer.attribution.maps import METHODS
 from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.data.probe import read_images
+from jaxtransfer.defaults import ATTRIBUTIONS
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.points.store import Point, Points
 from jaxtransfer.report.drawings import Drawing, pages
@@ -40,7 +40,8 @@ class Gallery:
         self.photos: UInt8[np.ndarray, "photos size size 3"] | None = None
         self.names: list[str] = []
         self.remarks: list[str] = []
-        methods = [method for method in affinity.methods if method in METHODS]
+        # A curve has no single map; its last one is that of integrated gradients.
+        methods = [method for method in affinity.methods if method in ATTRIBUTIONS and method != "modelgif"]
         probe = record.get("probe")
         if not methods or probe is None:
             self.remarks.append("The methods of this run make no attribution maps.")

@@ -8,13 +8,12 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from jaxtransfer.attribution.maps import METHODS
 from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.comparison.matrix import Sweep
 from jaxtransfer.comparison.options import AffinityOptions
 from jaxtransfer.comparison.representations import RELATIVES
 from jaxtransfer.data.probe import Probe, load_probe
-from jaxtransfer.defaults import PROBE_SIZE
+from jaxtransfer.defaults import ATTRIBUTIONS, PROBE_SIZE
 from jaxtransfer.devices import is_first, synchronised
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.figures import heat_map
@@ -72,7 +71,7 @@ def run_affinity(
     """
     out = Path(out)
     with synchronised():
-        ordered = [method for method in (*METHODS, *RELATIVES) if method in options.methods]
+        ordered = [method for method in (*ATTRIBUTIONS, *RELATIVES) if method in options.methods]
         options = dataclasses.replace(options, methods=ordered)
         if not zoo.path.is_dir():
             raise JaxTransferError(f"There is no zoo at {zoo.path}; `jaxtransfer convert` makes one.")
@@ -115,7 +114,7 @@ def _write(out: Path, affinity: Affinity, images: int) -> None:
     """Writes the tables and heat maps of a run."""
     affinity.save(out)
     for method in affinity.methods:
-        similarity = f"{affinity.similarity}, " if method in METHODS or method == "depara" else ""
+        similarity = f"{affinity.similarity}, " if method in ATTRIBUTIONS or method == "depara" else ""
         title = f"Affinity by {method} ({similarity}{images} images)"
         heat_map(affinity[method], affinity.names, out / f"affinity_{method}.png", title)
 

@@ -19,7 +19,8 @@ from flax import nnx
 from jax import lax
 
 import jaxtransfer as jt
-from jaxtransfer.attribution.diagnostics import draws_random_numbers, unit_signs
+from jaxtransfer.attribution.diagnostics import draws_random_numbers
+from jaxtransfer.attribution.targets import unit_signs
 from jaxtransfer.devices import device_mesh
 from jaxtransfer.points.store import Points
 from support.helpers import quick_cases
@@ -588,10 +589,10 @@ def test_a_network_says_what_is_wrong_with_it(changed, message):
         ({"images": PROBE[:0]}, "There are no probe images"),
         ({"methods": 3}, "methods must be names"),
         ({"methods": "salience"}, "There is no method 'salience'; there are: saliency, .*svcca"),
-        ({"target": "max"}, "There is no target 'max'; there are: sum, random_signs"),
+        ({"target": "max"}, "There is no target 'max'; there are: sum, random_signs, spatial_maximum"),
         (
             {"target": jt.random_signs},
-            "The target must be a name, one of sum, random_signs, not <function",
+            "The target must be a name, one of sum, random_signs, spatial_maximum, not <function",
         ),
         ({"epsilon": 0}, "epsilon must be greater than 0"),
     ],

@@ -100,19 +100,6 @@ def test_maps_without_what_they_share_add_up_to_nothing() -> None:
     np.testing.assert_allclose(pooled[..., 0, 0], maps.mean((2, 3)), rtol=1e-5)
 
 
-def test_unit_saliency_does_not_cancel() -> None:
-    """Two units have opposite gradients: the saliency of their sum is 0, the saliency of the units is not."""
-    images = jnp.ones((1, 1, 1, 1))
-    found = variants._unit_saliency(_opposite, jnp.float32(3), images)
-    assert set(np.unique(np.abs(found))) <= set(6 * np.arange(9) / 8)
-    assert float(found[0, 0, 0, 0]) > 0
-
-
-def _opposite(scale, images):
-    flat = images.reshape(len(images), -1)
-    return scale * jnp.concatenate([flat, -flat], axis=1)
-
-
 def test_every_change_has_its_column() -> None:
     maps = {"some": jax.random.normal(jax.random.key(0), (3, 2, 16, 16))}
     found = variants.affinities(maps)

@@ -15,6 +15,7 @@ from jaxtransfer import JaxTransferError, Network, Preprocess, Zoo
 from jaxtransfer.cli.app import app
 from jaxtransfer.networks.network import weights_hash
 from jaxtransfer.report import write_report
+from jaxtransfer.report.gallery import Gallery
 from jaxtransfer.runs.load import load_run
 from jaxtransfer.runs.record import read
 from support import helpers
@@ -239,6 +240,24 @@ def test_faults_are_warned_of_recorded_and_shown(tmp_path, faulty, images):
     assert load_run(tmp_path / "signs").faults == {}
     assert _record(tmp_path / "signs")["settings"]["target"] == "random_signs"
     assert "Maps that mean little" not in write_report(tmp_path / "signs").read_text()
+
+
+def test_further_attribution_methods(tmp_path, zoo, images):
+    out = tmp_path / "run"
+    arguments = ["affinity", str(zoo.path), str(images), "--out", str(out), "--size", "16", "--import", __name__]
+    for method in ("modelgif", "unit_saliency", "integrated_gradients"):
+        arguments += ["--method", method]
+    arguments += ["--target", "spatial-maximum"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    settings = _record(out)["settings"]
+    assert settings["target"] == "spatial_maximum"
+    assert settings["methods"] == ["unit_saliency", "integrated_gradients", "modelgif"]
+    for method in settings["methods"]:
+        assert len(load_run(out).rank("one", method=method)) == 2
+    names = {name for name, _ in Gallery(out, read(out), load_run(out)).drawings()}
+    assert names == {"gallery_unit_saliency", "gallery_integrated_gradients"}
+    assert "modelgif" in write_report(out).read_text()
 
 
 def test_runs_of_other_targets_and_from_before_there_was_a_choice(tmp_path, zoo, images):
