@@ -54,7 +54,8 @@ class Oracle:
 
         Args:
             order: Number of tasks whose representations are a source together, 1 to 4. Sources of a higher order are
-                named as their tasks are, "curvature+edge3d"; for each target only 10 or 15 of them were measured.
+                named as their tasks are, "curvature+edge3d"; for each target only 10 to 25 of them were measured,
+                some of them with `random`, a network without training.
             score: "affinity": ordinal affinity; "gain": share of images on which the transfer beats training from
                 scratch on the same images; "quality": share on which it beats the network trained on all images.
 

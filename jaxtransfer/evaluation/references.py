@@ -73,8 +73,8 @@ def static_ranking(oracle: Oracle, names: Sequence[str]) -> Float[np.ndarray, "t
 def other_direction(oracle: Oracle, names: Sequence[str]) -> Float[np.ndarray, "targets sources"]:
     """Computes for every target and source the rank of the target as a source for the source.
 
-    Ranks are those of `oracle_ranks`, since scores of several targets need not have one scale; where the other direction
-    was not measured, the value is 0, in the middle.
+    Ranks are those of `oracle_ranks`, since scores of several targets need not have one scale. Where the other
+    direction was not measured, the value is 0, in the middle.
     """
     ranks, own = oracle_ranks(oracle), [oracle.own_name(name) for name in names]
     empty: Mapping[str, float] = {}
