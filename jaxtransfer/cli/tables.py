@@ -91,7 +91,7 @@ def print_evaluation(evaluations: "Evaluations", oracle: "Oracle", run: Path) ->
     )
     if any(evaluation.bands.networks is not None for evaluation in evaluations.by_method.values()):
         print("Below each share: its 95 % band over other networks and images like these.")
-    print("The last rows are for comparison; no network is needed for them:")
+    print("The last rows need no network:")
     explanations = {
         STATIC: "one list of sources for all targets, from their transfer to the other targets.",
         REVERSE: "from the measured transfer from target to source.",
