@@ -6,6 +6,7 @@ All warn if unrelated networks would score high on the given images, see `Compar
 """
 
 import itertools
+import math
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +21,8 @@ from jaxtransfer.defaults import EDGE_WEIGHT
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.points.store import Point, chunks
 
-RELATIVES = ("rsa", "depara", "cka", "cka_biased", "svcca")
+LINEAR_PREDICTIVITY = "linear_predictivity"
+RELATIVES = (LINEAR_PREDICTIVITY, "rsa", "depara", "cka", "cka_biased", "svcca")
 
 Units = Float[np.ndarray, "images units"] | Point
 Representations = Mapping[str, Units]
@@ -102,7 +104,7 @@ def cka_biased(representations: Representations) -> Comparison:
 
 def _aligned(representations: Representations, *, biased: bool) -> Comparison:
     """Computes linear CKA from tiles of the Gram matrices, of all images and without each group."""
-    usable = _finite(representations)
+    usable = finite_images(representations)
     # Unbiased values need four images, also when the jackknife has left one out.
     order, groups = _grouped(np.all(usable, axis=0), _GROUPS, least=4 if biased else 5)
     count, networks = len(order), len(representations)
@@ -255,7 +257,7 @@ def svcca(representations: Representations, *, variance: float = 0.99) -> Compar
         JaxTransferError: Fewer than four images that are usable (finite) for all networks, or a network whose
             representation is the same for all of them.
     """
-    usable = _finite(representations)
+    usable = finite_images(representations)
     order, groups = _grouped(np.all(usable, axis=0), _GROUPS_OF_SVCCA)
     directions: list[int] = []
 
@@ -289,7 +291,7 @@ def _by_pairs(representations: Representations, *, centred: bool) -> Comparison:
     """Computes Spearman correlations between the similarities of all pairs of images."""
     from scipy.stats import rankdata
 
-    usable = _finite(representations)
+    usable = finite_images(representations)
     finite = np.flatnonzero(np.all(usable, axis=0))
     with _Scratch() as scratch:
         products, levels = [], []
@@ -384,12 +386,14 @@ def _warn_of_chance(method: str, representations: Representations, comparison: C
     )
 
 
-def _finite(representations: Representations) -> Bool[np.ndarray, "networks images"]:
+def finite_images(representations: Representations) -> Bool[np.ndarray, "networks images"]:
     """Returns which images have a finite representation."""
     finite = []
     for units in representations.values():
-        pieces = chunks(len(units), max(1, _MAX_ELEMENTS // units.shape[1]))
-        finite.append(np.concatenate([np.isfinite(units[start:stop]).all(1) for start, stop in pieces]))
+        pieces = chunks(len(units), max(1, _MAX_ELEMENTS // math.prod(units.shape[1:])))
+        finite.append(
+            np.concatenate([np.isfinite(units[start:stop]).reshape(stop - start, -1).all(1) for start, stop in pieces])
+        )
     return np.array(finite)
 
 
