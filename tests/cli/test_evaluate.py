@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from jaxtransfer import Affinity
+from jaxtransfer import Affinity, Measure, Oracle
 from jaxtransfer.cli.app import app
 from jaxtransfer.comparison.affinity import MethodResult
 from jaxtransfer.taskonomy.tasks import TASKS
@@ -87,3 +87,21 @@ def test_errors_are_one_sentence(run, tmp_path):
     (run / "run.json").write_text(json.dumps(unfinished))
     assert "has not finished" in invoke(run).stderr
     assert not (run / "evaluation.csv").exists()
+
+
+def test_an_oracle_whose_sources_are_no_targets(tmp_path):
+    """Networks and tasks are names of one matrix, in which only pairs of the two have values."""
+    hear = Oracle.hear()
+    models = list(dict.fromkeys(model for of_target in hear.scores.values() for model in of_target))
+    names = (*hear.scores, *models)
+    affinity = Affinity.of(names, {"m": hear.table(hear.scores, names)}, measures={"m": Measure(directed=True)})
+    finished_run(tmp_path / "run", affinity)
+    result = invoke(tmp_path / "run", "--oracle", "hear")
+    assert result.exit_code == 0, result.output
+    assert "19 of the oracle's 19 targets were scored" in result.stdout
+    assert {row["spearman"][:6] for row in table(tmp_path / "run" / "evaluation_by_target.csv")[:19]} <= {
+        "1.0",
+        "0.9999",
+    }
+    methods = {row["method"] for row in table(tmp_path / "run" / "evaluation.csv")}
+    assert methods == {"m", "mean rank over the other targets"}
