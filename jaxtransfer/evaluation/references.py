@@ -17,6 +17,7 @@ from jaxtransfer.evaluation.summary import Evaluation, Evaluations, evaluate
 STATIC = "mean rank over the other targets"
 REVERSE = "the other direction"
 SECOND = "a second measurement"
+_MAX_COMPARED_VALUES = 2**20  # pairs of sources of a target, over draws, that are compared at once
 
 
 def evaluate_all(affinity: Affinity, oracle: Oracle, methods: Sequence[str], relevant: int) -> Evaluations:
@@ -89,7 +90,8 @@ def oracle_ranks(oracle: Oracle) -> dict[str, dict[str, float]]:
     from scipy.stats import rankdata
 
     ranks = {}
-    for target, scores in oracle.scores.items():
+    for target, of_target in oracle.scores.items():
+        scores = {source: score for source, score in of_target.items() if source != target}
         if (count := len(scores)) > 1:
             places = (2 * rankdata([*scores.values()]) - count - 1) / (count - 1)
             ranks[target] = dict(zip(scores, places.tolist(), strict=True))
@@ -115,7 +117,7 @@ def noise_ceiling(
         oracle: Measured transfer.
         method: A method of the affinities.
         relevant: Number of sources of each target that count as relevant.
-        draws: Number of second measurements.
+        draws: Number of second measurements; correlations of targets with more than 100 sources use fewer.
         seed: Seed of the draws.
 
     Returns:
@@ -136,7 +138,7 @@ def noise_ceiling(
         noise = np.sqrt(1 + kept) * errors * rng.normal(size=(draws, len(errors)))
         values = scores.mean() + kept * (scores - scores.mean()) + noise
         drawn[:, row, known] = values
-        correlations[target] = _mean_correlation(values, scores)
+        correlations[target] = _mean_correlation(values[: max(1, _MAX_COMPARED_VALUES // errors.size**2)], scores)
     curve = retrieval_curve(affinity, oracle, relevant=relevant, method=method)
     hits = pairs.hits(drawn, pairs.relevant(relevant)).sum(1).mean(0)
     return Evaluation(dataclasses.replace(curve, hits=hits), RetrievalBands(None, None), correlations)

@@ -47,6 +47,8 @@ def places(of_target: dict[str, float]) -> dict[str, float]:
 @given(seed=st.integers(0, 10**6))
 def test_rankings_by_their_definitions(seed: int) -> None:
     drawn = oracle(seed)
+    with_itself = {t: {**of_target, t: 99.0} for t, of_target in drawn.scores.items()}
+    assert oracle_ranks(jt.Oracle("with itself", with_itself)) == oracle_ranks(drawn), "a score for itself is ignored"
     ranks = {t: places(dict(of_target)) for t, of_target in drawn.scores.items() if len(of_target) > 1}
     found = oracle_ranks(drawn)
     assert found.keys() == ranks.keys()
@@ -163,6 +165,16 @@ def test_the_ceiling_of_exact_scores_is_perfect_and_draws_are_seeded() -> None:
     assert other is not None
     np.testing.assert_array_equal(first.curve.hits, same.curve.hits)
     assert first.correlations == same.correlations != other.correlations
+
+
+def test_targets_of_many_sources_take_fewer_draws() -> None:
+    """With errors as large as the spread of the true scores, a second measurement correlates at .5."""
+    truth = np.random.default_rng(0).normal(size=(3, 500))
+    names = tuple([f"t{i}" for i in range(3)] + [f"s{j}" for j in range(500)])
+    ceiling = noise_ceiling(random_affinity(names), measured(truth, 0 * truth + 1, np.random.default_rng(1)), "m", 5)
+    assert ceiling is not None
+    normal = 6 / math.pi * math.asin(0.5 / 2)  # Spearman's correlation of normal values
+    assert ceiling.mean_correlation("spearman") == pytest.approx(normal, abs=0.06)
 
 
 def test_correlations_of_draws_are_those_of_scipy() -> None:
