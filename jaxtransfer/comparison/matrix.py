@@ -19,7 +19,7 @@ from jaxtransfer.attribution.maps import METHODS
 from jaxtransfer.attribution.precision import Precision
 from jaxtransfer.comparison.affinity import Affinity, MethodResult
 from jaxtransfer.comparison.options import AffinityOptions
-from jaxtransfer.comparison.representations import RELATIVES, Representations, cka, cka_biased, depara, rsa, svcca
+from jaxtransfer.comparison.representations import BY_NAME, RELATIVES, Representations, depara
 from jaxtransfer.comparison.rows import compare_maps
 from jaxtransfer.comparison.statistics import stderr_of_mean
 from jaxtransfer.devices import default_mesh, is_first
@@ -277,8 +277,7 @@ def _compare_representations(
     if nodes is not None and nodes.pseudo_values is not None:
         comparison = depara(representations, nodes.pseudo_values, edge_weight=edge_weight)
     else:
-        by_name = {"rsa": rsa, "cka": cka, "cka_biased": cka_biased, "svcca": svcca}
-        comparison = by_name[method](representations)
+        comparison = BY_NAME[method](representations)
     stderr = squareform(stderr_of_mean(comparison.pseudo_values))
     counts = np.full(stderr.shape, comparison.usable.all(0).sum())
     unusable = _unusable(list(representations), image_names, comparison.usable)

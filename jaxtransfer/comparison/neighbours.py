@@ -1,0 +1,86 @@
+"""Mutual nearest neighbours: whether two networks find the same images near."""
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from jaxtransfer.comparison import jackknife, streaming
+from jaxtransfer.comparison.image_similarities import cosine_kernel
+from jaxtransfer.comparison.jackknife import Comparison, grouped, jackknifed, warn_of_chance
+from jaxtransfer.comparison.rsa import DECIMALS
+from jaxtransfer.comparison.streaming import Representations, Scratch, finite, flat
+from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.points.store import chunks
+
+
+def mutual_knn(representations: Representations, *, neighbours: int = 10) -> Comparison:
+    """Computes the mean share of an image's nearest neighbours that two networks have in common: 0 to 1.
+
+    The nearest neighbours of an image are the `neighbours` images of highest cosine to it, after the mean over images
+    is removed (mutual k-nearest neighbours, Huh et al., ICML 2024). Cosines that agree to 9 decimals are tied; images
+    that are tied for the last places are neighbours by the same fraction, and the share in common is then the cosine
+    between the fractions of two networks. Unrelated networks have neighbours / (images - 1) in common on average. An
+    image that equals the mean in all units is not usable.
+
+    Args:
+        representations: The representations of each network.
+        neighbours: The number of neighbours; > 0.
+
+    Warns:
+        UserWarning: Unrelated networks would have 0.1 or more in common: with ten neighbours, on fewer than 102 images.
+
+    Raises:
+        JaxTransferError: `neighbours` is below 1, or there are too few images that are usable for all networks: 12 or
+            more for ten neighbours, so that an image has ten others also when the jackknife leaves a group out.
+    """
+    if neighbours < 1:
+        raise JaxTransferError(f"The number of neighbours must be 1 or more, not {neighbours}.")
+    views = flat(representations)
+    networks = len(views)
+    usable = finite(views)
+    images = np.flatnonzero(usable.all(0))
+    with Scratch() as scratch:
+        kernels = []
+        for i, units in enumerate(views.values()):
+            usable[i, images], kernel = cosine_kernel(units, images, scratch)
+            kernels.append(kernel)
+        # Also when a group is left out, an image must have enough others.
+        least = neighbours + 1 + -(-(neighbours + 1) // (jackknife.GROUPS - 1))
+        order, groups = grouped(usable.all(0), jackknife.GROUPS, least=least)
+        totals = np.empty(networks)
+
+        def in_common(left_out: int | None) -> Float[np.ndarray, "networks networks"]:
+            kept = np.isin(images, order if left_out is None else np.delete(order, groups[left_out]))
+            tiles = [kernel(kept) for kernel in kernels]
+            values, of_networks = np.zeros((networks, networks)), np.zeros(networks)
+            everything = slice(0, len(images))
+            for start, stop in chunks(len(images), max(1, streaming.MAX_ELEMENTS // (networks * len(images)))):
+                rows = slice(start, stop)
+                others = kept & (np.arange(start, stop)[:, None] != np.arange(len(images)))
+                parts = np.stack([_nearest(tile(rows, everything), others, neighbours).ravel() for tile in tiles])
+                parts.reshape(networks, stop - start, -1)[:, ~kept[rows]] = 0
+                values += parts @ parts.T
+                of_networks += parts.sum(1)
+            if left_out is None:
+                totals[:] = of_networks
+            return values / kept.sum()
+
+        def chance() -> Float[np.ndarray, "networks networks"]:
+            count = len(order)
+            return np.outer(totals, totals) / (count**2 * (count - 1))
+
+        comparison = jackknifed(in_common, chance, order, groups, usable)
+    warn_of_chance("mutual_knn", representations, comparison)
+    return comparison
+
+
+def _nearest(
+    similarities: Float[np.ndarray, "rows images"], others: Bool[np.ndarray, "rows images"], neighbours: int
+) -> Float[np.ndarray, "rows images"]:
+    """Returns by which fraction each of the other images is a neighbour; rows are scaled to length 1."""
+    similarities = np.where(others, np.round(similarities, DECIMALS), -np.inf)
+    last = np.partition(similarities, -neighbours, axis=1)[:, -neighbours, None]
+    nearer, tied = similarities > last, similarities == last
+    sure, candidates = nearer.sum(1), tied.sum(1)
+    fraction = (neighbours - sure) / candidates
+    fractions = nearer + tied * fraction[:, None]
+    return fractions / np.sqrt(sure + candidates * fraction**2)[:, None]
