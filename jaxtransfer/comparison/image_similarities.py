@@ -73,16 +73,23 @@ def laplacian_kernel(units: Units, images: Int[np.ndarray, " images"], scratch: 
     from scipy.spatial.distance import cdist
 
     kernel = scratch.empty((len(images), len(images)))
+
+    def fill(start: int, x: Float[np.ndarray, "rows units"], first: int, y: Float[np.ndarray, "columns units"]) -> None:
+        part = np.exp(-cdist(x, y, "cityblock") / units.shape[1])
+        kernel[start : start + len(x), first : first + len(y)] = part
+        kernel[first : first + len(y), start : start + len(x)] = part.T
+
     with ThreadPoolExecutor() as pool:
         for start, stop in pieces(units, images):
             rows = units[images[start:stop]].astype(np.float64)
             for first, last in pieces(units, images[:stop]):
                 columns = rows if first == start else units[images[first:last]].astype(np.float64)
-                parts = chunks(stop - start, _ROWS)
-                distances = pool.map(lambda part, y=columns, x=rows: cdist(x[slice(*part)], y, "cityblock"), parts)
-                part = np.exp(-np.concatenate([*distances]) / units.shape[1])
-                kernel[start:stop, first:last] = part
-                kernel[first:last, start:stop] = part.T
+                filled = [
+                    pool.submit(fill, start + a, rows[a:b], first, columns[: b if first == start else None])
+                    for a, b in chunks(stop - start, _ROWS)
+                ]
+                for part in filled:
+                    part.result()
     return lambda kept: _masked(lambda rows, columns: kernel[rows, columns], kept)
 
 

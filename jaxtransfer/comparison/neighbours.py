@@ -1,7 +1,7 @@
 """Mutual nearest neighbours: whether two networks find the same images near."""
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from jaxtransfer.comparison import jackknife, streaming
 from jaxtransfer.comparison.image_similarities import cosine_kernel
@@ -10,6 +10,9 @@ from jaxtransfer.comparison.rsa import DECIMALS
 from jaxtransfer.comparison.streaming import Representations, Scratch, finite, flat
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.points.store import chunks
+
+# Similarities that are compared at a time, so that they stay in a processor's cache.
+_TILE = 2**17
 
 
 def mutual_knn(representations: Representations, *, neighbours: int = 10) -> Comparison:
@@ -47,19 +50,23 @@ def mutual_knn(representations: Representations, *, neighbours: int = 10) -> Com
         least = neighbours + 1 + -(-(neighbours + 1) // (jackknife.GROUPS - 1))
         order, groups = grouped(usable.all(0), jackknife.GROUPS, least=least)
         totals = np.empty(networks)
+        rows_at_a_time = max(1, min(_TILE, streaming.MAX_ELEMENTS // networks) // len(images))
 
         def in_common(left_out: int | None) -> Float[np.ndarray, "networks networks"]:
             kept = np.isin(images, order if left_out is None else np.delete(order, groups[left_out]))
             tiles = [kernel(kept) for kernel in kernels]
             values, of_networks = np.zeros((networks, networks)), np.zeros(networks)
             everything = slice(0, len(images))
-            for start, stop in chunks(len(images), max(1, streaming.MAX_ELEMENTS // (networks * len(images)))):
+            for start, stop in chunks(len(images), rows_at_a_time):
                 rows = slice(start, stop)
-                others = kept & (np.arange(start, stop)[:, None] != np.arange(len(images)))
-                parts = np.stack([_nearest(tile(rows, everything), others, neighbours).ravel() for tile in tiles])
-                parts.reshape(networks, stop - start, -1)[:, ~kept[rows]] = 0
-                values += parts @ parts.T
-                of_networks += parts.sum(1)
+                parts = np.zeros((networks, stop - start, len(images)))
+                for part, tile in zip(parts, tiles, strict=True):
+                    similarities = np.where(kept, tile(rows, everything), -np.inf)
+                    similarities[np.arange(stop - start), np.arange(start, stop)] = -np.inf  # to itself
+                    part[kept[rows]] = _nearest(similarities[kept[rows]], neighbours)
+                shares = parts.reshape(networks, -1)
+                values += shares @ shares.T
+                of_networks += shares.sum(1)
             if left_out is None:
                 totals[:] = of_networks
             return values / kept.sum()
@@ -73,14 +80,13 @@ def mutual_knn(representations: Representations, *, neighbours: int = 10) -> Com
     return comparison
 
 
-def _nearest(
-    similarities: Float[np.ndarray, "rows images"], others: Bool[np.ndarray, "rows images"], neighbours: int
-) -> Float[np.ndarray, "rows images"]:
-    """Returns by which fraction each of the other images is a neighbour; rows are scaled to length 1."""
-    similarities = np.where(others, np.round(similarities, DECIMALS), -np.inf)
+def _nearest(similarities: Float[np.ndarray, "rows images"], neighbours: int) -> Float[np.ndarray, "rows images"]:
+    """Returns by which fraction each image is one of the nearest of a row; rows are scaled to length 1."""
+    similarities = np.round(similarities, DECIMALS)
     last = np.partition(similarities, -neighbours, axis=1)[:, -neighbours, None]
-    nearer, tied = similarities > last, similarities == last
-    sure, candidates = nearer.sum(1), tied.sum(1)
-    fraction = (neighbours - sure) / candidates
-    fractions = nearer + tied * fraction[:, None]
-    return fractions / np.sqrt(sure + candidates * fraction**2)[:, None]
+    fractions = (similarities >= last).astype(np.float64)
+    candidates = fractions.sum(1)
+    for row in np.flatnonzero(candidates > neighbours):
+        tied = similarities[row] == last[row]
+        fractions[row, tied] = 1 - (candidates[row] - neighbours) / tied.sum()
+    return fractions / np.linalg.norm(fractions, axis=1, keepdims=True)

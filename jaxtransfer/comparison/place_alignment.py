@@ -26,10 +26,10 @@ def cka_places(representations: Representations) -> Comparison:
     """Computes linear centred kernel alignment with all places of all images as samples: 0 to 1.
 
     |X'Y|^2 / (|X'X| |Y'Y|) in Frobenius norms, of representations [images x places, units] whose mean over images is
-    removed at every place. Representations on different grids are both resampled by area to the grid with fewer places;
-    a representation that is no grid has one place, and where none is a grid the value is that of `cka_biased`. Of
-    unrelated networks it is <C, D> / ((images - 1) |X'X| |Y'Y|) on average, where C and D are the inner products between
-    places, summed over units and images.
+    removed at every place. Representations on different grids are both resampled by area to the grid with fewer places.
+    A representation that is no grid has one place; where none is a grid the value is that of `cka_biased`. Of
+    unrelated networks it is <C, D> / ((images - 1) |X'X| |Y'Y|) on average, where C and D are the inner products
+    between places, summed over units and images.
 
     Warns:
         UserWarning: Unrelated networks would score 0.1 or more on average.

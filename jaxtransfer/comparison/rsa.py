@@ -1,9 +1,11 @@
 """Correlations between the similarities of all pairs of images: RSA and the edges of DEPARA."""
 
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from jaxtransfer.comparison import jackknife, streaming
 from jaxtransfer.comparison.jackknife import Comparison, grouped, jackknifed, warn_of_chance
@@ -120,8 +122,6 @@ def _by_pairs(
 
     Each unit's mean over images is removed first, and then each image's mean over units, where so asked.
     """
-    from scipy.stats import rankdata
-
     usable = finite(representations)
     images = np.flatnonzero(np.all(usable, axis=0))
     with Scratch() as scratch:
@@ -137,28 +137,29 @@ def _by_pairs(
         order, groups = grouped(np.all(usable, axis=0), jackknife.GROUPS)
         places = np.searchsorted(images, order)
         of_images = np.empty(len(products))
+        # As many networks at a time as there are processors, if memory holds them.
+        workers = max(1, min(os.cpu_count() or 1, streaming.MAX_ELEMENTS // len(order) ** 2))
+        all_ranks = scratch.empty((len(products), len(order) * (len(order) - 1) // 2))
 
         def spearman(left_out: int | None) -> Float[np.ndarray, "networks networks"]:
             kept = places if left_out is None else np.delete(places, groups[left_out])
-            upper = np.triu_indices(len(kept), 1)
-            lists = scratch.empty((len(products), len(upper[0])))
-            for i, (name, units) in enumerate(representations.items()):
+            lists = all_ranks[:, : len(kept) * (len(kept) - 1) // 2]
+
+            def rank(i: int, name: str, units: Units) -> None:
                 product, level = products[i][np.ix_(kept, kept)], levels[i][kept]
-                if over_images:  # by the mean of just these images
-                    product = product - product.mean(0) - product.mean(1)[:, None] + product.mean()
-                    level = level - level.mean()
-                if over_units:
-                    product = product - units.shape[1] * np.outer(level, level)
-                norms = np.sqrt(np.maximum(np.diagonal(product), np.finfo(float).tiny))
-                ranks = rankdata(np.round((product / np.outer(norms, norms))[upper], DECIMALS))
+                level = level - level.mean() if over_images else level
+                ranks = _ranks(_cosines(product, over_images, level, units.shape[1] if over_units else 0))
                 ranks -= ranks.mean()
                 check_varies(name, ranks.any())
                 lists[i] = ranks / np.linalg.norm(ranks)
                 if left_out is None:
-                    of_images[i] = _share_of_images(lists[i], upper)
-            parts = (
-                lists[:, start:stop] for start, stop in chunks(lists.shape[1], streaming.MAX_ELEMENTS // len(lists))
-            )
+                    of_images[i] = _share_of_images(lists[i], len(kept))
+
+            with ThreadPoolExecutor(workers) as pool:
+                for ranked in [pool.submit(rank, i, *item) for i, item in enumerate(representations.items())]:
+                    ranked.result()
+            ranges = chunks(lists.shape[1], streaming.MAX_ELEMENTS // len(lists))
+            parts = (lists[:, start:stop] for start, stop in ranges)
             return np.clip(sum(part @ part.T for part in parts), -1, 1)
 
         def chance() -> Float[np.ndarray, "networks networks"]:
@@ -172,13 +173,53 @@ def _by_pairs(
         return jackknifed(spearman, chance, order, groups, usable)
 
 
-def _share_of_images(
-    pairs: Float[np.ndarray, " pairs"], upper: tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"]]
-) -> float:
+def _cosines(
+    products: Float[np.ndarray, "images images"], over_images: bool, level: Float[np.ndarray, " images"], width: int
+) -> Float[np.ndarray, " pairs"]:
+    """Computes cosines from inner products, for pairs in the order of `np.triu_indices`.
+
+    Args:
+        products: Inner products of images.
+        over_images: Whether the mean over images is removed first.
+        level: Each image's mean over units, of which the mean over images has been removed if `over_images`.
+        width: The number of units if each image's mean over units is removed, otherwise 0.
+    """
+    count = len(products)
+    columns, rows, whole = np.zeros(count), np.zeros(count), 0.0
+    if over_images:
+        columns, rows, whole = products.mean(0), products.mean(1), products.mean()
+    own = np.diagonal(products) - columns - rows + whole - width * (level * level)
+    norms = np.sqrt(np.maximum(own, np.finfo(float).tiny))
+    cosines = np.empty(count * (count - 1) // 2)
+    end = 0
+    for row in range(count - 1):  # a row stays in a processor's cache
+        start, end = end, end + count - 1 - row
+        others = slice(row + 1, None)
+        part = products[row, others] - columns[others] - rows[row] + whole - width * (level[row] * level[others])
+        np.divide(part, norms[row] * norms[others], out=cosines[start:end])
+    return cosines
+
+
+def _ranks(cosines: Float[np.ndarray, " pairs"]) -> Float[np.ndarray, " pairs"]:
+    """Returns ranks from 1 on; values that agree to `DECIMALS` decimals share their mean rank.
+
+    One integer holds a rounded value and its position, which sorts several times faster than positions by value.
+    """
+    bits = len(cosines).bit_length()
+    values = np.clip(np.rint(cosines * 10**DECIMALS), -(2**30), 2**30).astype(np.int64)
+    ordered = np.sort((values << bits) | np.arange(len(cosines)))
+    values, positions = ordered >> bits, ordered & (2**bits - 1)
+    starts = np.flatnonzero(np.diff(values, prepend=values[0] - 1))
+    tied = np.diff(starts, append=len(values))
+    ranks = np.empty(len(values))
+    ranks[positions] = np.repeat(starts + (tied + 1) / 2, tied)
+    return ranks
+
+
+def _share_of_images(pairs: Float[np.ndarray, " pairs"], count: int) -> float:
     """Returns the share of the variance over pairs of images that is a sum of one term for each of the two images.
 
     Values of pairs have mean 0 and length 1.
     """
-    count = 1 + int(upper[1].max())
-    sums = sum(np.bincount(side, pairs, count) for side in upper)
+    sums = sum(np.bincount(side, pairs, count) for side in np.triu_indices(count, 1))
     return float(np.square(sums).sum() / (count - 2))

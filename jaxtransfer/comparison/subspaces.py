@@ -99,8 +99,8 @@ def procrustes(representations: Representations) -> Comparison:
     The nuclear norm of X'Y, for representations X and Y whose mean over images is removed and which are scaled to
     Frobenius norm 1; the squared distance after the best orthogonal map is 2 (1 - value) (Williams et al., NeurIPS
     2021; Ding et al., NeurIPS 2021). It is biased upwards for few images: for unrelated networks its mean is at most
-    min(|X|, |Y|) / sqrt(images - 1), in nuclear norms. The time for a pair of networks grows with the cube of the number
-    of images or of units, whichever is smaller, and ten groups of images are left out in turn.
+    min(|X|, |Y|) / sqrt(images - 1), in nuclear norms. The time for a pair of networks grows with the cube of
+    the number of images or of units, whichever is smaller, and ten groups of images are left out in turn.
 
     Warns:
         UserWarning: That bound is 0.1 or more.
