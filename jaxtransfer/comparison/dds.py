@@ -90,14 +90,14 @@ def _compare(representations: Representations, prepare: _Prepare) -> Comparison:
     views = standardised(flat(representations))
     networks = len(views)
     usable = finite(views)
-    images = np.flatnonzero(usable.all(0))
+    images = np.flatnonzero(np.all(usable, axis=0))
     with Scratch() as scratch:
         kernels = []
         for i, (name, units) in enumerate(views.items()):
             usable[i, images], kernel = prepare(name, units, images, scratch)
             kernels.append(kernel)
         # U-centring needs four images, also when the jackknife has left one out.
-        order, groups = grouped(usable.all(0), jackknife.GROUPS, least=5)
+        order, groups = grouped(np.all(usable, axis=0), jackknife.GROUPS, least=5)
 
         def alignment(left_out: int | None) -> Float[np.ndarray, "networks networks"]:
             kept = np.isin(images, order if left_out is None else np.delete(order, groups[left_out]))

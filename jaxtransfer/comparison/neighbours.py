@@ -40,7 +40,7 @@ def mutual_knn(representations: Representations, *, neighbours: int = 10) -> Com
     views = flat(representations)
     networks = len(views)
     usable = finite(views)
-    images = np.flatnonzero(usable.all(0))
+    images = np.flatnonzero(np.all(usable, axis=0))
     with Scratch() as scratch:
         kernels = []
         for i, units in enumerate(views.values()):
@@ -48,7 +48,7 @@ def mutual_knn(representations: Representations, *, neighbours: int = 10) -> Com
             kernels.append(kernel)
         # Also when a group is left out, an image must have enough others.
         least = neighbours + 1 + -(-(neighbours + 1) // (jackknife.GROUPS - 1))
-        order, groups = grouped(usable.all(0), jackknife.GROUPS, least=least)
+        order, groups = grouped(np.all(usable, axis=0), jackknife.GROUPS, least=least)
         totals = np.empty(networks)
         rows_at_a_time = max(1, min(_TILE, streaming.MAX_ELEMENTS // networks) // len(images))
 

@@ -111,7 +111,7 @@ def procrustes(representations: Representations) -> Comparison:
     """
     views = flat(representations)
     usable = finite(views)
-    order, groups = grouped(usable.all(0), jackknife.FEWER_GROUPS)
+    order, groups = grouped(np.all(usable, axis=0), jackknife.FEWER_GROUPS)
     nuclear_norms: list[float] = []
     with Scratch() as scratch:
         coordinates = [scratch.keep(_coordinates(name, units, order)) for name, units in views.items()]
