@@ -204,7 +204,8 @@ def affinity(
         list[str] | None,
         typer.Option(
             help="Attribution maps: saliency, input_x_gradient, epsilon_lrp. Representations: rsa, depara, cka, "
-            "cka_biased, svcca. May be repeated.",
+            "cka_biased, svcca, rsa_raw, rsa_zscored, dds_cosine, dds_pearson, dds_laplacian, dds_rbf, mutual_knn, "
+            "procrustes, cka_places. May be repeated.",
             show_default="the three of attribution maps",
         ),
     ] = None,

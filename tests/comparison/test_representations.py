@@ -99,7 +99,8 @@ def slow_svcca(x: np.ndarray, y: np.ndarray) -> float:
 
 def slow_rsa_raw(x: np.ndarray, y: np.ndarray) -> float:
     pairs = np.triu_indices(len(x), 1)
-    return spearman(*(np.corrcoef(each.astype(float))[pairs] for each in (x, y)))
+    a, b = (np.corrcoef(each.astype(float))[pairs].tolist() for each in (x, y))
+    return spearman(a, b)
 
 
 def u_centred(matrix: np.ndarray) -> np.ndarray:
@@ -497,7 +498,7 @@ def test_images_that_differ_in_one_unit_of_many() -> None:
 def test_standard_errors_are_right() -> None:
     """The spread over many probes is what the jackknife says from one of them.
 
-    For SVCCA it says too much, since the number of directions jumps.
+    For SVCCA and nearest neighbours it says too much, since the number of directions and the neighbours jump.
     """
     units = {"a": 6, "b": 8}
     rng = np.random.default_rng(11)
@@ -509,7 +510,7 @@ def test_standard_errors_are_right() -> None:
 
     for name, (fast, _) in SLOW.items():
         found = [fast(probe(seed)) for seed in range(60)]
-        most = 2 if name == "svcca" else 1.3
+        most = 2 if name in ("svcca", "mutual_knn") else 1.3
         spread = np.std([each.values[0, 1] for each in found], ddof=1)
         variances = [each.pseudo_values.var(ddof=1) / len(each.pseudo_values) for each in found]
         assert 0.77 < np.sqrt(np.mean(variances)) / spread < most, name
@@ -553,8 +554,8 @@ def test_in_a_sweep_they_cost_no_pass_of_their_own(tmp_path: Any) -> None:
         np.testing.assert_allclose(stored, given_[each.name], atol=1e-5)
         given_[each.name] = stored  # ranks are of just these numbers
     for name, (_, slow) in SLOW.items():
-        slow = slow_mutual_knn if name == "mutual_knn" else slow
-        expected = slow(*(scaled(name, each) for each in given_.values()))
+        x, y = (scaled(name, each) for each in given_.values())
+        expected = slow_mutual_knn(x, y) if name == "mutual_knn" else slow(x, y)
         np.testing.assert_allclose(found[name][0, 1], expected, atol=1e-6)
         assert found.counts(name)[0, 1] == 14
         parts = found.pseudo_values(name)
