@@ -13,7 +13,7 @@ from jaxtransfer.comparison.streaming import (
     Units,
     centred,
     check_varies,
-    finite,
+    finite_images,
     flat,
     mean_over_images,
     pieces,
@@ -65,7 +65,7 @@ def cka_biased(representations: Representations) -> Comparison:
 
 def _aligned(representations: Mapping[str, Units], *, biased: bool) -> Comparison:
     """Computes linear CKA from tiles of the Gram matrices, of all images and without each group."""
-    usable = finite(representations)
+    usable = finite_images(representations)
     # Unbiased values need four images, also when the jackknife has left one out.
     order, groups = grouped(np.all(usable, axis=0), jackknife.GROUPS, least=4 if biased else 5)
     count, networks = len(order), len(representations)

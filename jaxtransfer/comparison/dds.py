@@ -16,7 +16,7 @@ from jaxtransfer.comparison import jackknife, streaming
 from jaxtransfer.comparison.alignment import chance_of_u_centred, cosines, u_centred
 from jaxtransfer.comparison.image_similarities import Kernel, cosine_kernel, gaussian_kernel, laplacian_kernel
 from jaxtransfer.comparison.jackknife import Comparison, grouped, jackknifed, warn_of_chance
-from jaxtransfer.comparison.streaming import Representations, Scratch, Units, finite, flat, standardised
+from jaxtransfer.comparison.streaming import Representations, Scratch, Units, finite_images, flat, standardised
 from jaxtransfer.points.store import chunks
 
 # Images on a side of a tile, so that the tile of a network stays in a processor's cache.
@@ -89,7 +89,7 @@ def _compare(representations: Representations, prepare: _Prepare) -> Comparison:
     """Compares the U-centred matrices of a kernel."""
     views = standardised(flat(representations))
     networks = len(views)
-    usable = finite(views)
+    usable = finite_images(views)
     images = np.flatnonzero(np.all(usable, axis=0))
     with Scratch() as scratch:
         kernels = []

@@ -3,7 +3,7 @@
 import dataclasses
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -18,8 +18,15 @@ from jaxtransfer.attribution.diagnostics import in_sentences
 from jaxtransfer.attribution.maps import METHODS
 from jaxtransfer.attribution.precision import Precision
 from jaxtransfer.comparison.affinity import Affinity, MethodResult
+from jaxtransfer.comparison.columns import compare_predictivities
 from jaxtransfer.comparison.options import AffinityOptions
-from jaxtransfer.comparison.representations import BY_NAME, RELATIVES, Representations, depara
+from jaxtransfer.comparison.representations import (
+    BY_NAME,
+    LINEAR_PREDICTIVITY,
+    RELATIVES,
+    Representations,
+    depara,
+)
 from jaxtransfer.comparison.rows import compare_maps
 from jaxtransfer.comparison.statistics import stderr_of_mean
 from jaxtransfer.devices import default_mesh, is_first
@@ -90,7 +97,7 @@ def affinity_matrix(
             `s3://`); finished ones are reused. None: a temporary directory.
         image_names: Names of the images in messages and in `Affinity.unusable`; default: "0", "1", ...
         progress: Called as `progress(done, total, name)`: for points, counted in images times networks, with the name
-            of a network; then for rows of the matrix that were not stored, with "rows of" and a method.
+            of a network; then for rows or columns of the matrix that were not stored, with "rows of" and a method.
 
     Returns:
         The affinities, their standard errors over images, and the (network, image) pairs that were left out.
@@ -192,7 +199,7 @@ class Sweep:
         if faults and is_first():
             warnings.warn(" ".join(in_sentences(faults)), stacklevel=3)
         results = self._compare_maps(points, progress)
-        results |= self._compare_representations(points, results.get(_DEPARA_NODES))
+        results |= self._compare_representations(points, results.get(_DEPARA_NODES), progress)
         results = {method: results[method] for method in self._options.methods}
         return Affinity((*keys,), self._options.similarity, results, faults)
 
@@ -203,11 +210,6 @@ class Sweep:
         for method, kind in self._kinds.items():
             if kind == REPRESENTATION:
                 continue
-
-            def report_progress(done: int, total: int, name: str = f"rows of {method}") -> None:
-                if progress is not None:
-                    progress(done, total, name)
-
             result, usable = compare_maps(
                 points,
                 kind,
@@ -217,26 +219,39 @@ class Sweep:
                 self.mesh,
                 variance=None if projection is None else projection.variance,
                 every_image="depara" in self._options.methods,
-                progress=report_progress,
+                progress=_named(progress, f"rows of {method}"),
             )
             _check_usable((*keys,), method, usable, result.counts)
             results[method] = dataclasses.replace(result, unusable=_unusable((*keys,), self._image_names, usable))
         return results
 
-    def _compare_representations(self, points: Points, nodes: MethodResult | None) -> dict[str, MethodResult]:
+    def _compare_representations(
+        self, points: Points, nodes: MethodResult | None, progress: ProgressFn | None
+    ) -> dict[str, MethodResult]:
         """Compares representations, for each method that does so; `nodes` are DEPARA's, compared before."""
+        names = list(self._computation.keys)
         methods = [method for method in self._options.methods if method in RELATIVES]
-        representations = {name: points.open(name, REPRESENTATION) for name in self._computation.keys if methods}
-        return {
-            method: _compare_representations(
-                method,
-                representations,
-                self._image_names,
-                nodes if method == "depara" else None,
-                self._options.edge_weight,
-            )
-            for method in methods
-        }
+        representations = {name: points.open(name, REPRESENTATION) for name in names if methods}
+        results = {}
+        for method in methods:
+            if method == LINEAR_PREDICTIVITY:
+                keys = {name: of_kinds[REPRESENTATION] for name, of_kinds in self._computation.keys.items()}
+                result, usable = compare_predictivities(
+                    points, REPRESENTATION, keys, progress=_named(progress, f"columns of {method}")
+                )
+                unusable = _unusable(names, self._image_names, usable)
+                results[method] = dataclasses.replace(result, unusable=unusable)
+            else:
+                of_depara = nodes if method == "depara" else None
+                results[method] = _compare_representations(
+                    method, representations, self._image_names, of_depara, self._options.edge_weight
+                )
+        return results
+
+
+def _named(progress: ProgressFn | None, name: str) -> Callable[[int, int], None] | None:
+    """Reports the progress of a step under its name."""
+    return None if progress is None else lambda done, total: progress(done, total, name)
 
 
 def _point_kinds(options: AffinityOptions) -> dict[str, str]:

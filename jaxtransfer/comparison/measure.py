@@ -77,6 +77,7 @@ class Measure:
 
 
 AFFINITY = Measure()
+PREDICTIVITY = Measure("predictivity", directed=True)
 GAP = Measure("gap", smaller_is_nearer=True, sampled="restarts")
 ALIGNMENT = Measure("alignment", sampled="restarts")
 

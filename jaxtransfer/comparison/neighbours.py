@@ -7,7 +7,7 @@ from jaxtransfer.comparison import jackknife, streaming
 from jaxtransfer.comparison.image_similarities import cosine_kernel
 from jaxtransfer.comparison.jackknife import Comparison, grouped, jackknifed, warn_of_chance
 from jaxtransfer.comparison.rsa import DECIMALS
-from jaxtransfer.comparison.streaming import Representations, Scratch, finite, flat
+from jaxtransfer.comparison.streaming import Representations, Scratch, finite_images, flat
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.points.store import chunks
 
@@ -39,7 +39,7 @@ def mutual_knn(representations: Representations, *, neighbours: int = 10) -> Com
         raise JaxTransferError(f"The number of neighbours must be 1 or more, not {neighbours}.")
     views = flat(representations)
     networks = len(views)
-    usable = finite(views)
+    usable = finite_images(views)
     images = np.flatnonzero(np.all(usable, axis=0))
     with Scratch() as scratch:
         kernels = []

@@ -14,7 +14,7 @@ from jaxtransfer.comparison.streaming import (
     Representations,
     Scratch,
     check_varies,
-    finite,
+    finite_images,
     flat,
 )
 from jaxtransfer.points.store import Point, chunks
@@ -39,7 +39,7 @@ def cka_places(representations: Representations) -> Comparison:
             representation, on one of the grids, is the same for all of them.
     """
     views = flat(representations)
-    usable = finite(views)
+    usable = finite_images(views)
     order, groups = grouped(np.all(usable, axis=0), jackknife.GROUPS)
     names = list(views)
     grids = [_grid(representation.shape) for representation in representations.values()]

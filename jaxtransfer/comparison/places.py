@@ -1,4 +1,4 @@
-"""The places of a representation: a grid of them, or one place where the representation is no grid."""
+"""The places of a representation (a grid, or one place where the representation is no grid) and its units."""
 
 import numpy as np
 from jaxtyping import Float
@@ -16,8 +16,8 @@ def resample(
 ) -> Float[np.ndarray, "images height width units"]:
     """Resamples a representation to another grid over the same image, by area.
 
-    A new place is the mean over the area it covers: places that lie in it only in part count by that part. The mean over
-    all places stays the same. From a single place every new one is a copy of it; a single new place is the mean.
+    A new place is the mean over the area it covers: places that lie in it only in part count by that part. The mean
+    over all places stays the same. From a single place every new one is a copy of it; a single new place is the mean.
 
     Args:
         representation: Values on a grid.
@@ -35,3 +35,19 @@ def _shares(places: int, new: int) -> Float[np.ndarray, "new places"]:
     edges, new_edges = np.arange(places + 1) / places, np.arange(new + 1) / new
     low, high = np.maximum.outer(new_edges[:-1], edges[:-1]), np.minimum.outer(new_edges[1:], edges[1:])
     return np.maximum(high - low, 0) * new
+
+
+def reduce_units(representation: Float[np.ndarray, "*shape units"], count: int) -> Float[np.ndarray, "*shape reduced"]:
+    """Projects units on `count` random directions, the same for all networks of as many units.
+
+    Units are divided into groups of equal size, to within one, and summed with random signs, over the root of the size:
+    a projection with orthonormal rows that needs no matrix. With `count` units or fewer nothing changes.
+    """
+    units = representation.shape[-1]
+    if units <= count:
+        return representation
+    generator = np.random.default_rng(units)
+    order, signs = generator.permutation(units), generator.choice([-1.0, 1.0], units)
+    bounds = np.linspace(0, units, count + 1).astype(int)
+    sums = np.add.reduceat(representation[..., order] * signs, bounds[:-1], axis=-1)
+    return sums / np.sqrt(np.diff(bounds))

@@ -17,9 +17,11 @@ from jaxtransfer.comparison.rsa import depara, rsa, rsa_raw, rsa_zscored
 from jaxtransfer.comparison.streaming import Representations
 from jaxtransfer.comparison.subspaces import procrustes, svcca
 
-__all__ = ["BY_NAME", "RELATIVES", "Comparison", "Representations", "depara"]
+__all__ = ["BY_NAME", "LINEAR_PREDICTIVITY", "RELATIVES", "Comparison", "Representations", "depara"]
 
-# All but DEPARA, which takes the similarities of maps too.
+LINEAR_PREDICTIVITY = "linear_predictivity"
+
+# All but linear predictivity, which is directed, and DEPARA, which takes the similarities of maps too.
 BY_NAME: dict[str, Callable[[Representations], Comparison]] = {
     "rsa": rsa,
     "cka": cka,
@@ -35,4 +37,4 @@ BY_NAME: dict[str, Callable[[Representations], Comparison]] = {
     "procrustes": procrustes,
     "cka_places": cka_places,
 }
-RELATIVES = ("rsa", "depara", *(name for name in BY_NAME if name != "rsa"))
+RELATIVES = (LINEAR_PREDICTIVITY, "rsa", "depara", *(name for name in BY_NAME if name != "rsa"))

@@ -66,7 +66,7 @@ def compare_maps(
         The result for all pairs, NaN where no image is usable for both networks; and which maps are usable.
     """
     names = list(keys)
-    fingerprints = {name: _fingerprint(key) for name, key in keys.items()}
+    fingerprints = {name: fingerprint(key) for name, key in keys.items()}
     keep_images = len(names) * (len(names) - 1) // 2 * images <= _MAX_SAMPLES
     pairs = _Pairs(len(names), images, None if keep_images or every_image else _groups(images))
     folder, sketched = f"_rows/{kind}-{similarity}", variance is not None
@@ -93,7 +93,7 @@ def compare_maps(
     return pairs.result(sketched=sketched), pairs.usable
 
 
-def _fingerprint(key: Key) -> bytes:
+def fingerprint(key: Key) -> bytes:
     """Hashes the key of a point; short, since a row stores the fingerprint of every other network."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32].encode()
 

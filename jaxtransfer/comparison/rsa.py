@@ -16,7 +16,7 @@ from jaxtransfer.comparison.streaming import (
     Scratch,
     Units,
     check_varies,
-    finite,
+    finite_images,
     flat,
     inner_products,
     mean_over_images,
@@ -122,7 +122,7 @@ def _by_pairs(
 
     Each unit's mean over images is removed first, and then each image's mean over units, where so asked.
     """
-    usable = finite(representations)
+    usable = finite_images(representations)
     images = np.flatnonzero(np.all(usable, axis=0))
     with Scratch() as scratch:
         products, levels = [], []

@@ -17,7 +17,8 @@ MAX_ELEMENTS = 32 * 2**20
 # If the variance is less than this share of the mean square, a representation is constant up to rounding.
 CONSTANT_SHARE = 1e-12
 
-Representations = Mapping[str, Float[np.ndarray, "images ..."] | Point]
+Representation = Float[np.ndarray, "images ..."] | Point
+Representations = Mapping[str, Representation]
 
 
 class Units(Protocol):
@@ -34,7 +35,7 @@ class _View:
     """Shows a representation as [images, units], each unit divided by its scale; reads it when it is indexed."""
 
     def __init__(
-        self, representation: Float[np.ndarray, "images ..."] | Units, scale: Float[np.ndarray, " units"] | None = None
+        self, representation: Representation | Units, scale: Float[np.ndarray, " units"] | None = None
     ) -> None:
         self._representation, self._scale = representation, scale
         self.shape = (len(representation), math.prod(representation.shape[1:]))
@@ -58,16 +59,17 @@ def standardised(representations: Mapping[str, Units]) -> dict[str, Units]:
 
     The deviation is that of a population; units that do not vary are divided by 1. Means are not removed.
     """
-    images = np.flatnonzero(finite(representations).all(0))
+    images = np.flatnonzero(finite_images(representations).all(0))
     return {name: _View(units, _deviations(units, images)) for name, units in representations.items()}
 
 
-def finite(representations: Mapping[str, Units]) -> Bool[np.ndarray, "networks images"]:
+def finite_images(representations: Mapping[str, Representation | Units]) -> Bool[np.ndarray, "networks images"]:
     """Returns which images have a finite representation."""
     usable = []
-    for units in representations.values():
-        parts = chunks(len(units), max(1, MAX_ELEMENTS // units.shape[1]))
-        usable.append(np.concatenate([np.isfinite(units[start:stop]).all(1) for start, stop in parts]))
+    for representation in representations.values():
+        size = max(1, MAX_ELEMENTS // math.prod(representation.shape[1:]))
+        parts = (representation[start:stop] for start, stop in chunks(len(representation), size))
+        usable.append(np.concatenate([np.isfinite(part).reshape(len(part), -1).all(1) for part in parts]))
     return np.array(usable)
 
 

@@ -12,7 +12,7 @@ from jaxtransfer.comparison.streaming import (
     Units,
     centred,
     check_varies,
-    finite,
+    finite_images,
     flat,
     inner_products,
     mean_over_images,
@@ -38,7 +38,7 @@ def svcca(representations: Representations, *, variance: float = 0.99) -> Compar
             representation is the same for all of them.
     """
     views = flat(representations)
-    usable = finite(views)
+    usable = finite_images(views)
     order, groups = grouped(np.all(usable, axis=0), jackknife.FEWER_GROUPS)
     directions: list[int] = []
 
@@ -110,7 +110,7 @@ def procrustes(representations: Representations) -> Comparison:
             representation is the same for all of them.
     """
     views = flat(representations)
-    usable = finite(views)
+    usable = finite_images(views)
     order, groups = grouped(np.all(usable, axis=0), jackknife.FEWER_GROUPS)
     nuclear_norms: list[float] = []
     with Scratch() as scratch:

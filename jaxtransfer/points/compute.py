@@ -271,6 +271,8 @@ def _key(network: NetworkRef, kind: str, settings: PointSettings, probe_hash: st
     # keys.
     of_target = {"target": settings.target} if is_map and settings.target != "sum" else {}
     of_rules = {"rules": RULES} if is_relevance else {}
+    # Representations of older versions have no places.
+    of_places = {} if is_map else {"places": True}
     return {
         **network.identity,
         "probe_sha256": probe_hash,
@@ -280,6 +282,7 @@ def _key(network: NetworkRef, kind: str, settings: PointSettings, probe_hash: st
         "sketch": settings.sketch if is_map else None,
         **of_target,
         **of_rules,
+        **of_places,
     }
 
 
