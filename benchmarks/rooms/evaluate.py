@@ -23,7 +23,7 @@ from jaxtransfer.evaluation.references import other_direction, static_ranking
 from jaxtransfer.files import atomic_directory, write_csv
 
 _PROBE_SIZES = (64, 250, 1000, 2000)
-_MAX_SVCCA_IMAGES = 250  # the time of SVCCA grows with the cube of the number of images
+_CUBIC, _MAX_CUBIC_IMAGES = ("svcca", "procrustes"), 250  # their time grows with the cube of the number of images
 _SEED_IMAGES = 64
 _VARIANT_IMAGES = 200
 _RESTARTS = 128
@@ -56,7 +56,7 @@ def measure_networks(work: Path, images: Mapping[str, Images], progress: Progres
     affinities, zoo = {}, rooms.zoo()
     for done, ((name, count), probe) in enumerate(probes.items()):
         folder = work / "evaluate" / f"{name}-{count}"
-        methods = [method for method in (*METHODS, *RELATIVES) if method != "svcca" or count <= _MAX_SVCCA_IMAGES]
+        methods = [method for method in (*METHODS, *RELATIVES) if method not in _CUBIC or count <= _MAX_CUBIC_IMAGES]
         if not (folder / "affinity.json").exists() or {*methods} - {*Affinity.load(folder).methods}:
             networks = zoo if name == "seeds" else [zoo[task] for task in rooms.TASKS]
             affinity_matrix(networks, probe, methods=methods).save(folder)

@@ -204,9 +204,10 @@ def affinity(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="Attribution maps: saliency, input_x_gradient, epsilon_lrp, unit_saliency, integrated_gradients, "
-            "modelgif. Representations: rsa, depara, cka, cka_biased, svcca. May be repeated.",
-            show_default="the first three",
+            help="Representations: linear_predictivity, rsa, depara, cka, cka_biased, svcca, rsa_raw, rsa_zscored, "
+            "dds_cosine, dds_pearson, dds_laplacian, dds_rbf, mutual_knn, procrustes, cka_places. Attribution maps: "
+            "saliency, input_x_gradient, epsilon_lrp, unit_saliency, integrated_gradients, modelgif. May be repeated.",
+            show_default="saliency, input_x_gradient, epsilon_lrp",
         ),
     ] = None,
     target: Annotated[

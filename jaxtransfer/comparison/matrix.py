@@ -20,14 +20,11 @@ from jaxtransfer.comparison.affinity import Affinity, MethodResult
 from jaxtransfer.comparison.columns import compare_predictivities
 from jaxtransfer.comparison.options import AffinityOptions
 from jaxtransfer.comparison.representations import (
+    BY_NAME,
     LINEAR_PREDICTIVITY,
     RELATIVES,
     Representations,
-    cka,
-    cka_biased,
     depara,
-    rsa,
-    svcca,
 )
 from jaxtransfer.comparison.rows import compare_maps
 from jaxtransfer.comparison.statistics import stderr_of_mean
@@ -298,8 +295,7 @@ def _compare_representations(
     if nodes is not None and nodes.pseudo_values is not None:
         comparison = depara(representations, nodes.pseudo_values, edge_weight=edge_weight)
     else:
-        by_name = {"rsa": rsa, "cka": cka, "cka_biased": cka_biased, "svcca": svcca}
-        comparison = by_name[method](representations)
+        comparison = BY_NAME[method](representations)
     stderr = squareform(stderr_of_mean(comparison.pseudo_values))
     counts = np.full(stderr.shape, comparison.usable.all(0).sum())
     unusable = _unusable(list(representations), image_names, comparison.usable)

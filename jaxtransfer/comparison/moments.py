@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxtransfer.comparison.places import as_grid, reduce_units, resample
-from jaxtransfer.comparison.representations import Units
+from jaxtransfer.comparison.streaming import Representation
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.points.store import chunks
 
@@ -79,7 +79,7 @@ class Activations:
         units: Its units at a place, after `reduce_units`.
     """
 
-    def __init__(self, name: str, representation: Units, folds: Folds, max_units: int) -> None:
+    def __init__(self, name: str, representation: Representation, folds: Folds, max_units: int) -> None:
         """Reads everything once, for the mean.
 
         Raises:

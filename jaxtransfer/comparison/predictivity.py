@@ -22,8 +22,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxtransfer.comparison.moments import CONSTANT_SHARE, Activations, Folds, Moments, moments_of_one, moments_of_pairs
-from jaxtransfer.comparison.representations import Representations, finite_images
 from jaxtransfer.comparison.statistics import pseudo_values
+from jaxtransfer.comparison.streaming import Representations, finite_images
 from jaxtransfer.errors import JaxTransferError
 
 FOLDS = 10

@@ -1,8 +1,9 @@
-"""RSA, DEPARA, CKA and SVCCA against their definitions written out, image by image, in float64."""
+"""Measures of representations against their definitions written out, image by image, in float64."""
 
 import itertools
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.linalg import orthogonal_procrustes
 from scipy.spatial.distance import squareform
 
 import jaxtransfer as jt
+from jaxtransfer.comparison import jackknife, streaming
 from jaxtransfer.comparison import representations as relatives
 from jaxtransfer.comparison.representations import Comparison
 from jaxtransfer.points.store import Points
@@ -95,46 +98,130 @@ def slow_svcca(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.sqrt(np.clip(squares, 0, 1)).mean())
 
 
+def slow_rsa_raw(x: np.ndarray, y: np.ndarray) -> float:
+    pairs = np.triu_indices(len(x), 1)
+    a, b = (np.corrcoef(each.astype(float))[pairs].tolist() for each in (x, y))
+    return spearman(a, b)
+
+
+def u_centred(matrix: np.ndarray) -> np.ndarray:
+    """Szekely and Rizzo (2014), definition 2."""
+    n = len(matrix)
+    others = matrix - np.diag(np.diag(matrix))
+    rows = others.sum(1) / (n - 2)
+    result = others - rows - rows[:, None] + others.sum() / ((n - 1) * (n - 2))
+    return result - np.diag(np.diag(result))
+
+
+def cosine_distance(x: np.ndarray) -> np.ndarray:
+    units = [one / np.linalg.norm(one) for one in x - x.mean(0)]
+    return np.array([[1 - one @ other for other in units] for one in units])
+
+
+def pearson_distance(x: np.ndarray) -> np.ndarray:
+    return 1 - np.corrcoef(x - x.mean(0))
+
+
+def laplacian(x: np.ndarray) -> np.ndarray:
+    return np.array([[np.exp(-np.abs(one - other).sum() / x.shape[1]) for other in x] for one in x])
+
+
+def gaussian(x: np.ndarray) -> np.ndarray:
+    squares = np.array([[np.square(one - other).sum() for other in x] for one in x])
+    return np.exp(-squares / (2 * 0.5**2 * np.median(squares)))
+
+
+def slow_dds(kernel: Callable[[np.ndarray], np.ndarray], x: np.ndarray, y: np.ndarray) -> float:
+    a, b = (u_centred(kernel(each.astype(float))) for each in (x, y))
+    return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
+
+
+def memberships(x: np.ndarray, neighbours: int) -> np.ndarray:
+    """By which fraction each image is a neighbour of each other one."""
+    similarities = np.round(1 - cosine_distance(x.astype(float)), 9)
+    result = np.zeros(similarities.shape)
+    for i, row in enumerate(similarities):
+        others = np.delete(np.arange(len(row)), i)
+        least = np.sort(row[others])[-neighbours]
+        nearer, tied = others[row[others] > least], others[row[others] == least]
+        result[i, nearer] = 1
+        result[i, tied] = (neighbours - len(nearer)) / len(tied)
+    return result
+
+
+def slow_mutual_knn(x: np.ndarray, y: np.ndarray, neighbours: int = 10) -> float:
+    pairs = zip(memberships(x, neighbours), memberships(y, neighbours), strict=True)
+    return float(np.mean([a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) for a, b in pairs]))
+
+
+def slow_procrustes(x: np.ndarray, y: np.ndarray) -> float:
+    """Units of zeros make the two as large as `orthogonal_procrustes` needs them."""
+    units = max(x.shape[1], y.shape[1])
+    x, y = (np.pad(each.astype(float), ((0, 0), (0, units - each.shape[1]))) for each in (x, y))
+    x, y = ((each - each.mean(0)) / np.linalg.norm(each - each.mean(0)) for each in (x, y))
+    rotation, _ = orthogonal_procrustes(x, y)
+    return float(1 - np.linalg.norm(x @ rotation - y) ** 2 / 2)
+
+
 SLOW = {
     "rsa": (relatives.rsa, slow_rsa),
     "cka": (relatives.cka, slow_cka),
     "cka_biased": (relatives.cka_biased, slow_cka_biased),
     "svcca": (relatives.svcca, slow_svcca),
+    "rsa_raw": (relatives.rsa_raw, slow_rsa_raw),
+    "rsa_zscored": (relatives.rsa_zscored, slow_rsa),
+    "dds_cosine": (relatives.dds_cosine, partial(slow_dds, cosine_distance)),
+    "dds_pearson": (relatives.dds_pearson, partial(slow_dds, pearson_distance)),
+    "dds_laplacian": (relatives.dds_laplacian, partial(slow_dds, laplacian)),
+    "dds_rbf": (relatives.dds_rbf, partial(slow_dds, gaussian)),
+    "mutual_knn": (partial(relatives.mutual_knn, neighbours=3), partial(slow_mutual_knn, neighbours=3)),
+    "procrustes": (relatives.procrustes, slow_procrustes),
+    "cka_places": (relatives.cka_places, slow_cka_biased),  # of a single place; grids: test_place_alignment.py
 }
+STANDARDISED = ("rsa_zscored", "dds_cosine", "dds_pearson", "dds_laplacian", "dds_rbf")
+ROTATED = ("cka", "cka_biased", "svcca", "mutual_knn", "procrustes", "cka_places")
+U_CENTRED = ("cka", "dds_cosine", "dds_pearson", "dds_laplacian", "dds_rbf")
 
 
-def check(found: Comparison, given_: dict[str, np.ndarray], slow: Any, atol: float = 1e-6) -> None:
+def scaled(name: str, x: np.ndarray) -> np.ndarray:
+    """What a slow rewrite takes: units divided by their standard deviations over all images, if the measure does so."""
+    if name not in STANDARDISED:
+        return x
+    deviations = x.astype(float).std(0)
+    return x / np.where(deviations > 1e-6, deviations, 1)
+
+
+def check(name: str, given_: dict[str, np.ndarray], atol: float = 1e-6) -> Comparison:
     """All values, and the pseudo-values from leaving out the groups that are named."""
-    arrays = list(given_.values())
+    fast, slow = SLOW[name]
+    found = fast(given_)
     images = np.flatnonzero(found.usable.all(0))
+    arrays = [scaled(name, array[images]) for array in given_.values()]
     np.testing.assert_array_equal(np.sort(np.concatenate(found.groups)), images)
     np.testing.assert_array_equal(np.diag(found.values), 1)
     for column, (i, j) in enumerate(itertools.combinations(range(len(arrays)), 2)):
-        whole = slow(arrays[i][images], arrays[j][images])
+        whole = slow(arrays[i], arrays[j])
         np.testing.assert_allclose([found.values[i, j], found.values[j, i]], whole, atol=atol)
         count = len(found.groups)
         for group, pseudo_value in zip(found.groups, found.pseudo_values[:, column], strict=True):
-            kept = np.setdiff1d(images, group)
+            kept = ~np.isin(images, group)
             expected = count * whole - (count - 1) * slow(arrays[i][kept], arrays[j][kept])
             np.testing.assert_allclose(pseudo_value, expected, atol=count * atol)
+    return found
 
 
 @pytest.mark.parametrize("name", SLOW)
 @pytest.mark.parametrize("images", [7, 33])
 def test_equals_a_slow_rewrite(name: str, images: int) -> None:
     """More units than images, and fewer."""
-    fast, slow = SLOW[name]
-    given_ = representations(images, images)
-    check(fast(given_), given_, slow)
+    check(name, representations(images, images))
 
 
 @pytest.mark.parametrize("name", SLOW)
 def test_in_pieces_and_tiles(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory for a few images: tiles that cross the borders of groups, matrices summed over pieces."""
-    monkeypatch.setattr(relatives, "_MAX_ELEMENTS", 400)
-    fast, slow = SLOW[name]
-    given_ = representations(1, 45)
-    check(fast(given_), given_, slow)
+    monkeypatch.setattr(streaming, "MAX_ELEMENTS", 400)
+    check(name, representations(1, 45))
 
 
 def test_depara_is_nodes_and_edges() -> None:
@@ -155,21 +242,34 @@ def test_depara_is_nodes_and_edges() -> None:
         np.testing.assert_allclose(pseudo_value, 20 * whole - 19 * without, atol=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6), name=st.sampled_from(sorted(SLOW)), scale=st.floats(1e-3, 1e3))
 def test_invariances(seed: int, name: str, scale: float) -> None:
-    """Rotating units (for RSA: not even that) and scaling and shifting them changes nothing."""
+    """Scaling changes nothing, nor does what a measure's standardisation removes, nor a rotation of units."""
     fast, _ = SLOW[name]
     given_ = {name: each.astype(float) for name, each in representations(seed, 12).items()}
     rng = np.random.default_rng(seed)
-    rotation = np.linalg.qr(rng.normal(size=(17, 17)))[0]
-    shift = rng.normal(size=17)
-    turned = given_["some"] * scale + shift
-    turned = turned if name == "rsa" else turned @ rotation
+    turned = given_["some"] * scale + (rng.normal() if name == "rsa_raw" else rng.normal(size=17))
+    if name in STANDARDISED:
+        turned = turned * rng.uniform(0.5, 2, 17)
+    if name in ROTATED:
+        turned = turned @ np.linalg.qr(rng.normal(size=(17, 17)))[0]
     changed = fast(given_ | {"some": turned})
     np.testing.assert_allclose(changed.values, fast(given_).values, atol=1e-6)
     itself = fast({"a": given_["some"], "b": turned}).values
     np.testing.assert_allclose(itself, 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*SLOW, "depara"])
+def test_grids_are_flattened(name: str) -> None:
+    """Except for the measure of places, which is tested by itself."""
+    given_ = representations(20, 24, {"a": 12, "b": 24, "c": 30})
+    grids = {"a": given_["a"].reshape(24, 2, 2, 3), "b": given_["b"].reshape(24, 1, 2, 12), "c": given_["c"]}
+    if name == "cka_places":
+        grids |= {"a": given_["a"].reshape(24, 1, 1, 12), "b": given_["b"].reshape(24, 1, 1, 24)}
+    for flat_field, field in zip(ALL[name](given_), ALL[name](grids), strict=True):
+        for flat, value in zip(flat_field, field, strict=True):
+            np.testing.assert_array_equal(flat, value)
 
 
 @pytest.mark.parametrize("name", SLOW)
@@ -179,18 +279,6 @@ def test_order_of_images_and_networks_changes_nothing(name: str) -> None:
     order = np.random.default_rng(0).permutation(20)
     shuffled = {name: each[order] for name, each in reversed(given_.items())}
     np.testing.assert_allclose(fast(shuffled).values, fast(given_).values[::-1, ::-1], atol=1e-6)
-
-
-def u_centred(x: np.ndarray) -> np.ndarray:
-    """Szekely and Rizzo (2014), definition 2, of the Gram matrix."""
-    gram = x @ x.T
-    n = len(gram)
-    result = np.zeros((n, n))
-    others = gram - np.diag(np.diag(gram))
-    for i, j in itertools.permutations(range(n), 2):
-        ends = others[i].sum() + others[j].sum()
-        result[i, j] = others[i, j] - ends / (n - 2) + others.sum() / ((n - 1) * (n - 2))
-    return result
 
 
 def over_distinct_images(x: np.ndarray, y: np.ndarray) -> float:
@@ -204,7 +292,7 @@ def test_cka_is_the_cosine_of_u_centred_matrices() -> None:
     given_ = {name: each.astype(float) for name, each in representations(13, 8).items()}
     found = relatives.cka(given_).values
     for (i, x), (j, y) in itertools.product(enumerate(given_.values()), repeat=2):
-        a, b = u_centred(x), u_centred(y)
+        a, b = u_centred(x @ x.T), u_centred(y @ y.T)
         np.testing.assert_allclose(found[i, j], (a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()), atol=1e-10)
         np.testing.assert_allclose(slow_hsic(x, y), (a * b).sum() / (8 * 5), rtol=1e-9)
         np.testing.assert_allclose(slow_hsic(x, y), over_distinct_images(x, y), rtol=1e-9)
@@ -218,9 +306,9 @@ def edges(given_: dict[str, np.ndarray]) -> Comparison:
 
 
 ALL: dict[str, Callable[[dict[str, np.ndarray]], Comparison]] = {
-    "rsa": relatives.rsa, "depara": edges, "cka": relatives.cka, "cka_biased": relatives.cka_biased,
-    "svcca": relatives.svcca,
-}  # fmt: skip
+    "depara": edges,
+    **{name: fast for name, (fast, _) in SLOW.items()},
+}
 
 
 @pytest.mark.parametrize("name", quick_cases(ALL, "rsa", "cka"))
@@ -232,10 +320,12 @@ def test_chance_is_what_permuted_images_give(name: str) -> None:
     found = ALL[name]({"x": x} | {str(order): y[list(order)] for order in orders})
     values, chance = found.values[0, 1:], found.chance[0, 1:]
     np.testing.assert_allclose(chance, chance[0], rtol=1e-9)
-    if name == "cka_biased":
+    if name in ("cka_biased", "cka_places", "mutual_knn"):
         np.testing.assert_allclose(values.mean(), chance[0], rtol=1e-9)
     elif name == "svcca":  # a mean of correlations lies between that of their squares and its root
         assert chance[0] ** 2 < values.mean() < chance[0] < 1
+    elif name == "procrustes":
+        assert 0.8 * chance[0] < values.mean() < chance[0] < 1
     else:
         np.testing.assert_allclose(values.mean(), 0, atol=1e-9)
         np.testing.assert_allclose(np.sqrt(np.mean(values**2)), chance[0], rtol=1e-5)
@@ -246,8 +336,8 @@ def test_chance_is_what_permuted_images_give(name: str) -> None:
 @pytest.mark.parametrize(("images", "units"), [(24, 2000), (100, 2000), (100, 64), (1000, 64)])
 def test_unrelated_and_identical_networks(name: str, images: int, units: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unrelated ones score what `chance` says, with a warning where that is much; identical ones 1."""
-    monkeypatch.setattr(relatives, "_GROUPS", 2)
-    monkeypatch.setattr(relatives, "_GROUPS_OF_SVCCA", 2)
+    monkeypatch.setattr(jackknife, "GROUPS", 2)
+    monkeypatch.setattr(jackknife, "FEWER_GROUPS", 2)
     rng = np.random.default_rng(images + units)
     drawn = {str(number): rng.normal(size=(images, units)) for number in range(6)}
     with warnings.catch_warnings(record=True) as caught:
@@ -257,9 +347,11 @@ def test_unrelated_and_identical_networks(name: str, images: int, units: int, mo
     assert (np.diag(found.values) == 1).all()
     pairs = np.triu_indices(6, 1)
     values, chance = found.values[pairs], found.chance[pairs]
-    if name == "cka_biased":
+    if name in ("cka_biased", "cka_places"):
         np.testing.assert_allclose(values.mean(), chance.mean(), rtol=0.02)
-    elif name == "svcca":
+    elif name == "mutual_knn":
+        assert abs(values.mean() - chance.mean()) < 4 * values.std() / np.sqrt(len(values))
+    elif name in ("svcca", "procrustes"):
         assert 0.8 * chance.mean() < values.mean() < chance.mean() + 1e-9
     else:
         assert abs(values.mean()) < 4 * chance.mean() / np.sqrt(len(values))
@@ -284,12 +376,15 @@ def test_noisy_copies_have_the_cka_of_their_distributions() -> None:
     assert abs(np.mean(values) - np.sqrt(1 / 4)) < 4 * error
 
 
-@pytest.mark.parametrize("name", ["cka", "svcca", "cka_biased", "rsa"])
+@pytest.mark.parametrize("name", SLOW)
 def test_a_warning_names_the_pair_and_what_to_do(name: str) -> None:
     rng = np.random.default_rng(12)
-    given_ = {"a": rng.normal(size=(8, 50)), "b": rng.normal(size=(8, 50)), "c": rng.normal(size=(8, 2))}
-    pair = {"svcca": r"reach 1.00 by chance \(a and b\)", "cka_biased": r"\(a and b\)"}.get(name, "3 of 3 pairs")
-    advice = ", or the method cka" if name in ("svcca", "cka_biased") else ""
+    given_ = {"a": rng.normal(size=(8, 50)), "b": rng.normal(size=(8, 50)), "c": rng.normal(size=(8, 3))}
+    pair, advice = "3 of 3 pairs", ""
+    if name in ("svcca", "cka_biased", "procrustes", "cka_places"):
+        pair, advice = r"\(a and b\)", ", or the method cka"
+    if name == "svcca":
+        pair = r"reach 1.00 by chance \(a and b\)"
     with pytest.warns(
         UserWarning, match=rf"^On 8 images {name} cannot be .*{pair}.* Take more images{advice}\.$"
     ) as caught:
@@ -323,32 +418,26 @@ def test_cka_of_networks_without_structure() -> None:
 
 @pytest.mark.parametrize("name", SLOW)
 def test_constant_units_count_for_nothing(name: str) -> None:
-    """For RSA they are among the units that an image is correlated over, as by its definition."""
-    fast, slow = SLOW[name]
+    """Except where a measure takes a correlation over units, or divides by their number, as its definition says."""
     given_ = representations(5, 18)
     with_constant = given_ | {"few": np.concatenate([given_["few"], np.full((18, 4), 7, np.float32)], axis=1)}
-    found = fast(with_constant)
-    check(found, with_constant, slow)
-    if name != "rsa":
-        np.testing.assert_allclose(found.values, fast(given_).values, atol=1e-6)
+    found = check(name, with_constant)
+    if name not in ("rsa", "rsa_raw", "rsa_zscored", "dds_pearson", "dds_laplacian"):
+        np.testing.assert_allclose(found.values, SLOW[name][0](given_).values, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SLOW)
 def test_ties_from_repeated_images(name: str) -> None:
-    fast, slow = SLOW[name]
-    given_ = {name: np.concatenate([each, each[:6]]) for name, each in representations(6, 14).items()}
-    check(fast(given_), given_, slow)
+    check(name, {name: np.concatenate([each, each[:6]]) for name, each in representations(6, 14).items()})
 
 
 @pytest.mark.parametrize("name", SLOW)
 def test_images_that_cannot_be_used(name: str) -> None:
-    fast, slow = SLOW[name]
     given_ = representations(7, 19)
     given_["some"][3, 2] = np.nan
     given_["many"][11] = np.inf
-    found = fast(given_)
+    found = check(name, given_)
     assert np.argwhere(~found.usable).tolist() == [[1, 3], [2, 11]]
-    check(found, given_, slow)
 
 
 def test_images_without_a_direction() -> None:
@@ -367,25 +456,50 @@ def test_images_without_a_direction() -> None:
     assert np.argwhere(~found.usable).tolist() == [[0, 4]]
 
 
-@pytest.mark.parametrize("compare", [relatives.rsa, relatives.cka, relatives.cka_biased, relatives.svcca])
-def test_refusals(compare: Any) -> None:
+@pytest.mark.parametrize("name", SLOW)
+def test_refusals(name: str) -> None:
+    compare, _ = SLOW[name]
     given_ = representations(10, 9)
-    least = 5 if compare is relatives.cka else 4
+    least = 5 if name in (*U_CENTRED, "mutual_knn") else 4
     message = f"{least} or more images that all networks can use; there are {least - 1}"
     with pytest.raises(jt.JaxTransferError, match=message):
         compare({name: each[: least - 1] for name, each in given_.items()})
     assert np.isfinite(compare({name: each[:least] for name, each in given_.items()}).pseudo_values).all()
     same = given_ | {"some": np.repeat(given_["some"][:1], 9, axis=0)}
-    message = "4 or more images" if compare is relatives.rsa else "'some' gives all probe images the same"
+    message = {
+        "rsa": "4 or more images",
+        "rsa_zscored": "4 or more images",
+        "rsa_raw": "'some' gives all probe images the same",
+        "dds_laplacian": "'some' gives DDS nothing to compare",
+        "dds_rbf": "'some' gives half of the pairs of probe images the same",
+    }.get(name, "5 or more images" if least == 5 and name != "cka" else "'some' gives all probe images the same")
     with pytest.raises(jt.JaxTransferError, match=message):
         compare(same)
+
+
+@pytest.mark.parametrize(("neighbours", "least"), [(10, 12), (18, 20), (19, 22), (60, 65)])
+def test_neighbours_need_images(neighbours: int, least: int) -> None:
+    """With the least number every group can be left out; with one fewer it could not."""
+    given_ = representations(18, least)
+    assert np.isfinite(relatives.mutual_knn(given_, neighbours=neighbours).pseudo_values).all()
+    with pytest.raises(jt.JaxTransferError, match=f"{least} or more images .* there are {least - 1}"):
+        relatives.mutual_knn({name: each[1:] for name, each in given_.items()}, neighbours=neighbours)
+    with pytest.raises(jt.JaxTransferError, match="number of neighbours must be 1 or more, not 0"):
+        relatives.mutual_knn(given_, neighbours=0)
+
+
+def test_images_that_differ_in_one_unit_of_many() -> None:
+    """A unit that varies little beside its mean counts as much as any other once it is z-scored."""
+    given_ = {name: each.astype(float) for name, each in representations(19, 20).items()}
+    changed = given_ | {"some": given_["some"] * np.geomspace(1e-4, 1e4, 17) + 10}
+    np.testing.assert_allclose(relatives.dds_rbf(changed).values, relatives.dds_rbf(given_).values, atol=1e-6)
 
 
 @pytest.mark.slow
 def test_standard_errors_are_right() -> None:
     """The spread over many probes is what the jackknife says from one of them.
 
-    For SVCCA it says too much, since the number of directions jumps.
+    For SVCCA and nearest neighbours it says too much, since the number of directions and the neighbours jump.
     """
     units = {"a": 6, "b": 8}
     rng = np.random.default_rng(11)
@@ -397,7 +511,7 @@ def test_standard_errors_are_right() -> None:
 
     for name, (fast, _) in SLOW.items():
         found = [fast(probe(seed)) for seed in range(60)]
-        most = 2 if name == "svcca" else 1.3
+        most = 2 if name in ("svcca", "mutual_knn") else 1.3
         spread = np.std([each.values[0, 1] for each in found], ddof=1)
         variances = [each.pseudo_values.var(ddof=1) / len(each.pseudo_values) for each in found]
         assert 0.77 < np.sqrt(np.mean(variances)) / spread < most, name
@@ -441,7 +555,9 @@ def test_in_a_sweep_they_cost_no_pass_of_their_own(tmp_path: Any) -> None:
         np.testing.assert_allclose(stored, given_[each.name], atol=1e-5)
         given_[each.name] = stored  # ranks are of just these numbers
     for name, (_, slow) in SLOW.items():
-        np.testing.assert_allclose(found[name][0, 1], slow(*given_.values()), atol=1e-6)
+        x, y = (scaled(name, each) for each in given_.values())
+        expected = slow_mutual_knn(x, y) if name == "mutual_knn" else slow(x, y)
+        np.testing.assert_allclose(found[name][0, 1], expected, atol=1e-6)
         assert found.counts(name)[0, 1] == 14
         parts = found.pseudo_values(name)
         assert parts is not None
@@ -456,13 +572,14 @@ def test_in_a_sweep_they_cost_no_pass_of_their_own(tmp_path: Any) -> None:
 
 def test_networks_of_different_size_and_a_bad_image(tmp_path: Any) -> None:
     networks = [network("small", 0, 3), network("large", 1, 40)]
-    images = np.random.default_rng(1).uniform(size=(9, 4, 4, 3)).astype(np.float32)
+    images = np.random.default_rng(1).uniform(size=(13, 4, 4, 3)).astype(np.float32)
     images[2] = np.nan
-    found = jt.affinity_matrix(networks, images, methods=jt.RELATIVES, batch_size=4, image_names=list("abcdefghi"))
+    names = list("abcdefghijklm")
+    found = jt.affinity_matrix(networks, images, methods=jt.RELATIVES, batch_size=4, image_names=names)
     for method in jt.RELATIVES:
         assert found.unusable[method] == (("small", "c"), ("large", "c"))
         assert np.isfinite(found[method]).all()
-        assert found.counts(method)[0, 1] == 8
+        assert found.counts(method)[0, 1] == 12
     with pytest.raises(jt.JaxTransferError, match="weight of edges must be 0 or more, not -1"):
         jt.affinity_matrix(networks, images, methods=["depara"], edge_weight=-1)
     with pytest.raises(jt.JaxTransferError, match=r"There is no method 'pca'; there are: .*saliency, .*svcca"):
