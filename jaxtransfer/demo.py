@@ -109,7 +109,7 @@ def run_demo(out: str | Path, *, command: Sequence[str], progress: Callable[[int
         progress=lambda done, total, name: progress(done, total, f"Attributing {name}"),
     )
     oracle = Oracle.rooms()
-    evaluations = evaluate_run(run, oracle)
+    evaluations = evaluate_run(run, oracle).by_method
     write_report(
         run,
         oracle=oracle,

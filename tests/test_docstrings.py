@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import jaxtransfer as jt
+from support.helpers import quick_cases
 
 MODULES = sorted(
     info.name
@@ -22,7 +23,11 @@ MAIN = (
 ).split() + [f"rooms.{name}" for name in ("zoo", "probe", "transfers", "examples", "render")]
 
 
-@pytest.mark.parametrize("name", MODULES)
+# Those that train, estimate or draw for a second or longer.
+SLOW = {f"jaxtransfer.{name}" for name in "pge.backbones pge.batches pge.estimator pge.gap rooms.benchmark".split()}
+
+
+@pytest.mark.parametrize("name", quick_cases(MODULES, *{*MODULES} - SLOW))
 def test_examples(name, tmp_path, monkeypatch, library_promotion):
     monkeypatch.chdir(tmp_path)
     globs = {"jt": jt, "jax": jax, "jnp": jnp, "np": np}

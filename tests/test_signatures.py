@@ -5,8 +5,6 @@ import inspect
 import re
 from pathlib import Path
 
-import pytest
-
 import jaxtransfer as jt
 
 PACKAGE = Path(inspect.getfile(jt)).parent
@@ -27,21 +25,22 @@ def _long_functions() -> dict[str, ast.FunctionDef | ast.AsyncFunctionDef]:
     }
 
 
-@pytest.mark.parametrize("name", _long_functions())
-def test_more_than_twelve_parameters_are_public_keywords_that_are_documented(name: str) -> None:
-    function = _long_functions()[name]
-    assert not function.name.startswith("_")
-    if any("app.command" in ast.unparse(decorator) for decorator in function.decorator_list):
-        annotations = {
-            argument.arg: ast.unparse(argument.annotation or ast.Constant("")) for argument in function.args.args
-        }
-        undocumented = [argument for argument, text in annotations.items() if not re.search("help=|^_", text)]
-    else:
-        assert len(function.args.args) <= 4, "the others are keywords"
-        documentation = ast.get_docstring(function) or ""
-        undocumented = [
-            argument
-            for argument in _parameters(function)
-            if not re.search(rf"^\s+{argument}: ", documentation, re.MULTILINE)
-        ]
-    assert not undocumented
+def test_more_than_twelve_parameters_are_public_keywords_that_are_documented() -> None:
+    functions = _long_functions()
+    assert functions
+    for name, function in functions.items():
+        assert not function.name.startswith("_"), name
+        if any("app.command" in ast.unparse(decorator) for decorator in function.decorator_list):
+            annotations = {
+                argument.arg: ast.unparse(argument.annotation or ast.Constant("")) for argument in function.args.args
+            }
+            undocumented = [argument for argument, text in annotations.items() if not re.search("help=|^_", text)]
+        else:
+            assert len(function.args.args) <= 4, f"{name}: the others are keywords"
+            documentation = ast.get_docstring(function) or ""
+            undocumented = [
+                argument
+                for argument in _parameters(function)
+                if not re.search(rf"^\s+{argument}: ", documentation, re.MULTILINE)
+            ]
+        assert not undocumented, name

@@ -19,6 +19,7 @@ from jaxtransfer.comparison.matrix import affinity_matrix
 from jaxtransfer.comparison.representations import RELATIVES
 from jaxtransfer.data.probe import load_probe
 from jaxtransfer.evaluation.oracle import Oracle
+from jaxtransfer.evaluation.references import other_direction, static_ranking
 from jaxtransfer.files import atomic_directory, write_csv
 
 _PROBE_SIZES = (64, 250, 1000, 2000)
@@ -80,10 +81,10 @@ def score_all(
 ) -> list[tuple[str, str, Score]]:
     """Scores every measure on every probe; first come two predictions from the measured transfer of other pairs."""
     names = tuple(oracle.scores)
-    truth = scores.truth(oracle, names)
-    ranks = scores.ranks(truth)
-    others = (np.nansum(ranks, 0) - np.nan_to_num(ranks)) / (len(names) - 2)
-    predictions = {"the other direction": np.nan_to_num(ranks.T), "mean transfer to the other targets": others}
+    predictions = {
+        "the other direction": other_direction(oracle, names),
+        "mean transfer to the other targets": static_ranking(oracle, names),
+    }
     reference = Affinity.of(names, predictions)
     rows = [("(truth)", method, scores.score(reference, oracle, method)) for method in reference.methods]
     for (images_name, count), affinity in by_probe.items():

@@ -97,7 +97,8 @@ _Relevant = Annotated[
     int, typer.Option(min=1, help="Number of each target's best measured sources that count as relevant.")
 ]
 _ORACLE_HELP = (
-    "Measured transfer: taskonomy, rooms, or a CSV file (rows source,target,score, or a table of sources x targets)."
+    "Measured transfer: taskonomy, taskonomy-gain, taskonomy-quality, rooms, medmnist, hear, or a CSV file (rows "
+    "source,target,score and perhaps stderr, or a table of sources x targets)."
 )
 _Mesh = Annotated[
     str | None,
@@ -346,7 +347,7 @@ def compare(
     measured = None if oracle is None else load_oracle(oracle)
     comparison, evaluations = compare_runs(runs, out, oracle=measured, relevant=relevant)
     print_comparison(comparison)
-    if measured is not None:
+    if measured is not None and evaluations is not None:
         print_evaluation(evaluations, measured, out)
     print(f"Agreements, disagreements and figures are in {out}.")
 

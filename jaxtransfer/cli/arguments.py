@@ -1,6 +1,7 @@
 """From the text of an argument to the object that it names."""
 
 import contextlib
+import functools
 import importlib
 import os
 import sys
@@ -56,7 +57,14 @@ def load_oracle(name: str) -> "Oracle":
     """Returns an oracle that comes with the package, or reads one from a CSV file."""
     from jaxtransfer.evaluation.oracle import Oracle
 
-    built_in = {"taskonomy": Oracle.taskonomy, "rooms": Oracle.rooms}
+    built_in = {
+        "taskonomy": Oracle.taskonomy,
+        "taskonomy-gain": functools.partial(Oracle.taskonomy, score="gain"),
+        "taskonomy-quality": functools.partial(Oracle.taskonomy, score="quality"),
+        "rooms": Oracle.rooms,
+        "medmnist": Oracle.medmnist,
+        "hear": Oracle.hear,
+    }
     return built_in[name]() if name in built_in else Oracle.load(name)
 
 

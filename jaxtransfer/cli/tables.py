@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jaxtransfer.demo import DemoResult
     from jaxtransfer.evaluation.oracle import Oracle
     from jaxtransfer.evaluation.retrieval import Quantity
-    from jaxtransfer.evaluation.summary import Evaluation
+    from jaxtransfer.evaluation.summary import Evaluations
     from jaxtransfer.runs.compare import Comparison
     from jaxtransfer.runs.gradient_results import GradientResults
 
@@ -67,27 +67,38 @@ def print_rankings(affinity: "Affinity", target: str, methods: Sequence[str], to
     )
 
 
-def print_evaluation(evaluations: "Mapping[str, Evaluation]", oracle: "Oracle", run: Path) -> None:
-    """Prints precision, recall and mean rank correlations beside those of a random order, and what was scored."""
+def print_evaluation(evaluations: "Evaluations", oracle: "Oracle", run: Path) -> None:
+    """Prints precision, recall and mean rank correlations beside those of the references, and what was scored."""
+    from jaxtransfer.evaluation.references import REVERSE, SECOND, STATIC
     from jaxtransfer.evaluation.summary import score_table
 
-    curves = [evaluation.curve for evaluation in evaluations.values()]
+    curves = [evaluation.curve for evaluation in evaluations.by_method.values()]
     columns: list[tuple[Quantity, int]] = [("precision", 1), ("precision", 5), ("recall", 10)]
     scores = score_table(evaluations, columns, ["spearman", "kendall"], band="\n{:.2f}-{:.2f}")
     table = Table(title=f"Against {oracle.name}", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("", overflow="fold", min_width=min(max(map(len, evaluations)), 20))
+    table.add_column("", overflow="fold", min_width=min(max(map(len, evaluations.by_method)), 20))
     for column in (*scores.header, "Spearman", "Kendall"):
         table.add_column(column, justify="right")
     for method, cells in scores.rows.items():
         table.add_row(method, *cells)
-    table.add_row("random", *scores.chance)
+    table.add_section()
+    for name, cells in scores.references.items():
+        table.add_row(name, *cells)
     print_table(table)
     print(
         "P@K: share of the K nearest sources that are relevant. R@K: share of the relevant sources that are among the "
         "K nearest. Spearman, Kendall: rank correlations, averaged over targets."
     )
-    if any(evaluation.bands.networks is not None for evaluation in evaluations.values()):
+    if any(evaluation.bands.networks is not None for evaluation in evaluations.by_method.values()):
         print("Below each share: its 95 % band over other networks and images like these.")
+    print("The last rows need no network:")
+    explanations = {
+        STATIC: "one list of sources for all targets, from their transfer to the other targets.",
+        REVERSE: "from the measured transfer from target to source.",
+        SECOND: "what the oracle itself would score if it were measured again, given its standard errors.",
+    }
+    for name in evaluations.references:
+        print(f"  {name}: {explanations[name]}")
     if curves[0].random_hits[0] == curves[0].seen[0]:
         print("Every source counts as relevant, so any order is perfect; use a smaller --relevant.")
     missing = [target for target in oracle.scores if target not in map(oracle.own_name, curves[0].targets)]

@@ -2,14 +2,21 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
+
+import numpy as np
+from jaxtyping import Float
 
 from jaxtransfer import rooms
-from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.errors import JaxTransferError, unknown_name
 from jaxtransfer.files import read_csv
 from jaxtransfer.taskonomy.tasks import TASKS
+
+_FOLDER = Path(__file__).parent / "oracles"
+Scores = Mapping[str, Mapping[str, float]]
+"""For every target a value of every source."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -18,8 +25,12 @@ class Oracle:
 
     Attributes:
         name: Its name in tables and messages.
-        scores: For every target the score of every source; larger is better. Retrieval uses only their order.
+        scores: For every target the score of every source; larger is better. Retrieval uses only their order. Sources
+            need not be targets.
         aliases: The name in `scores` of sources and targets that have another name as well.
+        stderr: For every target the standard error of every source's score, nested as `scores` are. Errors that the
+            sources of a target have in common should not be in it, since they do not change the order. Empty where
+            errors are not known.
 
     Examples:
         >>> oracle = jt.Oracle("mine", {"depth": {"edges": 0.3, "normals": 0.8}}, {"surface_normals": "normals"})
@@ -30,21 +41,38 @@ class Oracle:
     """
 
     name: str
-    scores: Mapping[str, Mapping[str, float]]
+    scores: Scores
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    stderr: Scores = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def taskonomy(cls) -> Self:
-        """Returns Taskonomy's first-order transfers with 16k images, as ranks: 18 targets, 19 sources each.
+    def taskonomy(cls, order: int = 1, *, score: Literal["affinity", "gain", "quality"] = "affinity") -> Self:
+        """Returns Taskonomy's measured transfer with 16k images: 18 targets.
 
-        They are from the affinities published with the code of Zamir et al., CVPR 2018, and are the oracle of Song et
-        al., NeurIPS 2019. Tasks may have the names of either paper.
+        The numbers were published with the code of Zamir et al., CVPR 2018. The affinities of first order, with 19
+        sources for each target, are the oracle of Song et al., NeurIPS 2019. Tasks may have the names of either paper.
+
+        Args:
+            order: Number of tasks whose representations are a source together, 1 to 4. Sources of a higher order are
+                named as their tasks are, "curvature+edge3d"; for each target only 10 to 25 of them were measured,
+                some of them with `random`, a network without training.
+            score: "affinity": ordinal affinity; "gain": share of images on which the transfer beats training from
+                scratch on the same images; "quality": share on which it beats the network trained on all images.
+
+        Raises:
+            JaxTransferError: Another order or score.
         """
-        scores = {}
-        for line in _TASKONOMY.replace("\n    ", " ").splitlines():
-            target, sources = line.split(": ")
-            scores[target] = {source: -float(rank) for rank, source in enumerate(sources.split(), 1)}
-        return cls("taskonomy", scores, {task.release: name for name, task in TASKS.items()})
+        if order not in (1, 2, 3, 4) or score not in ("affinity", "gain", "quality"):
+            raise JaxTransferError(
+                f"Taskonomy has orders 1 to 4 of affinity, gain and quality, not order {order!r} of {score!r}."
+            )
+        stored = cls._built_in("taskonomy", score=score)
+        scores = {
+            target: {source: value for source, value in of_target.items() if source.count("+") == order - 1}
+            for target, of_target in stored.scores.items()
+        }
+        suffix = "" if score == "affinity" else f"-{score}"
+        return dataclasses.replace(stored, name=f"taskonomy{suffix}", scores=scores)
 
     @classmethod
     def rooms(cls) -> Self:
@@ -52,126 +80,179 @@ class Oracle:
 
         Losses and their errors are in `jaxtransfer.rooms.transfers`. Encoders of further seeds (`normal-seed1`) are not
         tasks and have no scores.
+
+        Standard errors of the affinities are those of the losses, scaled by the ratio of the standard deviations of log
+        affinities and losses over a target's sources. First the smallest squared error among the sources is subtracted
+        from all: that much is due to test images that are hard for every source, and does not change their order. What
+        remains is still too large: by it 71 % of the orders of two sources are significant, in tests image by image
+        78 % are.
         """
         transfers = rooms.transfers()
-        scores = {
-            target: {
-                source: float(score)
-                for source, score in zip(transfers.sources, column, strict=True)
-                if not math.isnan(score)
-            }
-            for target, column in zip(transfers.targets, transfers.affinity.T, strict=True)
-        }
-        return cls("rooms", scores)
+        scores: dict[str, dict[str, float]] = {}
+        stderr: dict[str, dict[str, float]] = {}
+        columns = (transfers.affinity.T, transfers.loss.T, transfers.stderr.T)
+        for target, affinity, loss, error in zip(transfers.targets, *columns, strict=True):
+            known = np.flatnonzero(~np.isnan(affinity))
+            sources = [transfers.sources[i] for i in known]
+            errors = _affinity_errors(affinity[known], loss[known], error[known])
+            scores[target] = dict(zip(sources, affinity[known].tolist(), strict=True))
+            stderr[target] = dict(zip(sources, errors.tolist(), strict=True))
+        return cls("rooms", scores, stderr=stderr)
 
     @classmethod
-    def load(cls, file: str | Path) -> Self:
-        """Reads a CSV file: rows `source,target,score` under that header, or a matrix.
+    def medmnist(cls) -> Self:
+        """Returns the AUC of networks that were pretrained on one data set and finetuned on another.
 
-        A matrix has targets in its first row and sources in its first column. Empty cells are unknown scores; a task's
-        score for itself is ignored. Larger scores are better. Taskonomy's tasks may have the names of either release.
+        The 12 targets are data sets of MedMNIST, the 15 sources these, ImageNet, RadImageNet and all of MedMNIST; 14
+        sources for each target. From the study of transferability in medical imaging of
+        github.com/DovileDo/transferability-in-medical-imaging (2025).
+        """
+        return cls._built_in("medmnist")
+
+    @classmethod
+    def hear(cls) -> Self:
+        """Returns the scores of 34 audio networks, the sources, on the 19 tasks of HEAR (Turian et al. 2022).
+
+        No network is a task. A score is in the measure of its task: accuracy, mean average precision or another.
+        """
+        return cls._built_in("hear")
+
+    @classmethod
+    def load(
+        cls,
+        file: str | Path,
+        *,
+        source: str | Sequence[str] = "source",
+        target: str = "target",
+        score: str = "score",
+        ignore: Sequence[str] = (),
+    ) -> Self:
+        """Reads a CSV file: a row for every pair, or a matrix. Larger scores are better.
+
+        A file with a row for every pair has a header with the columns `source`, `target`, `score` and perhaps `stderr`,
+        the standard error of a score, in any order and among others.
+
+        A matrix has targets in its first row, and sources in the column `source`, or the first where there is none.
+        Other columns without a name hold no target.
+
+        Empty cells are unknown; a task's score for itself is ignored. Taskonomy's tasks may have the names of either
+        release.
+
+        Args:
+            file: The file.
+            source: Name of the column of sources. Several columns: a source has the names in them, joined by "+".
+            target: Name of the column of targets in a file with a row for every pair.
+            score: Name of the column of scores there.
+            ignore: Columns of a matrix that hold no target.
 
         Raises:
-            JaxTransferError: The file cannot be read, a cell is not a number, or a pair occurs twice.
+            JaxTransferError: The file cannot be read, lacks a column, a cell is not a number, or a pair occurs twice.
         """
         file = Path(file)
         lines = [[cell.strip() for cell in row] for row in read_csv(file, "an oracle") if any(row)]
         header, *rows = lines or [[]]
-        in_rows = header == ["source", "target", "score"]
-        cells = _from_rows(rows, file) if in_rows else _from_matrix(header[1:], rows, file)
+        sources = [source] if isinstance(source, str) else [*source]
+        if (target, score) != ("target", "score") or {target, score} <= {*header}:
+            cells = _from_rows(header, rows, (sources, target, score), file)
+        else:
+            if sources == ["source"] and "source" not in header:
+                sources = header[:1]
+            cells = _from_matrix(header, rows, sources, ignore, file)
         scores: dict[str, dict[str, float]] = {}
-        for source, target, text in cells:
-            if source in scores.get(target, {}):
-                raise JaxTransferError(f"{file} says twice how {source} transfers to {target}.")
-            if text and source != target:
-                scores.setdefault(target, {})[source] = _number(text, file)
+        stderr: dict[str, dict[str, float]] = {}
+        for own, other, text, error in cells:
+            if own in scores.get(other, {}):
+                raise JaxTransferError(f"{file} says twice how {own} transfers to {other}.")
+            if text and own != other:
+                scores.setdefault(other, {})[own] = _number(text, "score", file)
+                if error:
+                    stderr.setdefault(other, {})[own] = _number(error, "standard error", file, at_least=0)
         if not scores:
             raise JaxTransferError(f"{file} holds no score of a source for another target.")
-        known = {*scores, *(source for of_target in scores.values() for source in of_target)}
+        known = {*scores, *(own for of_target in scores.values() for own in of_target)}
         pairs = [pair for name, task in TASKS.items() for pair in ((name, task.release), (task.release, name))]
-        return cls(file.name, scores, {other: own for own, other in pairs if own in known and other not in known})
+        aliases = {other: own for own, other in pairs if own in known and other not in known}
+        return cls(file.name, scores, aliases, stderr)
+
+    @classmethod
+    def _built_in(cls, name: str, score: str = "score") -> Self:
+        return dataclasses.replace(cls.load(_FOLDER / f"{name}.csv", score=score), name=name)
 
     def own_name(self, name: str) -> str:
         """Returns the name of a task in `scores`."""
         return self.aliases.get(name, name)
 
+    def table(self, values: Scores, names: Sequence[str]) -> Float[np.ndarray, "networks networks"]:
+        """Tabulates `scores` or `stderr`, a row for each target; NaN where not known and on the diagonal.
 
-def _from_rows(rows: Iterable[list[str]], file: Path) -> list[tuple[str, str, str]]:
+        Args:
+            values: `scores` or `stderr`.
+            names: Targets and sources under any of their names.
+        """
+        own = [self.own_name(name) for name in names]
+        empty: Mapping[str, float] = {}
+        rows = [[values.get(target, empty).get(source, math.nan) for source in own] for target in own]
+        table = np.array(rows, np.float64).reshape(len(own), len(own))
+        np.fill_diagonal(table, math.nan)
+        return table
+
+
+def _from_rows(
+    header: list[str], rows: list[list[str]], columns: tuple[list[str], str, str], file: Path
+) -> list[tuple[str, str, str, str]]:
+    """Returns source, target, score and standard error of each row, as text."""
+    sources, target, score = columns
+    *of_source, of_target, of_score = _positions(header, [*sources, target, score], file)
+    of_error = header.index("stderr") if "stderr" in header else None
     cells = []
     for row in rows:
-        if len(row) != 3:
-            raise JaxTransferError(f"{file} needs source,target,score in every row, not {','.join(row)!r}.")
-        cells.append((row[0], row[1], row[2]))
+        if len(row) != len(header):
+            raise JaxTransferError(f"{file} needs {','.join(header)} in every row, not {','.join(row)!r}.")
+        error = "" if of_error is None else row[of_error]
+        cells.append(("+".join(row[i] for i in of_source), row[of_target], row[of_score], error))
     return cells
 
 
-def _from_matrix(targets: list[str], rows: Iterable[list[str]], file: Path) -> list[tuple[str, str, str]]:
+def _from_matrix(
+    header: list[str], rows: list[list[str]], sources: list[str], ignore: Sequence[str], file: Path
+) -> list[tuple[str, str, str, str]]:
+    """Returns source, target, score and an empty standard error of each cell, as text."""
+    of_source = _positions(header, sources, file)
+    ignored = {*of_source, *_positions(header, ignore, file)}
+    targets = [(i, name) for i, name in enumerate(header) if name and i not in ignored]
     cells = []
-    for source, *row in rows:
-        if len(row) != len(targets):
-            raise JaxTransferError(f"{file} names {len(targets)} targets, but the row {source} has {len(row)} cells.")
-        cells += [(source, target, text) for target, text in zip(targets, row, strict=True)]
+    for row in rows:
+        if len(row) != len(header):
+            cells_of_row = len(row) - len(header) + len(targets)
+            raise JaxTransferError(
+                f"{file} names {len(targets)} targets, but the row {row[0]} has {cells_of_row} cells."
+            )
+        source = "+".join(row[i] for i in of_source)
+        cells += [(source, target, row[i], "") for i, target in targets]
     return cells
 
 
-def _number(text: str, file: Path) -> float:
+def _positions(header: list[str], names: Sequence[str], file: Path) -> list[int]:
+    if missing := [name for name in names if name not in header]:
+        raise unknown_name("column", missing[0], header, where=f"in {file}")
+    return [header.index(name) for name in names]
+
+
+def _number(text: str, what: str, file: Path, *, at_least: float = -math.inf) -> float:
     try:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not math.isfinite(number):
-        raise JaxTransferError(f"{file} holds {text!r} where a score should be; leave a cell empty if it is not known.")
+    if not math.isfinite(number) or number < at_least:
+        raise JaxTransferError(
+            f"{file} holds {text!r} where a {what} should be; leave a cell empty if it is not known."
+        )
     return number
 
 
-# Best source first.
-_TASKONOMY = """\
-autoencoder: denoise inpainting_whole colorization segment2d keypoint2d class_places class_1000 curvature
-    segmentsemantic edge3d reshade keypoint3d rgb2mist segment25d rgb2sfnorm rgb2depth room_layout edge2d
-    vanishing_point
-curvature: rgb2sfnorm rgb2depth keypoint3d rgb2mist reshade edge3d segment25d inpainting_whole room_layout
-    vanishing_point segmentsemantic class_1000 edge2d denoise autoencoder keypoint2d class_places segment2d
-    colorization
-denoise: inpainting_whole autoencoder colorization segment2d keypoint2d class_places class_1000 segmentsemantic
-    curvature reshade rgb2mist edge3d keypoint3d segment25d rgb2depth rgb2sfnorm room_layout edge2d vanishing_point
-edge2d: keypoint2d autoencoder segment2d denoise colorization inpainting_whole curvature keypoint3d segment25d
-    segmentsemantic edge3d class_1000 class_places rgb2sfnorm rgb2mist reshade rgb2depth room_layout vanishing_point
-edge3d: rgb2sfnorm keypoint3d rgb2depth curvature rgb2mist reshade segment25d room_layout class_places
-    segmentsemantic vanishing_point segment2d edge2d denoise colorization keypoint2d inpainting_whole autoencoder
-    class_1000
-keypoint2d: denoise autoencoder colorization segment2d inpainting_whole class_1000 class_places edge2d
-    segmentsemantic curvature rgb2mist keypoint3d edge3d reshade segment25d rgb2sfnorm rgb2depth room_layout
-    vanishing_point
-keypoint3d: curvature rgb2sfnorm segment25d edge3d reshade rgb2mist rgb2depth segment2d inpainting_whole denoise
-    edge2d keypoint2d class_1000 autoencoder segmentsemantic class_places colorization vanishing_point room_layout
-reshade: rgb2sfnorm rgb2mist rgb2depth edge3d keypoint3d curvature segment25d room_layout segmentsemantic
-    vanishing_point class_places edge2d class_1000 keypoint2d segment2d colorization autoencoder denoise
-    inpainting_whole
-rgb2depth: rgb2mist reshade keypoint3d rgb2sfnorm edge3d curvature segment25d segmentsemantic room_layout
-    class_places class_1000 segment2d vanishing_point colorization edge2d denoise keypoint2d autoencoder
-    inpainting_whole
-rgb2mist: rgb2depth reshade edge3d keypoint3d rgb2sfnorm curvature segment25d segmentsemantic room_layout
-    class_places class_1000 vanishing_point colorization segment2d edge2d denoise autoencoder keypoint2d
-    inpainting_whole
-rgb2sfnorm: reshade edge3d keypoint3d curvature segment25d rgb2mist rgb2depth room_layout vanishing_point edge2d
-    keypoint2d segment2d inpainting_whole segmentsemantic class_places autoencoder denoise colorization class_1000
-room_layout: rgb2sfnorm vanishing_point reshade edge3d rgb2mist rgb2depth keypoint3d curvature segment25d
-    class_places edge2d segmentsemantic class_1000 colorization segment2d keypoint2d autoencoder inpainting_whole
-    denoise
-segment25d: keypoint3d rgb2sfnorm curvature edge3d reshade rgb2mist rgb2depth edge2d segment2d keypoint2d
-    autoencoder denoise inpainting_whole segmentsemantic colorization class_places class_1000 room_layout
-    vanishing_point
-segment2d: autoencoder keypoint2d denoise colorization edge2d inpainting_whole segment25d class_places curvature
-    segmentsemantic edge3d class_1000 reshade rgb2mist rgb2sfnorm keypoint3d rgb2depth room_layout vanishing_point
-vanishing_point: rgb2sfnorm room_layout reshade edge3d segment25d keypoint3d curvature rgb2depth rgb2mist edge2d
-    keypoint2d class_places segment2d segmentsemantic class_1000 inpainting_whole autoencoder colorization denoise
-segmentsemantic: curvature rgb2sfnorm keypoint3d reshade class_places edge3d segment25d rgb2mist rgb2depth
-    class_1000 segment2d colorization keypoint2d denoise autoencoder edge2d inpainting_whole room_layout
-    vanishing_point
-class_1000: class_places segmentsemantic edge3d curvature keypoint3d rgb2sfnorm rgb2mist segment25d reshade
-    room_layout denoise colorization segment2d inpainting_whole autoencoder keypoint2d edge2d vanishing_point
-    rgb2depth
-class_places: class_1000 segmentsemantic edge3d curvature keypoint3d rgb2sfnorm reshade rgb2mist segment25d
-    colorization rgb2depth room_layout segment2d keypoint2d denoise autoencoder inpainting_whole edge2d
-    vanishing_point
-"""
+def _affinity_errors(
+    affinity: Float[np.ndarray, " sources"], loss: Float[np.ndarray, " sources"], stderr: Float[np.ndarray, " sources"]
+) -> Float[np.ndarray, " sources"]:
+    """Carries the standard errors of losses over to ordinal affinities; see `Oracle.rooms`."""
+    own = np.sqrt(np.square(stderr) - np.square(stderr).min())
+    return affinity * own * np.log(affinity).std() / loss.std()

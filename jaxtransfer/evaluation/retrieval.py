@@ -214,13 +214,7 @@ def scored_pairs(affinity: Affinity, oracle: Oracle, method: str | None) -> Scor
         JaxTransferError: There are none, or the method is unknown.
     """
     names = affinity.names
-    own_names = [oracle.own_name(name) for name in names]
-    scores = np.full((len(names), len(names)), -np.inf)
-    for row, target in enumerate(own_names):
-        of_target: Mapping[str, float] = oracle.scores.get(target, {})
-        for column, source in enumerate(own_names):
-            if row != column:
-                scores[row, column] = of_target.get(source, -np.inf)
+    scores = oracle.table(oracle.scores, names)
     known = np.isfinite(scores) & ~np.isnan(affinity[method])
     rows = np.flatnonzero(known.sum(1) > 1)
     if not rows.size:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from jaxtransfer.comparison.affinity import Affinity
@@ -47,6 +47,19 @@ class Evaluation:
         return statistics.fmean(known) if known else math.nan
 
 
+class Evaluations(NamedTuple):
+    """Holds the agreement of several methods with an oracle, and that of the references they are compared with.
+
+    Attributes:
+        by_method: The evaluation of each method.
+        references: Evaluations of rankings that need no networks, and of a second measurement of the oracle, by name;
+            see `jaxtransfer.evaluation.references`.
+    """
+
+    by_method: dict[str, Evaluation]
+    references: dict[str, Evaluation]
+
+
 def evaluate(affinity: Affinity, oracle: Oracle, method: str, relevant: int) -> Evaluation:
     """Judges one method; see `retrieval_curve`, `retrieval_bands` and `rank_correlations`."""
     return Evaluation(
@@ -62,39 +75,44 @@ class ScoreTable(NamedTuple):
     Attributes:
         header: "P@1", "R@10" and so on; correlations have no header here.
         rows: The cells of each method, with a band beside each share where it is known, then the correlations.
-        chance: The cells expected of a random order.
+        references: The cells expected of a random order, and those of the references.
     """
 
     header: list[str]
     rows: dict[str, list[str]]
-    chance: list[str]
+    references: dict[str, list[str]]
 
 
 def score_table(
-    evaluations: Mapping[str, Evaluation],
+    evaluations: Evaluations,
     columns: Sequence[tuple[Quantity, int]],
     correlations: Sequence[str],
     *,
     band: str = " ({:.2f} to {:.2f})",
 ) -> ScoreTable:
-    """Tabulates precision, recall and mean rank correlations of methods beside those of a random order.
+    """Tabulates precision, recall and mean rank correlations of methods beside those of the references.
 
     Args:
-        evaluations: The evaluation of each method against one oracle.
+        evaluations: The evaluations of methods against one oracle.
         columns: Precision or recall, and its K; columns with more sources than there are get left out.
         correlations: Fields of `RankCorrelation` to average over targets.
         band: Format of a band's bounds.
     """
-    curve = next(iter(evaluations.values())).curve
+    curve = next(iter(evaluations.by_method.values())).curve
     columns = [(quantity, k) for quantity, k in columns if k <= len(curve.hits)]
-    rows = {}
-    for method, evaluation in evaluations.items():
+
+    def row(evaluation: Evaluation) -> list[str]:
         cells = []
         for quantity, k in columns:
             share, bounds = evaluation.shares(quantity, k)
             cells.append(f"{share:.3f}" + ("" if bounds is None else band.format(*bounds)))
         means = [evaluation.mean_correlation(name) for name in correlations]
-        rows[method] = [*cells, *("unknown" if math.isnan(mean) else f"{mean:.3f}" for mean in means)]
+        return [*cells, *("unknown" if math.isnan(mean) else f"{mean:.3f}" for mean in means)]
+
     chance = [f"{getattr(curve, f'random_{quantity}')[k - 1]:.3f}" for quantity, k in columns]
-    header = [f"{quantity[0].upper()}@{k}" for quantity, k in columns]
-    return ScoreTable(header, rows, [*chance, *["0.000"] * len(correlations)])
+    return ScoreTable(
+        [f"{quantity[0].upper()}@{k}" for quantity, k in columns],
+        {method: row(evaluation) for method, evaluation in evaluations.by_method.items()},
+        {"random order": [*chance, *["0.000"] * len(correlations)]}
+        | {name: row(evaluation) for name, evaluation in evaluations.references.items()},
+    )

@@ -27,6 +27,7 @@ def heat_map(
     *,
     quantity: str = "affinity",
     smaller_is_nearer: bool = False,
+    directed: bool = False,
     groups: Mapping[str, str] | None = None,
     svg: bool = False,
 ) -> None:
@@ -43,6 +44,7 @@ def heat_map(
         title: The title above the map.
         quantity: The name of the values, for the colour bar.
         smaller_is_nearer: Whether the values are distances.
+        directed: Whether rows are targets and columns sources, which the axes then say.
         groups: The group of every name, drawn as a strip of colours beside the rows; None: no strip.
         svg: Whether to write an SVG file of the same name as well.
 
@@ -66,6 +68,8 @@ def heat_map(
         cells = axes.pcolormesh(shown, edgecolors="white", linewidth=0.5, **colouring)
     axes.set(xlim=(0, count), ylim=(count, 0), aspect="equal")
     _name_rows_and_columns(axes, names)
+    if directed:
+        axes.set(xlabel="source", ylabel="target")
     if groups is not None:
         style.draw_group_strip(axes, names, groups, 0.1 * count / side)
     axes.spines[:].set_visible(False)

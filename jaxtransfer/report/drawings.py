@@ -27,11 +27,12 @@ def method_drawings(affinity: Affinity, view: MethodView, groups: Mapping[str, s
             title=f"{measure.name.capitalize()}{view.by}{', in the order of the tree' if view.tree else ''}",
             quantity=measure.name,
             smaller_is_nearer=measure.smaller_is_nearer,
+            directed=measure.directed,
             groups=groups,
         ),
     )
     if view.tree is not None:
-        title = f"Task similarity tree{view.by}"
+        title = f"Task similarity tree{view.by}{', from the symmetric part' if measure.directed else ''}"
         yield f"tree_{view.name}", functools.partial(figures.tree, view.tree, title=title, groups=groups)
     best = "" if len(affinity.names) <= _NETWORKS_PER_PAGE + 1 else ", the ten best"
     for targets, suffix, page in pages(affinity.names):

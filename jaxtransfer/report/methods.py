@@ -57,6 +57,7 @@ def method_data(affinity: Affinity, view: MethodView) -> dict[str, Any]:
         "name": view.name,
         "quantity": view.measure.name,
         "sampled": view.measure.sampled,
+        "directed": view.measure.directed,
         "sign": -1 if view.measure.smaller_is_nearer else 1,
         "tree": view.tree is not None,
         "order": view.order,

@@ -134,7 +134,7 @@ def _run_texts(record: Record, affinity: Affinity) -> dict[str, Any]:
 def _tree_element(affinity: Affinity, view: MethodView, inline: Mapping[str, str]) -> dict[str, Any]:
     """Returns the tree of a method as an SVG element, and the names that are not in it."""
     left_out = [] if view.tree is None else [name for name in affinity.names if name not in view.tree.names]
-    return {"svg": inline.get(f"tree_{view.name}"), "left_out": left_out}
+    return {"svg": inline.get(f"tree_{view.name}"), "left_out": left_out, "directed": view.measure.directed}
 
 
 def _data(

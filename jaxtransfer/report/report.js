@@ -232,7 +232,7 @@ function showHeat() {
   $("low").textContent = fixed(low, digits); $("high").textContent = fixed(high, digits);
   const ramp = method.sign > 0 ? data.scale : [...data.scale].reverse();
   $("ramp").style.background = `linear-gradient(to right, ${ramp.filter((_, k) => k % 7 === 0).join(", ")})`;
-  $("heat-note").textContent = `${method.tree ? "In the order of the tree. " : ""}Brighter is nearer${method.sign > 0 ? "" : " (a smaller gap)"}; the colours span the values off the diagonal.`;
+  $("heat-note").textContent = `${method.directed ? "Row: target, column: source. " : ""}${method.tree ? "In the order of the tree. " : ""}Brighter is nearer${method.sign > 0 ? "" : " (a smaller gap)"}; the colours span the values off the diagonal.`;
   canvas.setAttribute("aria-label", `Heat map of ${method.quantity}, ${count} rows; the table of sources has its values.`);
   $("cross").style.display = "none";
 }

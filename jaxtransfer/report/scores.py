@@ -5,8 +5,9 @@ import functools
 from jaxtransfer import figures
 from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.evaluation.oracle import Oracle
+from jaxtransfer.evaluation.references import evaluate_all
 from jaxtransfer.evaluation.retrieval import Quantity
-from jaxtransfer.evaluation.summary import evaluate, score_table
+from jaxtransfer.evaluation.summary import score_table
 from jaxtransfer.report.drawings import Drawing
 
 _COLUMNS: tuple[tuple[Quantity, int], ...] = (("precision", 1), ("precision", 5), ("recall", 5), ("recall", 10))
@@ -22,17 +23,17 @@ class Scores:
     """
 
     def __init__(self, affinity: Affinity, oracle: Oracle, relevant: int) -> None:
-        self._evaluations = {method: evaluate(affinity, oracle, method, relevant) for method in affinity.methods}
+        self._evaluations = evaluate_all(affinity, oracle, affinity.methods, relevant)
         self.name = oracle.name
         self.relevant = relevant
-        self.targets = next(iter(self._evaluations.values())).curve.targets
+        self.targets = next(iter(self._evaluations.by_method.values())).curve.targets
 
     def drawing(self) -> Drawing:
         """Returns the figure of the curves."""
-        return "curves", functools.partial(figures.retrieval_curves, self._evaluations, oracle_name=self.name)
+        return "curves", functools.partial(figures.retrieval_curves, self._evaluations.by_method, oracle_name=self.name)
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Returns the header and the rows of a table with the curves' values at a few K."""
         scores = score_table(self._evaluations, _COLUMNS, ["spearman"])
-        rows = [[method, *cells] for method, cells in scores.rows.items()]
-        return ["method", *scores.header, "mean Spearman"], [*rows, ["random order", *scores.chance]]
+        rows = [[name, *cells] for name, cells in (scores.rows | scores.references).items()]
+        return ["method", *scores.header, "mean Spearman"], rows

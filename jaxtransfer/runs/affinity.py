@@ -116,7 +116,8 @@ def _write(out: Path, affinity: Affinity, images: int) -> None:
     for method in affinity.methods:
         similarity = f"{affinity.similarity}, " if method in ATTRIBUTIONS or method == "depara" else ""
         title = f"Affinity by {method} ({similarity}{images} images)"
-        heat_map(affinity[method], affinity.names, out / f"affinity_{method}.png", title)
+        directed = affinity.measure(method).directed
+        heat_map(affinity[method], affinity.names, out / f"affinity_{method}.png", title, directed=directed)
 
 
 def _diff(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

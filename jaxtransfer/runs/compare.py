@@ -13,7 +13,8 @@ from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.defaults import RELEVANT
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.evaluation.oracle import Oracle
-from jaxtransfer.evaluation.summary import Evaluation, evaluate
+from jaxtransfer.evaluation.references import references
+from jaxtransfer.evaluation.summary import Evaluations, evaluate
 from jaxtransfer.evaluation.tree import mantel_test
 from jaxtransfer.figures import heat_map
 from jaxtransfer.files import write_csv
@@ -104,7 +105,7 @@ def compare(affinities: Mapping[str, Affinity]) -> Comparison:
 
 def compare_runs(
     directories: list[Path], out: Path, *, oracle: Oracle | None = None, relevant: int = RELEVANT
-) -> tuple[Comparison, dict[str, Evaluation]]:
+) -> tuple[Comparison, Evaluations | None]:
     """Compares finished runs and writes the results into a directory.
 
     The directory receives `agreement.csv` and `agreement.png`, `disagreements.csv`, and with an oracle the files that
@@ -117,7 +118,7 @@ def compare_runs(
         relevant: Number of sources of each target that count as relevant.
 
     Returns:
-        The comparison, and the evaluation of each matrix by its label; without an oracle there is none.
+        The comparison, and the evaluations of the matrices by their labels; None without an oracle.
 
     Raises:
         JaxTransferError: A directory without a finished run, two of one name, or what `compare` raises.
@@ -132,13 +133,16 @@ def compare_runs(
     if len(affinities) < len(directories):
         raise JaxTransferError("A run is named twice; name each once.")
     comparison = compare(affinities)
-    evaluations = {}
+    evaluations = None
     if oracle is not None:
-        for label, affinity in affinities.items():
-            common = affinity.only(comparison.names)
-            evaluations |= {
-                f"{label}/{method}": evaluate(common, oracle, method, relevant) for method in common.methods
-            }
+        common = {label: affinity.only(comparison.names) for label, affinity in affinities.items()}
+        by_label = {
+            f"{label}/{method}": evaluate(affinity, oracle, method, relevant)
+            for label, affinity in common.items()
+            for method in affinity.methods
+        }
+        first = next(iter(common.values()))
+        evaluations = Evaluations(by_label, references(first, oracle, first.methods[0], relevant))
     out.mkdir(parents=True, exist_ok=True)
     rows = [[*pair, *agreement] for pair, agreement in comparison.agreements.items()]
     write_csv(out / "agreement.csv", [["one", "other", *Agreement._fields], *rows])
@@ -149,7 +153,7 @@ def compare_runs(
     title = f"Agreement of rankings, {len(comparison.names)} networks"
     quantity = "mean Spearman correlation over targets"
     heat_map(matrix, comparison.labels, out / "agreement.png", title, quantity=quantity)
-    if oracle is not None:
+    if oracle is not None and evaluations is not None:
         write_evaluation(out, evaluations, oracle)
     return comparison, evaluations
 

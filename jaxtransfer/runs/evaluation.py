@@ -1,14 +1,15 @@
 """Scores finished runs against measured transfer."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxtransfer.arguments import checked_methods
 from jaxtransfer.defaults import RELEVANT
 from jaxtransfer.evaluation.oracle import Oracle
+from jaxtransfer.evaluation.references import evaluate_all
 from jaxtransfer.evaluation.retrieval import RankCorrelation
-from jaxtransfer.evaluation.summary import Evaluation, evaluate
+from jaxtransfer.evaluation.summary import Evaluations
 from jaxtransfer.figures import retrieval_curves
 from jaxtransfer.files import write_csv
 from jaxtransfer.runs.load import load_run
@@ -19,12 +20,12 @@ _BANDS = ("hits_low_over_images", "hits_high_over_images", "hits_low_over_networ
 
 def evaluate_run(
     directory: str | Path, oracle: Oracle, *, relevant: int = RELEVANT, methods: str | Sequence[str] | None = None
-) -> dict[str, Evaluation]:
+) -> Evaluations:
     """Scores a finished run against an oracle.
 
     The directory receives `evaluation.csv` (hits, precision and recall at every K beside those expected of a random
     order, and 95 % bands of the hits), `evaluation_by_target.csv` (rank correlations) and `evaluation.png`; they
-    replace those of an earlier evaluation.
+    replace those of an earlier evaluation. In the tables, the references follow the methods.
 
     Args:
         directory: The run directory.
@@ -33,25 +34,23 @@ def evaluate_run(
         methods: One or several methods of the run; None: all.
 
     Returns:
-        The evaluation of every method.
+        The evaluation of every method, and of the references.
 
     Raises:
         JaxTransferError: `directory` holds no finished run, or one that has nothing in common with the oracle.
     """
     directory = Path(directory)
     affinity = load_run(directory)
-    evaluations = {
-        method: evaluate(affinity, oracle, method, relevant)
-        for method in (affinity.methods if methods is None else checked_methods(methods))
-    }
+    chosen = affinity.methods if methods is None else checked_methods(methods)
+    evaluations = evaluate_all(affinity, oracle, chosen, relevant)
     write_evaluation(directory, evaluations, oracle)
     return evaluations
 
 
-def write_evaluation(directory: Path, evaluations: Mapping[str, Evaluation], oracle: Oracle) -> None:
+def write_evaluation(directory: Path, evaluations: Evaluations, oracle: Oracle) -> None:
     """Writes `evaluation.csv`, `evaluation_by_target.csv` and `evaluation.png` into a directory."""
     rows, by_target = [], []
-    for method, evaluation in evaluations.items():
+    for method, evaluation in (evaluations.by_method | evaluations.references).items():
         curve, bands = evaluation.curve, (evaluation.bands.images, evaluation.bands.networks)
         edges = [edge for band in bands for edge in band or (None, None)]
         for k in range(len(curve.hits)):
@@ -64,4 +63,4 @@ def write_evaluation(directory: Path, evaluations: Mapping[str, Evaluation], ora
     write_csv(directory / "evaluation.csv", [["method", "k", *_CURVES, *_BANDS], *rows])
     fields = [field.name for field in dataclasses.fields(RankCorrelation)]
     write_csv(directory / "evaluation_by_target.csv", [["method", "target", *fields], *by_target])
-    retrieval_curves(evaluations, directory / "evaluation.png", oracle.name)
+    retrieval_curves(evaluations.by_method, directory / "evaluation.png", oracle.name)

@@ -169,6 +169,7 @@ def test_bfloat16_rounds_maps_and_leaves_outputs() -> None:
         assert similarities(both)[0][:, 0, 1].min() > 0.9995
 
 
+@pytest.mark.slow
 def test_bfloat16_under_vmap_and_shard_map() -> None:
     def run(images: Any) -> Any:
         return jt.attribute(looped, PARAMS, images, methods=["saliency"], precision="bfloat16")
@@ -232,6 +233,7 @@ def test_unknown_precision() -> None:
         jt.affinity_matrix(networks(simple), PROBE, precision="half")  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.slow
 def test_command_line_records_it(tmp_path: Path) -> None:
     zoo = jt.Zoo(tmp_path / "zoo")
     for name, seed in (("one", 0), ("two", 1)):

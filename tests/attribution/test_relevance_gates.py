@@ -14,6 +14,7 @@ import pytest
 from jax import lax
 
 import jaxtransfer as jt
+from support.helpers import quick_cases
 from support.relevance_reference import (
     activation,
     assert_follows,
@@ -68,6 +69,7 @@ GATES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GATES)
 def test_gate_passes_no_relevance(name: str) -> None:
     gate = GATES[name]
@@ -250,7 +252,7 @@ GATED: dict[str, Callable[[], tuple[Network, Network, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", GATED)
+@pytest.mark.parametrize("name", quick_cases(GATED, "LSTM"))
 def test_gates_near_zero_do_not_make_maps_noise(name: str) -> None:
     """Relevance is of the size of input x gradient, and little noise on the image changes it little."""
     network, reference, params = GATED[name]()

@@ -74,6 +74,7 @@ def test_a_leak_is_seen() -> None:
     assert long_run.allocated() - before >= 7 * 2**20
 
 
+@pytest.mark.slow
 def test_long_run_compiles_once_for_each_architecture() -> None:
     record = long_run.run(18, images=2, size=8, architectures=((3, 5), (5, 3), (3,)))
     assert (record["compilations"], record["compilations_elsewhere"]) == (3, [])

@@ -70,6 +70,7 @@ def test_scores_of_the_truth_and_of_chance() -> None:
     assert chance.low < 5 / (COUNT - 1) < chance.high
 
 
+@pytest.mark.slow
 def test_standard_errors_of_agreement_are_those_of_other_networks() -> None:
     """Over random truths and measures that share half of their variance, the jackknife matches the spread."""
     found = []
@@ -107,6 +108,7 @@ def test_every_change_has_its_column() -> None:
         np.testing.assert_allclose(np.diag(each), 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_views_share_an_encoder() -> None:
     def both(key):
         params = init(key)

@@ -87,10 +87,10 @@ def test_examples_without_an_answer_do_not_count() -> None:
     task, examples = rooms.TASKS["class_object"], Drawn(40)
     labels = jnp.asarray(examples[task.label])
     answers = jax.random.normal(jax.random.key(0), (40, task.outputs))
-    each, counts = learning.losses(task, learning.prior(task, examples, 1).units, answers, labels)
+    per_example, counts = learning.losses(task, learning.prior(task, examples, 1).units, answers, labels)
     np.testing.assert_array_equal(counts, labels >= 0)
     expected = -jax.nn.log_softmax(answers)[:, 1][labels >= 0].mean()
-    np.testing.assert_allclose(learning.mean_loss(each, counts), expected, rtol=1e-5)
+    np.testing.assert_allclose(learning.mean_loss(per_example, counts), expected, rtol=1e-5)
 
 
 # Training
@@ -124,9 +124,9 @@ def test_normalisation_forgets_at_its_momentum() -> None:
     task, examples = rooms.TASKS["room_layout"], Drawn(8)
     settings = dataclasses.replace(QUICK, steps=1, momentum=0.0)
     trainer = Trainer(task, settings, learning.prior(task, examples, 1))
-    found = trainer.run(0, examples, examples, lambda _: None)
-    each, _ = jax.jit(lambda batch: trainer._losses(trainer._model(0), batch))(examples.of(task).all())
-    np.testing.assert_allclose(found.losses, each, rtol=1e-3)
+    result = trainer.run(0, examples, examples, lambda _: None)
+    per_example, _ = jax.jit(lambda batch: trainer._losses(trainer._model(0), batch))(examples.of(task).all())
+    np.testing.assert_allclose(result.losses, per_example, rtol=1e-3)
 
 
 @pytest.mark.slow
@@ -154,9 +154,9 @@ def test_training_that_was_killed_goes_on_to_the_same_bits(trained, tmp_path: Pa
     assert died.returncode == -signal.SIGKILL, died.stderr
     task, examples, steps = rooms.TASKS["class_scene"], Drawn(64), []
     trainer = Trainer(task, QUICK, learning.prior(task, examples, 1))
-    found = trainer.run(3, examples, Drawn(32, seed=1), steps.append, checkpoints=tmp_path, every=5)
+    result = trainer.run(3, examples, Drawn(32, seed=1), steps.append, checkpoints=tmp_path, every=5)
     assert steps == list(range(6, 13))
-    for a, b in zip(jax.tree.leaves(found.encoder), jax.tree.leaves(trained[0].encoder), strict=True):
+    for a, b in zip(jax.tree.leaves(result.encoder), jax.tree.leaves(trained[0].encoder), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -207,9 +207,9 @@ def _colours(params: Any, images: Array) -> Array:
 def test_an_untrained_encoder_sees_images_of_usual_size() -> None:
     examples = Drawn(64)
     network = untrained("random", examples)
-    found = represent(network, rooms.TASKS["class_scene"], examples)
-    assert found.shape == (64, 8, 8, 64)
-    assert 0.1 < found.astype(np.float32).std() < 10
+    result = represent(network, rooms.TASKS["class_scene"], examples)
+    assert result.shape == (64, 8, 8, 64)
+    assert 0.1 < result.astype(np.float32).std() < 10
 
 
 # The table

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from jaxtransfer import Affinity
+from jaxtransfer import Affinity, Measure, Oracle
 from jaxtransfer.cli.app import app
 from jaxtransfer.comparison.affinity import MethodResult
 from jaxtransfer.taskonomy.tasks import TASKS
@@ -39,16 +39,20 @@ def test_agreement_and_its_reverse(run):
     assert result.exit_code == 0, result.output
     assert "8 of the oracle's 8 targets were scored" in result.stdout
     rows = table(run / "evaluation.csv")
-    assert [row["method"] for row in rows] == ["a"] * 7 + ["b"] * 7
-    assert [int(row["hits"]) for row in rows] == [8, *[16] * 6] + [0] * 5 + [8, 16]
+    references = ["mean rank over the other targets", "the other direction"]
+    assert [row["method"] for row in rows] == [name for name in ("a", "b", *references) for _ in range(7)]
+    # Of one list of sources, the mean rank over the other targets is the truth.
+    assert [int(row["hits"]) for row in rows[:21]] == [8, *[16] * 6] + [0] * 5 + [8, 16] + [8, *[16] * 6]
     np.testing.assert_allclose([float(row["random_precision"]) for row in rows], 2 / 7)
     for row in rows:
         assert float(row["hits_low_over_networks"]) <= int(row["hits"]) <= float(row["hits_high_over_networks"]) + 1e-9
         assert row["hits_low_over_images"] == ""  # nothing is known image by image
     assert "its 95 % band over other networks and images" in result.stdout
     by_target = table(run / "evaluation_by_target.csv")
-    assert {(row["method"], float(row["spearman"])) for row in by_target} == {("a", 1.0), ("b", -1.0)}
-    assert [row["target"] for row in by_target] == [*NAMES, *NAMES]
+    correlations = {(row["method"], row["spearman"]) for row in by_target[:24]}
+    assert {(method, float(value)) for method, value in correlations} == {("a", 1), ("b", -1), (references[0], 1)}
+    assert [row["target"] for row in by_target] == [*NAMES] * 4
+    assert f"{references[0]}: one list of sources" in result.stdout
     with Image.open(run / "evaluation.png") as figure:
         assert figure.size[0] > 1000
 
@@ -64,7 +68,8 @@ def test_the_built_in_oracle_and_one_method(run):
     assert result.exit_code == 0, result.output
     assert "7 of the oracle's 18 targets were scored" in result.stdout  # colorization is a source only
     assert "not scored, because they or all but one of their sources are not in this run: " in result.stdout
-    assert {row["method"] for row in table(run / "evaluation.csv")} == {"a"}
+    methods = {row["method"] for row in table(run / "evaluation.csv")}
+    assert methods == {"a", "mean rank over the other targets", "the other direction"}
 
 
 def test_errors_are_one_sentence(run, tmp_path):
@@ -82,3 +87,21 @@ def test_errors_are_one_sentence(run, tmp_path):
     (run / "run.json").write_text(json.dumps(unfinished))
     assert "has not finished" in invoke(run).stderr
     assert not (run / "evaluation.csv").exists()
+
+
+def test_an_oracle_whose_sources_are_no_targets(tmp_path):
+    """Networks and tasks are names of one matrix, in which only pairs of the two have values."""
+    hear = Oracle.hear()
+    models = list(dict.fromkeys(model for of_target in hear.scores.values() for model in of_target))
+    names = (*hear.scores, *models)
+    affinity = Affinity.of(names, {"m": hear.table(hear.scores, names)}, measures={"m": Measure(directed=True)})
+    finished_run(tmp_path / "run", affinity)
+    result = invoke(tmp_path / "run", "--oracle", "hear")
+    assert result.exit_code == 0, result.output
+    assert "19 of the oracle's 19 targets were scored" in result.stdout
+    assert {row["spearman"][:6] for row in table(tmp_path / "run" / "evaluation_by_target.csv")[:19]} <= {
+        "1.0",
+        "0.9999",
+    }
+    methods = {row["method"] for row in table(tmp_path / "run" / "evaluation.csv")}
+    assert methods == {"m", "mean rank over the other targets"}

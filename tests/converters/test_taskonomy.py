@@ -90,6 +90,7 @@ def test_first_convolution_of_other_widths(encoder: Any, weights: Path, zoo: jt.
     assert zoo["colorization"].preprocess == jt.Preprocess((256, 256), 0.5, 0.5, lightness=True)
 
 
+@pytest.mark.slow
 def test_batch_counters_may_be_absent(encoder: Any, weights: Path, zoo: jt.Zoo) -> None:
     old = {name: tensor for name, tensor in encoder.items() if "num_batches" not in name}
     assert len(old) < len(encoder)

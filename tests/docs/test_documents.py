@@ -157,6 +157,7 @@ class TestNetworks:
         affinity = jt.affinity_matrix(networks, IMAGES, methods=["saliency"], mesh=jt.device_mesh(2, 2))
         np.testing.assert_allclose(affinity["saliency"], 1, atol=1e-6)
 
+    @pytest.mark.slow
     def test_nnx(self) -> None:
         class Net(nnx.Module):
             def __init__(self) -> None:
@@ -169,6 +170,7 @@ class TestNetworks:
         model = Net()
         self.check("Flax NNX", {"model": model}, lambda images: model.conv(images))
 
+    @pytest.mark.slow
     def test_linen(self) -> None:
         class Net(nn.Module):
             @nn.compact
@@ -185,6 +187,7 @@ class TestNetworks:
             lambda images: nn.Conv(4, (3, 3)).apply({"params": conv}, images) / np.sqrt(1 + 1e-5),
         )
 
+    @pytest.mark.slow
     def test_equinox(self) -> None:
         keys = jax.random.split(jax.random.key(0))
         layers = [eqx.nn.Conv2d(3, 4, 3, key=keys[0]), eqx.nn.Lambda(jax.nn.softplus), eqx.nn.Dropout(0.5)]
@@ -195,6 +198,7 @@ class TestNetworks:
             lambda images: jax.nn.softplus(convolve(images.transpose(0, 3, 1, 2))),
         )
 
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore::DeprecationWarning:haiku")
     def test_haiku(self) -> None:
         def forward(images: jax.Array, is_training: bool) -> jax.Array:
@@ -210,6 +214,7 @@ class TestNetworks:
 
         self.check("Haiku", names, answer)
 
+    @pytest.mark.slow
     def test_keras(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("KERAS_BACKEND", "jax")
         monkeypatch.setenv("KERAS_HOME", str(tmp_path))
@@ -233,6 +238,7 @@ class TestNetworks:
         ):
             jt.Network("keras", lambda weights, images: images, model.trainable_variables)
 
+    @pytest.mark.slow
     def test_torch_and_comparison(self, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         shutil.copytree(files, tmp_path, dirs_exist_ok=True)
         monkeypatch.chdir(tmp_path)

@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from jaxtransfer.figures import heat_map
+from support.helpers import quick_cases
 
 
 def _affinity(count: int) -> np.ndarray:
@@ -13,7 +14,7 @@ def _affinity(count: int) -> np.ndarray:
     return (points @ points.T).astype(np.float32)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 12, 40])
+@pytest.mark.parametrize("count", quick_cases([1, 2, 3, 12, 40], 1, 12))
 def test_heat_map_of_any_size(tmp_path, count):
     names = [f"a-network-with-a-long-name-{i}" for i in range(count)]
     heat_map(_affinity(count), names, tmp_path / "map.png", "Affinity by saliency")
@@ -24,6 +25,7 @@ def test_heat_map_of_any_size(tmp_path, count):
     assert [file.name for file in tmp_path.iterdir()] == ["map.png"]
 
 
+@pytest.mark.slow
 def test_heat_map_of_thousands(tmp_path):
     names = [f"n{i}" for i in range(1500)]
     heat_map(np.eye(1500, dtype=np.float32), names, tmp_path / "map.png", "many")

@@ -29,8 +29,8 @@ def loss(params, batch, key):
 def test_known_gradients():
     """The expected gradient is 0 (the sign is), so only the alignment sees the angles between the tasks."""
     tasks = {str(i): batches(direction) for i, direction in enumerate(_DIRECTIONS)}
-    found = gradient_alignment(init, loss, tasks, _KEY, restarts=4000)
-    values, errors = found["alignment"], found.stderr("alignment")
+    affinity = gradient_alignment(init, loss, tasks, _KEY, restarts=4000)
+    values, errors = affinity["alignment"], affinity.stderr("alignment")
     exact = _DIRECTIONS @ _DIRECTIONS.T
     off = ~np.eye(3, dtype=bool)
     assert (np.abs(values - exact)[off] < 4 * errors[off]).all()
@@ -38,15 +38,15 @@ def test_known_gradients():
     np.testing.assert_array_equal(np.diag(values), 1)
     np.testing.assert_array_equal(np.diag(errors), 0)
     np.testing.assert_allclose(values, values.T, atol=1e-6)
-    assert (found.counts("alignment") == 4000).all()
-    assert found.rank("0")[0][0] == "1"
+    assert (affinity.counts("alignment") == 4000).all()
+    assert affinity.rank("0")[0][0] == "1"
 
 
 def test_errors_are_those_of_repetition():
     tasks = {str(i): batches(direction) for i, direction in enumerate(_DIRECTIONS[:2])}
     runs = [gradient_alignment(init, loss, tasks, jax.random.key(i), restarts=128) for i in range(60)]
-    values = np.array([each["alignment"][0, 1] for each in runs])
-    errors = np.array([each.stderr("alignment")[0, 1] for each in runs])
+    values = np.array([run["alignment"][0, 1] for run in runs])
+    errors = np.array([run.stderr("alignment")[0, 1] for run in runs])
     assert 0.75 < np.sqrt(np.mean(errors**2)) / values.std(ddof=1) < 1.4
 
 
@@ -59,7 +59,7 @@ def test_a_float64_rewrite():
     head = RandomHead(features, 3)
     losses = {"a": Prototypical(features, 3, 3), "b": head}
     with pytest.warns(UserWarning, match="head of b is drawn at random for every gradient"):
-        found = gradient_alignment(init, losses, tasks, _KEY, restarts=12, groups=3)
+        affinity = gradient_alignment(init, losses, tasks, _KEY, restarts=12, groups=3)
 
     fold = jax.random.fold_in
     draw, gradient_of = jax.jit(init), {name: jax.jit(jax.grad(loss)) for name, loss in losses.items()}
@@ -87,10 +87,11 @@ def test_a_float64_rewrite():
             products[s, s] += gradients[s, 0] @ gradients[s, 1]
         products[0, 1] += (gradients[0].sum(0) @ gradients[1].sum(0)) / 4
     np.testing.assert_allclose(
-        found["alignment"][0, 1], products[0, 1] / np.sqrt(products[0, 0] * products[1, 1]), rtol=1e-4
+        affinity["alignment"][0, 1], products[0, 1] / np.sqrt(products[0, 0] * products[1, 1]), rtol=1e-4
     )
 
 
+@pytest.mark.slow
 def test_on_several_devices():
     tasks = {str(i): batches(direction) for i, direction in enumerate(_DIRECTIONS)}
     one = gradient_alignment(init, loss, tasks, _KEY, restarts=50)

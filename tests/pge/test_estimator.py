@@ -39,19 +39,24 @@ def task(kind, features, seed=0):
 def distance(a: PrincipalGradient, b: PrincipalGradient):
     """Unbiased squared distance of two expectations estimated with different keys, and its standard error."""
     lifted = [
-        np.stack([np.concatenate([np.ravel(x) for x in jax.tree.leaves(each.orbits.lift(row))]) for row in each.groups])
-        for each in (a, b)
+        np.stack(
+            [
+                np.concatenate([np.ravel(x) for x in jax.tree.leaves(estimate.orbits.lift(row))])
+                for row in estimate.groups
+            ]
+        )
+        for estimate in (a, b)
     ]
     products = [inner_products(x, y) for x, y in [(lifted[0],) * 2, (lifted[1],) * 2, lifted]]
-    found = jackknife(lambda x, y, z: unbiased(x) + unbiased(y) - 2 * unbiased(z), *products)
-    return found, unbiased(products[0])
+    squared_distance = jackknife(lambda x, y, z: unbiased(x) + unbiased(y) - 2 * unbiased(z), *products)
+    return squared_distance, unbiased(products[0])
 
 
-def projected(found: PrincipalGradient, symmetry):
+def projected(estimate: PrincipalGradient, symmetry):
     """What would have been found with a symmetry of more orbits' entries in common."""
-    coarser = orbits(found.gradient, symmetry)
-    groups = np.stack([coarser.project(found.orbits.lift(row)) for row in found.groups])
-    return dataclasses.replace(found, groups=groups, orbits=coarser)
+    coarser = orbits(estimate.gradient, symmetry)
+    groups = np.stack([coarser.project(estimate.orbits.lift(row)) for row in estimate.groups])
+    return dataclasses.replace(estimate, groups=groups, orbits=coarser)
 
 
 @pytest.mark.slow
@@ -100,13 +105,13 @@ def _too_much(symmetry):
 def test_mirrored_heads_do_not_see_labels(kind):
     init, features, _ = BACKBONES["dense"]
     loss, batches = task(kind, features)
-    found = principal_gradient(init, loss, batches, _KEY, restarts=16, heads=2)
-    assert found.control is not None
-    scale = np.abs(found.groups).max()
-    np.testing.assert_allclose(found.groups, found.control.groups, atol=1e-5 * scale)
-    assert found.label_blind
-    assert found.reads_labels is False
-    assert "does not depend on the labels" in found.summary()
+    gradient = principal_gradient(init, loss, batches, _KEY, restarts=16, heads=2)
+    assert gradient.control is not None
+    scale = np.abs(gradient.groups).max()
+    np.testing.assert_allclose(gradient.groups, gradient.control.groups, atol=1e-5 * scale)
+    assert gradient.label_blind
+    assert gradient.reads_labels is False
+    assert "does not depend on the labels" in gradient.summary()
     once = principal_gradient(init, loss, batches, _KEY, restarts=16)
     assert np.abs(once.groups - once.control.groups).max() > 0.01 * scale  # pyright: ignore[reportOptionalMemberAccess]
 
@@ -115,9 +120,9 @@ def test_mirrored_heads_do_not_see_labels(kind):
 def test_prototypical_episodes_read_labels():
     init, features, symmetry = BACKBONES["dense"]
     loss, batches = task("prototypical", features)
-    found = principal_gradient(init, loss, batches, _KEY, restarts=4000, symmetry=symmetry)
-    assert found.reads_labels
-    assert "it depends on the labels" in found.summary()
+    gradient = principal_gradient(init, loss, batches, _KEY, restarts=4000, symmetry=symmetry)
+    assert gradient.reads_labels
+    assert "it depends on the labels" in gradient.summary()
     images, labels = blobs()
     labels = np.random.default_rng(0).permutation(labels)
     noise = np.random.default_rng(1).normal(size=images.shape).astype(np.float32)
@@ -125,12 +130,13 @@ def test_prototypical_episodes_read_labels():
     assert not principal_gradient(init, loss, nothing, _KEY, restarts=4000, symmetry=symmetry).reads_labels
 
 
+@pytest.mark.slow
 def test_auto_stops_at_the_tolerance_or_at_the_cap():
     init, features, symmetry = BACKBONES["dense"]
     loss, batches = task("random head", features)
-    found = principal_gradient(init, loss, batches, _KEY, symmetry=symmetry, tolerance=30)
-    assert found.signal_to_noise >= 30
-    assert found.restarts < 20_000
+    gradient = principal_gradient(init, loss, batches, _KEY, symmetry=symmetry, tolerance=30)
+    assert gradient.signal_to_noise >= 30
+    assert gradient.restarts < 20_000
     capped = principal_gradient(init, loss, batches, _KEY, symmetry=symmetry, tolerance=1e9, cap=200)
     assert capped.restarts == 200
     assert capped.summary(1e9).count("Not resolved") == 1
@@ -150,6 +156,7 @@ def test_same_key_same_bits_on_any_number_of_devices():
     assert np.abs(other.groups - first.groups).max() > 0.01 * scale
 
 
+@pytest.mark.slow
 def test_a_state_stays_what_it_was():
     init, features, _ = BACKBONES["dense"]
     estimation = Estimation(init, *task("prototypical", features), _KEY)
@@ -196,8 +203,8 @@ def test_a_flax_module_as_a_backbone():
         return nnx.merge(graph, params)(images)
 
     _, batches = task("prototypical", features)
-    found = principal_gradient(init, Prototypical(features, 3, 3), batches, _KEY, restarts=16)
-    assert found.groups.shape == (16, 12 * 6 + 6 + 6 * 4 + 4)
+    gradient = principal_gradient(init, Prototypical(features, 3, 3), batches, _KEY, restarts=16)
+    assert gradient.groups.shape == (16, 12 * 6 + 6 + 6 * 4 + 4)
 
 
 @pytest.mark.parametrize(("images", "width", "dense"), [(10, 30, False), (60, 7, False), (8, 5, True)])
@@ -207,13 +214,13 @@ def test_ridge_heads_are_ridge_regressions(images, width, dense):
     x = rng.normal(size=(images, 3, 3, width) if dense else (images, width))
     y = rng.normal(size=(*x.shape[:-1], 2)) + 3
     loss = RidgeHead(lambda scale, images: scale * images, ridge=0.3)
-    found = loss(jnp.float32(2), (jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)), _KEY)
+    value = loss(jnp.float32(2), (jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)), _KEY)
     half = images // 2
     (a, b), (c, d) = ((2 * x[part].reshape(-1, width), y[part].reshape(-1, 2)) for part in np.s_[:half, half:])
     a, c = a - a.mean(0), c - a.mean(0)
     penalty = 0.3 * np.square(a).sum(1).mean() * np.eye(width)
     weights = np.linalg.solve(a.T @ a + penalty, a.T @ (b - b.mean(0)))
-    np.testing.assert_allclose(found, np.square(c @ weights + b.mean(0) - d).mean(), rtol=1e-5)
+    np.testing.assert_allclose(value, np.square(c @ weights + b.mean(0) - d).mean(), rtol=1e-5)
 
 
 def test_ridge_heads_read_labels():
@@ -226,6 +233,7 @@ def test_ridge_heads_read_labels():
     assert not loss.label_blind
 
 
+@pytest.mark.slow
 def test_a_loss_of_ones_own():
     def loss(params, batch, key):
         images, labels = batch
@@ -233,14 +241,15 @@ def test_a_loss_of_ones_own():
         return jnp.square(dense_features(params, images) @ noise - jax.nn.one_hot(labels, 3)).mean()
 
     _, batches = task("random head", dense_features)
-    found = principal_gradient(dense_init, loss, batches, _KEY, restarts=64)
-    assert found.label_blind is False
-    assert "test_estimator" in found.recipe.loss
+    gradient = principal_gradient(dense_init, loss, batches, _KEY, restarts=64)
+    assert gradient.label_blind is False
+    assert "test_estimator" in gradient.recipe.loss
     images, labels = blobs()
     stacked = (images[:32].reshape(4, 8, 4, 3, 1), labels[:32].reshape(4, 8))
-    assert gap(found, principal_gradient(dense_init, loss, stacked, _KEY, restarts=64), "cosine").value < 2
+    assert gap(gradient, principal_gradient(dense_init, loss, stacked, _KEY, restarts=64), "cosine").value < 2
 
 
+@pytest.mark.slow
 def test_gap_refuses_other_losses_backbones_and_initialisers():
     loss, batches = task("random head", dense_features)
     own = principal_gradient(dense_init, loss, batches, _KEY, restarts=16, control=False)

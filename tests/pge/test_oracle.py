@@ -55,13 +55,13 @@ def error(
     images, labels = batches(name, count)
     images = images.astype(dtype)
     key = jax.random.key(seed)
-    found = principal_gradient(
+    estimate = principal_gradient(
         init, ours, (jnp.asarray(images), jnp.asarray(labels)), key,
         restarts=restarts, control=False, groups=GROUPS, restarts_per_batch=per_batch,
     )  # fmt: skip
-    assert found.restarts == restarts
-    assert len(found.groups) == GROUPS
-    assert found.groups.dtype == dtype
+    assert estimate.restarts == restarts
+    assert len(estimate.groups) == GROUPS
+    assert estimate.groups.dtype == dtype
 
     for_init, for_loss = jax.random.fold_in(key, 0), jax.random.fold_in(key, 2)
     draw = jax.jit(init)
@@ -74,7 +74,7 @@ def error(
     ]
     weights = (draw(jax.random.fold_in(for_init, restart)) for restart in range(restarts))
     published = published_estimator(name, losses, weights, [(images[i], labels[i]) for i in chosen])
-    return relative_error(found.mean, published)
+    return relative_error(estimate.mean, published)
 
 
 @pytest.mark.slow
@@ -98,7 +98,7 @@ def test_float64(name, loss, restarts):
 def test_float32(name, loss, restarts, init):
     # The second key is there for the rare maximum of two values that rounding makes change places.
     tried = (error(name, loss, restarts=restarts, init=init, seed=seed) for seed in (0, 1))
-    assert any(each <= 1e-4 for each in tried)
+    assert any(error <= 1e-4 for error in tried)
 
 
 @pytest.mark.slow

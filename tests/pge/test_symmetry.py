@@ -34,31 +34,32 @@ def inner(a, b):
 def test_projection_is_the_average_over_all_permutations():
     """The definition: the mean over the whole group, 3! x 2! permutations."""
     gradient = example()
-    found = orbits(gradient, _SIZES)
+    weight_orbits = orbits(gradient, _SIZES)
+    permuted = jax.jit(lambda p, q: permute(gradient, _SIZES, {"p": p, "q": q}))
     images = [
-        permute(gradient, _SIZES, {"p": jnp.asarray(p), "q": jnp.asarray(q)})
+        permuted(np.array(p, np.int32), np.array(q, np.int32))
         for p, q in itertools.product(itertools.permutations(range(3)), itertools.permutations(range(2)))
     ]
-    average = jax.tree.map(lambda *leaves: sum(leaves) / len(images), *images)
-    coordinates = found.project(gradient)
-    assert coordinates.shape == (found.dimension,)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found.lift(coordinates), average)
+    average = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0), *images)
+    coordinates = weight_orbits.project(gradient)
+    assert coordinates.shape == (weight_orbits.dimension,)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), weight_orbits.lift(coordinates), average)
 
 
 def test_coordinates_keep_inner_products():
     a, b = example(1), example(2)
-    found = orbits(a, _SIZES)
-    x, y = found.project(a), found.project(b)
-    np.testing.assert_allclose(jnp.vdot(x, y), inner(found.lift(x), b), rtol=1e-5)
-    np.testing.assert_allclose(jnp.vdot(x, y), inner(found.lift(x), found.lift(y)), rtol=1e-5)
-    np.testing.assert_allclose(found.project(found.lift(x)), x, rtol=1e-5)
+    weight_orbits = orbits(a, _SIZES)
+    x, y = weight_orbits.project(a), weight_orbits.project(b)
+    np.testing.assert_allclose(jnp.vdot(x, y), inner(weight_orbits.lift(x), b), rtol=1e-5)
+    np.testing.assert_allclose(jnp.vdot(x, y), inner(weight_orbits.lift(x), weight_orbits.lift(y)), rtol=1e-5)
+    np.testing.assert_allclose(weight_orbits.project(weight_orbits.lift(x)), x, rtol=1e-5)
 
 
 def test_without_symmetry_all_entries_stay():
     gradient = example()
-    found = orbits(gradient, None)
-    assert found.dimension == sum(leaf.size for leaf in gradient.values())
-    jax.tree.map(np.testing.assert_array_equal, found.lift(found.project(gradient)), gradient)
+    weight_orbits = orbits(gradient, None)
+    assert weight_orbits.dimension == sum(leaf.size for leaf in gradient.values())
+    jax.tree.map(np.testing.assert_array_equal, weight_orbits.lift(weight_orbits.project(gradient)), gradient)
 
 
 def test_orbits_of_conv4():
@@ -99,7 +100,7 @@ def test_right_and_wrong_specifications(kind, name):
     for position, axis, group in grouped if kind is own else grouped[:1]:
         # One axis is taken out of its group: its units stay while the others move.
         wrong = list(leaves)
-        wrong[position] = tuple(None if i == axis else each for i, each in enumerate(leaves[position]))
+        wrong[position] = tuple(None if i == axis else entry for i, entry in enumerate(leaves[position]))
         with pytest.raises(JaxTransferError, match=f"units of {group}"):
             check_symmetry(init, loss, batches, jax.tree.unflatten(structure, wrong), jax.random.key(1))
 
@@ -118,6 +119,7 @@ def test_backbones_that_come_along(name, monkeypatch):
     check_symmetry(b.init, loss, batches, b.symmetry, jax.random.key(0, impl="rbg"))
 
 
+@pytest.mark.slow
 def test_a_mistake_in_a_backbones_specification():
     b = backbone("conv4")
     images = np.random.default_rng(0).normal(size=(8, 16, 16, 3)).astype(np.float32)
@@ -183,6 +185,6 @@ def test_initialisers_that_treat_units_alike(draw):
     def init(key):
         return {name: draw(jax.random.fold_in(key, i), shape) for i, (name, shape) in enumerate(shapes.items())}
 
-    found = orbits(jax.eval_shape(init, jax.random.key(0)), groups)
+    weight_orbits = orbits(jax.eval_shape(init, jax.random.key(0)), groups)
     for seed in range(60):
-        symmetry._check_initialiser(init, found, list(shapes), jax.random.key(seed))
+        symmetry._check_initialiser(init, weight_orbits, list(shapes), jax.random.key(seed))

@@ -22,7 +22,10 @@ from support.report_runs import AWKWARD, attribution_run, gap_run
 webdriver = pytest.importorskip("selenium.webdriver")
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 _CHROMIUM, _DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (_CHROMIUM and _DRIVER), reason="needs chromium and chromium-driver")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (_CHROMIUM and _DRIVER), reason="needs chromium and chromium-driver"),
+]
 
 NAMES = list(TASKS)[:20]
 # Numbers within names are sorted as numbers.

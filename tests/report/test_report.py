@@ -89,6 +89,7 @@ def test_networks_whose_maps_mean_little_are_marked(tmp_path):
     assert FAULTS["coupled_images"] in page.data["faults"][2]
 
 
+@pytest.mark.slow
 def test_attribution_run(tmp_path):
     names = list(TASKS)[:20]
     run = attribution_run(tmp_path / "run", names, unusable=[(names[0], "a.png")])

@@ -54,10 +54,10 @@ def test_encoders_are_read_and_never_written(zoo: Zoo) -> None:
     assert {leaf.dtype for leaf in jax.tree.leaves(network.params)} == {np.dtype(np.float16)}
     assert network.preprocess is not None
     images = network.preprocess(jax.random.uniform(jax.random.key(0), (2, 64, 64, 3)))
-    found = quick_jit(network.apply)(network.params, images)
-    assert found.shape == (2, 8, 8, 64)
-    assert bool(jnp.isfinite(found).all())
-    assert float(found.std()) > 0
+    features = quick_jit(network.apply)(network.params, images)
+    assert features.shape == (2, 8, 8, 64)
+    assert bool(jnp.isfinite(features).all())
+    assert float(features.std()) > 0
     with pytest.raises(JaxTransferError, match="cannot be added to the zoo of Rooms"):
         zoo.add(zoo["normal"])
     assert {file: file.stat().st_mtime_ns for file in zoo.path.rglob("*")} == before
@@ -82,23 +82,25 @@ def test_probe_images_depend_on_seed_and_number_alone(monkeypatch: pytest.Monkey
 
 
 def test_affinities_are_of_other_tasks_and_follow_losses() -> None:
-    found = rooms.transfers()
-    assert found.targets == TASKS
-    assert found.sources == (*TASKS, "random", "scratch")
-    assert found.loss.shape == found.stderr.shape == found.affinity.shape == (24, 22)
-    assert (found.loss > 0).all()
-    assert (found.stderr > 0).all()
-    assert (found.prior > 0).all()
-    np.testing.assert_array_equal(np.isnan(found.affinity), np.eye(24, 22, dtype=bool) | (np.arange(24) > 21)[:, None])
-    np.testing.assert_allclose(np.nansum(found.affinity, axis=0), 1, atol=1e-4)
+    transfers = rooms.transfers()
+    assert transfers.targets == TASKS
+    assert transfers.sources == (*TASKS, "random", "scratch")
+    assert transfers.loss.shape == transfers.stderr.shape == transfers.affinity.shape == (24, 22)
+    assert (transfers.loss > 0).all()
+    assert (transfers.stderr > 0).all()
+    assert (transfers.prior > 0).all()
+    np.testing.assert_array_equal(
+        np.isnan(transfers.affinity), np.eye(24, 22, dtype=bool) | (np.arange(24) > 21)[:, None]
+    )
+    np.testing.assert_allclose(np.nansum(transfers.affinity, axis=0), 1, atol=1e-4)
     agreements = []
-    for loss, affinity in zip(found.loss.T, found.affinity.T, strict=True):
+    for loss, affinity in zip(transfers.loss.T, transfers.affinity.T, strict=True):
         known = ~np.isnan(affinity)
         agreements.append(spearmanr(affinity[known], -loss[known])[0])
     assert np.mean(agreements) > 0.5
     # What has learned another task serves better than what has learned nothing, if it is the right one.
-    random = found.sources.index("random")
-    assert (found.loss[:22].min(0) < found.loss[random]).all()
+    random = transfers.sources.index("random")
+    assert (transfers.loss[:22].min(0) < transfers.loss[random]).all()
 
 
 def test_the_oracle_is_the_table() -> None:
@@ -115,6 +117,7 @@ def test_the_oracle_is_the_table() -> None:
     assert precision_at_k(truth, oracle, 5, method="reverse") == 0
 
 
+@pytest.mark.slow
 def test_commands_know_rooms(tmp_path) -> None:
     names = (*TASKS, "normal-seed1")
     finished_run(tmp_path / "run", affinity_of(np.random.default_rng(0).normal(size=(23, 23)), names))

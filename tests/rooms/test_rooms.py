@@ -19,6 +19,7 @@ from jaxtransfer.networks.preprocess import Preprocess
 from jaxtransfer.rooms import definitions, furniture, rays
 from jaxtransfer.rooms.hits import Hit, trace
 from jaxtransfer.rooms.view import pixel_rays
+from support.helpers import quick_cases
 
 SIZE, COUNT = 32, 500
 KEY = jax.random.key(5)
@@ -55,6 +56,7 @@ def _directions(tangent: Array | float, size: int = SIZE) -> np.ndarray:
 # Scenes
 
 
+@pytest.mark.slow
 def test_the_same_key_gives_the_same_scene_bit_for_bit(scenes: rooms.Scene) -> None:
     jax.clear_caches()
     keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(COUNT))
@@ -81,16 +83,16 @@ def test_another_process_draws_the_same_scenes(scenes: rooms.Scene) -> None:
 
 def _corners(scene: rooms.Scene) -> list[tuple[int, np.ndarray]]:
     """Returns the corners of each solid's bounding box, with the index of its piece."""
-    found, number = [], 0
+    corners, number = [], 0
     signs = np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), -1).reshape(-1, 3)
     for kind, solids in enumerate(scene.shapes):
         for centre, half, (cosine, sine) in zip(*solids, strict=True):
             if half[0] > 0:
                 reach = half if kind == 0 else half[[0, 0, 2 if kind == 1 else 0]]
                 turned = (signs * reach) @ np.array([[cosine, sine, 0], [-sine, cosine, 0], [0, 0, 1]])
-                found.append((int(scene.piece[number]), centre + turned))
+                corners.append((int(scene.piece[number]), centre + turned))
             number += 1
-    return found
+    return corners
 
 
 def test_furniture_stands_on_the_floor_and_inside_of_the_room(scenes: rooms.Scene) -> None:
@@ -152,13 +154,13 @@ def _touch(shapes: rays.Shapes, direction: Array) -> tuple[Array, Array, Array, 
     return distance, index, point, rays.contact(rays.Solids(*solids), index, point)
 
 
-@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.parametrize("kind", quick_cases([0, 1, 2], 0))
 def test_distances_normals_and_curvatures_of_solids(kind: int) -> None:
     centre, half, angle = [0.4, 3.0, 0.2], [0.7, 0.5, 0.6], 0.7
     towards = np.array(centre) + np.random.default_rng(kind).normal(size=(4000, 3)) * 0.6
     direction = (towards / np.linalg.norm(towards, axis=1, keepdims=True)).T.astype(np.float32)
-    found = _touch(_alone(kind, centre, half, angle), jnp.asarray(direction))
-    distance, index, point, touched = jax.tree.map(np.asarray, found)
+    hit = _touch(_alone(kind, centre, half, angle), jnp.asarray(direction))
+    distance, index, point, touched = jax.tree.map(np.asarray, hit)
     hit = index == kind
     assert 0.2 < hit.mean() < 1
     assert np.isinf(distance[~hit]).all()
@@ -346,9 +348,9 @@ def test_normals_are_those_of_the_depth(batch: dict[str, np.ndarray], scenes: ro
         cross = np.cross(point[2:, 1:-1] - point[:-2, 1:-1], point[1:-1, 2:] - point[1:-1, :-2])
         cross /= np.linalg.norm(cross, axis=-1, keepdims=True)
         agree.append((np.abs(cross - normal[middle]).max(-1) < 0.02)[alike])
-    found = np.concatenate(agree)
-    assert len(found) > 10_000
-    assert found.mean() > 0.97  # the rest are parallel boards, one behind the other
+    agreement = np.concatenate(agree)
+    assert len(agreement) > 10_000
+    assert agreement.mean() > 0.97  # the rest are parallel boards, one behind the other
 
 
 @pytest.mark.slow
@@ -361,9 +363,9 @@ def test_curvature_is_how_normals_turn(batch: dict[str, np.ndarray], scenes: roo
         turned = np.linalg.norm(np.diff(batch["normal"][number], axis=1), axis=-1)[ball]
         moved = np.linalg.norm(np.diff(_points(batch, scenes, number), axis=1), axis=-1)[ball]
         ratios.append(turned / moved / k[:, 1:, 0][ball])
-    found = np.concatenate(ratios)
-    assert len(found) > 1000
-    assert (np.abs(found - 1) < 0.03).mean() > 0.9  # the rest are pairs of pixels on two balls
+    quotients = np.concatenate(ratios)
+    assert len(quotients) > 1000
+    assert (np.abs(quotients - 1) < 0.03).mean() > 0.9  # the rest are pairs of pixels on two balls
 
 
 @pytest.mark.slow
@@ -451,7 +453,7 @@ def test_arrangements_of_a_jigsaw_are_far_apart_and_undone() -> None:
     np.testing.assert_array_equal(again, example["image"])
 
 
-@pytest.mark.parametrize("size", [32, 64, 96])
+@pytest.mark.parametrize("size", quick_cases([32, 64, 96], 32))
 def test_inputs_of_every_size(size: int) -> None:
     example = jax.eval_shape(functools.partial(rooms.example, size=size), KEY)
     for task in rooms.TASKS.values():

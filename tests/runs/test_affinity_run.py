@@ -106,22 +106,19 @@ def test_same_run_again_and_a_network_more(tmp_path, zoo, images):
     assert set(_record(out)["networks"]) == set(affinity.names)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_another_configuration_is_refused(tmp_path, zoo, images):
+    out = tmp_path / "run"
+    run_affinity(zoo, images, out, command=["first"], batch_size=5)
+    before = _files(out), _record(out)
+    for change, message in (
         ({"similarity": "correlation"}, "similarity: cosine there, correlation here"),
         ({"methods": ("saliency", "epsilon_lrp")}, "methods: "),
         ({"limit": 4}, "the probe images differ: 5 images of 32 pixels there, 4 images of 32 pixels here"),
         ({"size": 64}, "the probe images differ: 5 images of 32 pixels there, 5 images of 64 pixels here"),
-    ],
-)
-def test_another_configuration_is_refused(tmp_path, zoo, images, change, message):
-    out = tmp_path / "run"
-    run_affinity(zoo, images, out, command=["first"], batch_size=5)
-    before = _files(out), _record(out)
-    with pytest.raises(JaxTransferError, match=message):
-        run_affinity(zoo, images, out, command=["second"], batch_size=5, **change)
-    assert (_files(out), _record(out)) == before
+    ):
+        with pytest.raises(JaxTransferError, match=message):
+            run_affinity(zoo, images, out, command=["second"], batch_size=5, **change)
+        assert (_files(out), _record(out)) == before
 
 
 def test_changed_weights_are_computed_again(tmp_path, zoo, images):
@@ -133,11 +130,11 @@ def test_changed_weights_are_computed_again(tmp_path, zoo, images):
     other = Zoo(tmp_path / "other")
     for seed, name in [(0, "one"), (9, "two"), (2, "three")]:
         other.add(network(name, seed))
-    found, _ = run_affinity(other, images, out, command=[], methods=["saliency"])
+    affinity, _ = run_affinity(other, images, out, command=[], methods=["saliency"])
     after = {name: key.stat().st_mtime_ns for name, key in keys.items()}
     assert [name for name in before if before[name] != after[name]] == ["two"]
     anew, _ = run_affinity(other, images, tmp_path / "new", command=[], methods=["saliency"])
-    np.testing.assert_allclose(found["saliency"], anew["saliency"], atol=3e-6)  # a row alone sums in another order
+    np.testing.assert_allclose(affinity["saliency"], anew["saliency"], atol=3e-6)  # a row alone sums in another order
     assert _record(out)["networks"] == _record(tmp_path / "new")["networks"]
 
 
@@ -148,13 +145,13 @@ def test_two_runs_exclude_each_other(tmp_path, zoo, images):
     def second(*_):
         if not complaints:
             with pytest.raises(JaxTransferError, match="Another run is at work in") as caught:
-                run_affinity(zoo, images, out, command=["second"])
+                run_affinity(zoo, images, out, command=["second"], batch_size=5)
             complaints.append(str(caught.value))
 
-    run_affinity(zoo, images, out, command=["first"], progress=second)
+    run_affinity(zoo, images, out, command=["first"], progress=second, batch_size=5)
     assert complaints
     assert [start["command"] for start in _record(out)["starts"]] == [["first"]]
-    run_affinity(zoo, images, out, command=["third"])  # afterwards it is free
+    run_affinity(zoo, images, out, command=["third"], batch_size=5)  # afterwards it is free
 
 
 def test_order_of_methods_does_not_matter(tmp_path, zoo, images):
@@ -217,6 +214,7 @@ def faulty(tmp_path) -> Zoo:
     return zoo
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("always:Networks one, three")
 def test_faults_are_warned_of_recorded_and_shown(tmp_path, faulty, images):
     out, expected = tmp_path / "run", {"one": ("constant_scalar",), "three": ("constant_scalar",)}
@@ -284,10 +282,10 @@ def test_unfinished_run_is_not_ranked(tmp_path, zoo, images, monkeypatch):
 
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        run_affinity(zoo, images, out, command=[], progress=stop)
+        run_affinity(zoo, images, out, command=[], progress=stop, batch_size=5)
     with pytest.raises(JaxTransferError, match="has not finished"):
         load_run(out)
-    run_affinity(zoo, images, out, command=[])
+    run_affinity(zoo, images, out, command=[], batch_size=5)
     assert load_run(out).names == zoo.names
 
 

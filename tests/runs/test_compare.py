@@ -24,9 +24,9 @@ def symmetric(seed: int, count: int = 7) -> np.ndarray:
 
 def test_agreement_by_its_definition():
     one, other = symmetric(0), symmetric(1)
-    found = compare({"a": affinity_of(one, NAMES), "b": affinity_of(0.5 * one + 0.5 * other, NAMES)})
-    assert found.labels == ("a/method", "b/method")
-    agreement = found.agreements["a/method", "b/method"]
+    comparison = compare({"a": affinity_of(one, NAMES), "b": affinity_of(0.5 * one + 0.5 * other, NAMES)})
+    assert comparison.labels == ("a/method", "b/method")
+    agreement = comparison.agreements["a/method", "b/method"]
     off = ~np.eye(7, dtype=bool)
     mixed = (0.5 * one + 0.5 * other)[off].reshape(7, 6)
     by_target = [np.asarray(stats.spearmanr(a, b))[0] for a, b in zip(one[off].reshape(7, 6), mixed, strict=True)]
@@ -37,17 +37,19 @@ def test_agreement_by_its_definition():
 
 def test_equal_and_reversed_matrices():
     one = symmetric(0)
-    found = compare({"a": affinity_of(one, NAMES), "b": affinity_of(3 * one + 1, NAMES), "c": affinity_of(-one, NAMES)})
-    same, reverse, _ = found.agreements.values()
+    comparison = compare(
+        {"a": affinity_of(one, NAMES), "b": affinity_of(3 * one + 1, NAMES), "c": affinity_of(-one, NAMES)}
+    )
+    same, reverse, _ = comparison.agreements.values()
     np.testing.assert_allclose(same[:2], 1, atol=1e-6)
     np.testing.assert_allclose(reverse[:2], -1, atol=1e-6)
     assert same.p_value < 0.01
     assert reverse.p_value > 0.99
-    worst = found.disagreements[0]
+    worst = comparison.disagreements[0]
     assert worst.spread == 5
     assert sorted(worst.places[::2]) == [1, 6]
-    assert {each.spread for each in found.disagreements[-14:]} == {1}
-    assert len(found.disagreements) == 7 * 6
+    assert {row.spread for row in comparison.disagreements[-14:]} == {1}
+    assert len(comparison.disagreements) == 7 * 6
 
 
 def test_one_source_moved():
@@ -55,9 +57,9 @@ def test_one_source_moved():
     one = np.add.outer(np.arange(7.0), np.arange(7.0)) + np.eye(7) * 99
     other = one.copy()
     other[0, 1] = other[1, 0] = 50
-    found = compare({"a": affinity_of(one, NAMES), "b": affinity_of(other, NAMES)})
-    assert {each[:2] for each in found.disagreements[:2]} == {(NAMES[0], NAMES[1]), (NAMES[1], NAMES[0])}
-    assert found.disagreements[0].places == (6, 1)
+    comparison = compare({"a": affinity_of(one, NAMES), "b": affinity_of(other, NAMES)})
+    assert {row[:2] for row in comparison.disagreements[:2]} == {(NAMES[0], NAMES[1]), (NAMES[1], NAMES[0])}
+    assert comparison.disagreements[0].places == (6, 1)
 
 
 def test_networks_that_are_in_all_of_them():
@@ -65,12 +67,12 @@ def test_networks_that_are_in_all_of_them():
     rows = [NAMES.index(name) for name in shuffled]
     one = symmetric(2)
     part = np.array(one[np.ix_(rows, rows)])
-    found = compare({"a": affinity_of(one, NAMES), "b": affinity_of(part, shuffled)})
-    assert found.names == (NAMES[0], NAMES[2], NAMES[4], NAMES[5], NAMES[6])
-    np.testing.assert_allclose(found.agreements["a/method", "b/method"][:2], 1, atol=1e-6)
+    comparison = compare({"a": affinity_of(one, NAMES), "b": affinity_of(part, shuffled)})
+    assert comparison.names == (NAMES[0], NAMES[2], NAMES[4], NAMES[5], NAMES[6])
+    np.testing.assert_allclose(comparison.agreements["a/method", "b/method"][:2], 1, atol=1e-6)
     part[1, :] = part[:, 1] = np.nan
-    found = compare({"a": affinity_of(one, NAMES), "b": affinity_of(part, shuffled)})
-    assert found.names == (NAMES[0], NAMES[4], NAMES[5], NAMES[6])
+    comparison = compare({"a": affinity_of(one, NAMES), "b": affinity_of(part, shuffled)})
+    assert comparison.names == (NAMES[0], NAMES[4], NAMES[5], NAMES[6])
     with pytest.raises(JaxTransferError, match=f"in common are: {NAMES[0]}, {NAMES[1]}."):
         compare({"a": affinity_of(one, NAMES), "b": affinity_of(np.eye(3), (*NAMES[:2], "x"))})
     with pytest.raises(JaxTransferError, match="There is only one matrix"):
@@ -127,7 +129,7 @@ def test_command(runs):
     places = table(out / "disagreements.csv")
     assert int(places[0]["spread"]) == 5
     assert {int(places[0]["first/saliency"]), int(places[0]["second/saliency"])} == {1, 6}
-    hits = {(each["method"], each["k"]): int(each["hits"]) for each in table(out / "evaluation.csv")}
+    hits = {(row["method"], row["k"]): int(row["hits"]) for row in table(out / "evaluation.csv")}
     assert hits["first/saliency", "2"] == 14
     assert hits["second/saliency", "2"] == 0
     for name in ("agreement.png", "evaluation.png"):

@@ -19,7 +19,7 @@ from jaxtransfer.pge.options import PGEOptions
 from jaxtransfer.rooms import networks as rooms_networks
 from jaxtransfer.runs.load import load_run
 from jaxtransfer.runs.principal_gradients import run_pge
-from support.helpers import run_affinity
+from support.helpers import quick_cases, run_affinity
 
 EARLIER = Path(__file__).parents[1] / "support" / "version_0_1_0"
 
@@ -64,7 +64,7 @@ def test_networks_keep_their_names_when_they_are_stored_again(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:On 4 images rsa cannot be trusted")
-@pytest.mark.parametrize("zoo_in_memory", [False, True])
+@pytest.mark.parametrize("zoo_in_memory", quick_cases([False, True], False))
 def test_an_interrupted_run_is_resumed(tmp_path, photos, zoo_in_memory):
     out = tmp_path / "run"
     shutil.copytree(EARLIER / "affinity", out)
@@ -86,6 +86,7 @@ def test_an_interrupted_run_is_resumed(tmp_path, photos, zoo_in_memory):
         np.testing.assert_allclose(resumed[method], anew[method], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_of_principal_gradients_loads_and_takes_a_task_more(tmp_path):
     out = tmp_path / "run"
     shutil.copytree(EARLIER / "pge", out)

@@ -24,7 +24,7 @@ def test_gaps_are_positive_and_judged_as_their_negatives(tmp_path):
     oracle = jt.Oracle(
         "near", {t: {s: -abs(i - j) for j, s in enumerate(NAMES) if s != t} for i, t in enumerate(NAMES)}
     )
-    evaluation = evaluate_run(run, oracle, relevant=2)["gap"]
+    evaluation = evaluate_run(run, oracle, relevant=2).by_method["gap"]
     assert evaluation.shares("precision", 1)[0] == 1
     np.testing.assert_allclose(evaluation.mean_correlation("spearman"), 1)
     evaluate_run(tmp_path / "similarities", oracle, relevant=2)

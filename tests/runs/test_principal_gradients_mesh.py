@@ -41,15 +41,17 @@ def tasks(tmp_path) -> Path:
 
 def _results(out: Path) -> dict[str, np.ndarray]:
     """Everything that was computed, by file."""
-    found = {}
+    arrays_of_run = {}
     for file in sorted([*out.rglob("*.npz"), *out.rglob("gap*.csv"), *out.rglob("alignment*.csv")]):
         name = str(file.relative_to(out))
         if file.suffix == ".csv":
-            found[name] = np.genfromtxt(file, delimiter=",", skip_header=1)[:, 1:]
+            arrays_of_run[name] = np.genfromtxt(file, delimiter=",", skip_header=1)[:, 1:]
         else:
             with np.load(file) as arrays:
-                found[name] = arrays["groups"] if "groups" in arrays else (arrays["high"] + arrays["low"]).sum(0)
-    return found
+                arrays_of_run[name] = (
+                    arrays["groups"] if "groups" in arrays else (arrays["high"] + arrays["low"]).sum(0)
+                )
+    return arrays_of_run
 
 
 def _bytes(out: Path) -> dict[str, bytes]:
@@ -151,6 +153,7 @@ def test_a_directory_that_cannot_be_made(tasks):
     assert in_words(problem.value) == f"{tasks / 'file' / 'gap'}: Not a directory."
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_two_runs_exclude_each_other(tasks):
     def another(*_):

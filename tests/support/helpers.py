@@ -6,12 +6,13 @@ import dataclasses
 import functools
 import random
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from typer.testing import Result
 
 from jaxtransfer import Affinity, Probe, Zoo
@@ -23,6 +24,11 @@ from jaxtransfer.runs import record
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 """`jax.jit` for functions that run once: three times faster to compile, slower to run."""
+
+
+def quick_cases(cases: Iterable[Any], *quick: Any) -> list[Any]:
+    """The cases of a table, of which only these belong to the quick run."""
+    return [case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
 def free_port() -> int:

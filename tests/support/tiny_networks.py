@@ -100,7 +100,7 @@ def start(
     address = f"127.0.0.1:{free_port()}"
     started = []
     for i in range(count):
-        own = [each[i] if isinstance(each, list) else each for each in arguments]
+        own = [argument[i] if isinstance(argument, list) else argument for argument in arguments]
         place = None if count == 1 else f"{address},{i}/{count}"
         given = place, devices, largest_file, to_fail, *own
         started.append(PROCESSES.Process(target=run, args=given, kwargs=options))

@@ -187,8 +187,8 @@ def drawn_head(key: jax.Array, features: int, outputs: int, dtype: Any) -> tuple
     """Kernel and bias of one random linear head: uniform within 1/sqrt(features)."""
     limit = features**-0.5
     kernel, bias = (
-        np.asarray(jax.random.uniform(each, shape, dtype, -limit, limit))
-        for each, shape in zip(jax.random.split(key), [(features, outputs), (outputs,)], strict=True)
+        np.asarray(jax.random.uniform(subkey, shape, dtype, -limit, limit))
+        for subkey, shape in zip(jax.random.split(key), [(features, outputs), (outputs,)], strict=True)
     )
     return kernel, bias
 
@@ -233,10 +233,10 @@ def _running(mean: Tree, gradient: Tree, count: int) -> Tree:
     return mean + (gradient - mean) / count
 
 
-def relative_error(found: Tree, expected: Tree) -> float:
+def relative_error(actual: Tree, expected: Tree) -> float:
     """Norm of the difference over the norm, of all weights as one vector."""
     a, b = (
         np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
-        for tree in (found, expected)
+        for tree in (actual, expected)
     )
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
