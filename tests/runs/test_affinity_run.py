@@ -255,7 +255,7 @@ def test_further_attribution_methods(tmp_path, zoo, images):
     assert settings["methods"] == ["unit_saliency", "integrated_gradients", "modelgif"]
     for method in settings["methods"]:
         assert len(load_run(out).rank("one", method=method)) == 2
-    names = {name for name, _ in Gallery(out, read(out), load_run(out)).drawings()}
+    names = {name for name, _ in Gallery(out, _record(out), load_run(out)).drawings()}
     assert names == {"gallery_unit_saliency", "gallery_integrated_gradients"}
     assert "modelgif" in write_report(out).read_text()
 
