@@ -220,8 +220,10 @@ def evaluate_measures(options: argparse.Namespace) -> None:
     evaluate.write_scores(rows, options.work / "evaluation.csv")
     for share, value in evaluate.components(oracle).items():
         CONSOLE.print(f"{value:.0%} of the variance of the sources' ranks is {share}.")
-    (seeds,) = (affinity for (images_name, _), affinity in by_probe.items() if images_name == "seeds")
+    (seeds,) = (measures for (images_name, _), measures in by_probe.items() if images_name == "seeds")
     evaluate.show_controls(seeds, CONSOLE)
+    evaluate.show_seeds(seeds, oracle, CONSOLE)
+    evaluate.show_choices(images, oracle, CONSOLE)
     evaluate.show_variants(images, oracle, CONSOLE)
 
 
