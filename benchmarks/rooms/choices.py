@@ -113,6 +113,9 @@ def variants(of_networks: Sequence[Layers]) -> dict[str, Matrix]:
     by_change: dict[str, Callable[[], Matrix]] = {
         "by place, mean over images removed, ridge 0.01": lambda: predict(last, last),
         **{f"ridge {ridge:g}": lambda ridge=ridge: predict(last, last, ridge=ridge) for ridge in (1e-4, 1e-3, 0.1, 1)},
+        "mean over images and places removed": lambda: predict(
+            *[[x - x.mean((0, 1, 2)) for x in last]] * 2, centre=False
+        ),
         "nothing removed": lambda: predict(last, last, centre=False),
         **{
             f"{side} x {side} places": lambda side=side: predict(*[[resample(x, (side, side)) for x in last]] * 2)

@@ -30,11 +30,13 @@ _CUBIC, _MAX_CUBIC_IMAGES = ("svcca", "procrustes"), 250  # their time grows wit
 _SEED_IMAGES = 250
 _VARIANT_IMAGES = 200
 _CHOICE_IMAGES = 400
-_FURTHER_IMAGES = 64  # of attribution methods that run many passes
-_FURTHER: dict[str, dict[str, Any]] = {
-    "unit_saliency": {"similarity": "correlation"},
-    "integrated_gradients": {"target": "spatial_maximum"},
-    "modelgif": {"target": "spatial_maximum", "sketch": 512},
+# Attribution methods that take many passes, with their numbers of images.
+_FURTHER: dict[str, tuple[int, dict[str, Any]]] = {
+    "unit_saliency": (64, {"methods": "unit_saliency", "similarity": "correlation"}),
+    "path": (
+        16,
+        {"methods": ["integrated_gradients", "modelgif"], "target": "spatial_maximum", "sketch": 512},
+    ),
 }
 _RESTARTS = 128
 _REFERENCES = ("rsa", "dds_cosine")
@@ -66,29 +68,26 @@ def measure_networks(work: Path, images: Mapping[str, Images], progress: Progres
     """
     zoo = rooms.zoo()
     tasks = [zoo[task] for task in rooms.TASKS]
-    probes = {("rooms", count): images["rooms"][:count] for count in _PROBE_SIZES}
-    if (photos := images.get("photos")) is not None:
-        probes |= {("photos", count): photos[:count] for count in (64, len(photos))}
-    probes["seeds", _SEED_IMAGES] = images["rooms"][:_SEED_IMAGES]
+    probes = [("rooms", count) for count in _PROBE_SIZES]
+    if "photos" in images:
+        probes += [("photos", count) for count in (64, len(images["photos"]))]
+    probes.append(("seeds", _SEED_IMAGES))
     largest = {name: max(count for of_name, count in probes if of_name == name) for name, _ in probes}
     steps: list[tuple[str, int, str, dict[str, Any]]] = []
     steps += [(name, count, "representations", {"methods": _relatives(count)}) for name, count in probes]
     steps += [(name, count, "maps", {"methods": METHODS}) for name, count in largest.items()]
-    steps += [
-        (name, _FURTHER_IMAGES, method, {"methods": method, **settings})
-        for name in images
-        for method, settings in _FURTHER.items()
-    ]
-    measures: dict[tuple[str, int], Measures] = {probe: {} for probe in probes}
+    steps += [(name, count, what, settings) for name in images for what, (count, settings) in _FURTHER.items()]
+    measures: dict[tuple[str, int], Measures] = {}
     for done, (name, count, what, settings) in enumerate(steps):
         folder = work / "evaluate" / f"{name}-{count}" / what
         if not (folder / "affinity.json").exists():
             networks = zoo if name == "seeds" else tasks
-            affinity_matrix(networks, probes[name, count], **settings).save(folder)
+            probe = images["rooms" if name == "seeds" else name][:count]
+            affinity_matrix(networks, probe, **settings).save(folder)
         affinity = Affinity.load(folder)
         for size in (size for of_name, size in probes if what == "maps" and of_name == name and size < count):
             measures[name, size] |= dict.fromkeys(METHODS, of_first_images(affinity, size))
-        measures[name, count] |= dict.fromkeys(affinity.methods, affinity)
+        measures.setdefault((name, count), {}).update(dict.fromkeys(affinity.methods, affinity))
         progress(done + 1, len(steps))
     return measures
 
