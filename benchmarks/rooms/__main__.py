@@ -247,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     evaluation.add_argument("--work", type=Path, default=Path("rooms-work"), help="folder for intermediate results")
     evaluation.add_argument("--photos", type=Path, help="folder of real photos that are used as probe images too")
     evaluation.add_argument(
-        "--gradients", action="store_true", help="measure the tasks' principal gradients too, which takes half an hour"
+        "--gradients", action="store_true", help="measure the tasks' principal gradients too, the slowest part"
     )
     evaluation.add_argument("--settings", type=Path, default=settings.FILE, help="file of all settings")
     evaluation.set_defaults(run=evaluate_measures)
