@@ -168,7 +168,9 @@ def score_all(
                 method,
                 scores.score(affinity, oracle, method),
                 tuple(
-                    None if method == other else difference(of_targets[method] - of_targets[other])
+                    None
+                    if other == method or other not in of_targets
+                    else difference(of_targets[method] - of_targets[other])
                     for other in _REFERENCES
                 ),
             )
