@@ -20,11 +20,13 @@ from jaxtransfer.comparison.representations import RELATIVES
 from jaxtransfer.data.probe import load_probe
 from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.evaluation.references import other_direction, static_ranking
-from jaxtransfer.files import atomic_directory, write_csv
+from jaxtransfer.evaluation.rooms_scores import RANDOM, RoomsScore
+from jaxtransfer.files import atomic_directory, read_records, write_csv
 
 _PROBE_SIZES = (64, 250, 1000, 2000)
 _CUBIC, _MAX_CUBIC_IMAGES = ("svcca", "procrustes"), 250  # their time grows with the cube of the number of images
 _SEED_IMAGES = 64
+_PACKAGED_PROBE = "1000 rooms"
 _VARIANT_IMAGES = 200
 _RESTARTS = 128
 
@@ -122,6 +124,16 @@ def write_scores(rows: list[tuple[str, str, Score]], file: Path) -> None:
     """Writes the scores to a CSV file."""
     scored = ([probe, measure, *(f"{value:.4f}" for value in score)] for probe, measure, score in rows)
     write_csv(file, [["probe", "measure", *Score._fields], *scored])
+
+
+def packaged_scores(file: Path) -> dict[str, RoomsScore]:
+    """Reads from a file of scores those that the package states, and adds the expectation for a random order."""
+    scored = {
+        row["measure"]: RoomsScore(float(row["p5"]), float(row["spearman"]))
+        for row in read_records(file)
+        if row["probe"] == _PACKAGED_PROBE
+    }
+    return scored | {RANDOM: RoomsScore(round(scores.RELEVANT / (len(rooms.TASKS) - 1), 4), 0.0)}
 
 
 def show_controls(affinity: Affinity, console: Console) -> None:
