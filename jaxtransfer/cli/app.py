@@ -124,13 +124,13 @@ def demo(
         Path, typer.Option(help="Directory for networks, images and results; an unfinished demo is resumed.")
     ] = Path("jaxtransfer-demo"),
 ) -> None:
-    """Compare the 22 trained networks that come with the package, and check the result against measured transfer."""
+    """Say which of the 22 trained networks of the package to start from for each other, and how good the choice is."""
     from jaxtransfer.demo import run_demo
 
     with progress_bar() as advance:
         result = run_demo(out, command=sys.argv, progress=advance)
     print_demo(result)
-    print(f"Open {out / 'run' / 'report.html'} in a browser; {out / 'overview.png'} shows all of it in one picture.")
+    print(f"Open {out / 'run' / 'report.html'} in a browser, or {out / 'overview.png'}.")
 
 
 @_download.command("taskonomy")

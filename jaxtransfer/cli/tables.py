@@ -170,21 +170,25 @@ def print_gradient_results(results: "GradientResults", out: Path) -> None:
 
 
 def print_demo(result: "DemoResult") -> None:
-    """Prints the nearest source of every task and how it ranks in measured transfer, with the conclusions."""
+    """Prints which source to take for every task, how sure that is, how good it was, and the conclusions."""
     from jaxtransfer.demo import METHOD, sentences
+    from jaxtransfer.evaluation.rooms_scores import percent
 
     table = Table(
-        title=f"Nearest source of each target by {METHOD},\nits rank in measured transfer, and the best source there",
+        title=f"Which network to start from, by {METHOD} on {result.images} images",
         title_justify="left",
         box=box.SIMPLE_HEAD,
+        show_edge=False,
         pad_edge=False,
     )
-    for column in ("target", "nearest", "affinity", "rank", "best"):
-        table.add_column(column, justify="right" if column in ("affinity", "rank") else "left", overflow="fold")
+    for column in ("target", "start from", "sure", "place", "best"):
+        table.add_column(column, justify="right" if column in ("sure", "place") else "left", overflow="fold")
     for choice in result.choices:
-        affinity = f"{choice.affinity:.3f} ± {choice.stderr:.3f}"
-        table.add_row(choice.target, choice.source, affinity, str(choice.place), choice.best)
+        sure = "" if choice.above_next is None else percent(choice.above_next)
+        table.add_row(choice.target, choice.source, sure, str(choice.place), choice.best)
     print_table(table)
+    sources = len(result.choices) - 1
+    print(f'"sure": to rank above the next source. "place": in measured transfer, of {sources}.')
     for sentence in sentences(result):
         print(sentence)
 
