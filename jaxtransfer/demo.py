@@ -32,7 +32,7 @@ METHOD = LINEAR_PREDICTIVITY
 """The method whose rankings are shown: the one that predicts transfer best on Rooms."""
 _MAPS = "epsilon_lrp"
 _SHOWN = ("edge_texture", "normal", "vanishing_point", "class_scene")  # one of each group
-_PHOTOS, _SIZE = 3, 64  # photos shown; height and width of all images in pixels
+_PHOTOS, _SIZE = 5, 64  # photos shown; height and width of all images in pixels
 # The first images of `rooms.probe`: compiling the renderer takes as long as everything else.
 _IMAGES = Path(rooms.__file__).with_name("images")
 
@@ -57,6 +57,13 @@ class SourceChoice:
     place: int
     best: str
     gain: float
+
+    @property
+    def sure(self) -> str:
+        """Writes `above_next` as text; a probability is never 100 %."""
+        if self.above_next is None:
+            return "not known"
+        return "> 99 %" if self.above_next > 0.99 else percent(self.above_next)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -187,7 +194,7 @@ def _draw(out: Path, affinity: Affinity, probe: Probe, result: DemoResult) -> No
     overview(
         ordered[METHOD],
         ordered.names,
-        {choice.target: Answer(choice.source, choice.above_next, choice.place) for choice in result.choices},
+        {choice.target: Answer(choice.source, choice.sure, choice.place) for choice in result.choices},
         rooms_groups(),
         _shares(result.evaluations),
         maps,

@@ -172,7 +172,6 @@ def print_gradient_results(results: "GradientResults", out: Path) -> None:
 def print_demo(result: "DemoResult") -> None:
     """Prints which source to take for every task, how sure that is, how good it was, and the conclusions."""
     from jaxtransfer.demo import METHOD, sentences
-    from jaxtransfer.evaluation.rooms_scores import percent
 
     table = Table(
         title=f"Which network to start from, by {METHOD} on {result.images} images",
@@ -184,8 +183,7 @@ def print_demo(result: "DemoResult") -> None:
     for column in ("target", "start from", "sure", "place", "best"):
         table.add_column(column, justify="right" if column in ("sure", "place") else "left", overflow="fold")
     for choice in result.choices:
-        sure = "" if choice.above_next is None else percent(choice.above_next)
-        table.add_row(choice.target, choice.source, sure, str(choice.place), choice.best)
+        table.add_row(choice.target, choice.source, choice.sure, str(choice.place), choice.best)
     print_table(table)
     sources = len(result.choices) - 1
     print(f'"sure": to rank above the next source. "place": in measured transfer, of {sources}.')

@@ -13,9 +13,12 @@ from jaxtransfer.evaluation.rooms_scores import percent
 from jaxtransfer.figures import style
 
 # Inches: the figure, the rows of targets on its left, and the panels on its right.
-_WIDTH, _HEIGHT = 12.2, 6.3
-_LEFT, _BOTTOM, _MATRIX_WIDTH, _ROWS_HEIGHT = 1.6, 0.7, 3.5, 4.85
-_RIGHT, _BARS_HEIGHT, _MAPS_HEIGHT = 8.75, 1.65, 2.75
+_WIDTH, _HEIGHT = 12.7, 6.3
+_LEFT, _BOTTOM, _MATRIX_WIDTH, _ROWS_HEIGHT = 1.6, 0.7, 3.2, 4.85
+_RIGHT, _BARS_HEIGHT, _MAPS_HEIGHT = 9.45, 1.6, 2.75
+_TITLE = 0.42  # from the top of the rows to the titles, which leaves room for headings
+
+_GOOD = 3  # the last place that is not marked
 
 
 class Answer(NamedTuple):
@@ -23,12 +26,12 @@ class Answer(NamedTuple):
 
     Attributes:
         source: The source.
-        above_next: Probability that it truly ranks above the next source; None where it is not known.
+        sure: Probability that it truly ranks above the next source, as text.
         place: Its rank by measured transfer; 1 is the best.
     """
 
     source: str
-    above_next: float | None
+    sure: str
     place: int
 
 
@@ -73,7 +76,7 @@ def overview(
     """
     figure = Figure(figsize=(_WIDTH, _HEIGHT), dpi=130)
     axes = _panel(figure, _LEFT, _BOTTOM, _MATRIX_WIDTH, _ROWS_HEIGHT)
-    _title(axes, "1. Which network to start from", above=0.42)
+    _title(axes, "1. Which network to start from", above=_TITLE)
     low, high = _draw_matrix(axes, values, names, answers)
     axes.set_xlabel(
         f"row: target, column: source, white dot: the choice\n{method}, from {low:.2f} or less (dark) to {high:.2f}",
@@ -84,7 +87,7 @@ def overview(
     style.draw_group_legend(figure, [groups[name] for name in names], corner, columns=4)
     _write_answers(axes, names, answers)
 
-    top = _BOTTOM + _ROWS_HEIGHT
+    top = _BOTTOM + _ROWS_HEIGHT + _TITLE - 0.12
     axes = _panel(figure, _RIGHT, top - _BARS_HEIGHT, _WIDTH - _RIGHT - 0.45, _BARS_HEIGHT)
     _title(axes, "2. Share of a target's five best sources found", above=0.12)
     _draw_shares(axes, shares, method)
@@ -133,11 +136,7 @@ def _draw_matrix(
 
 def _write_answers(axes: Axes, names: Sequence[str], answers: Mapping[str, Answer]) -> None:
     """Writes the chosen source, its probability and its place beside every row."""
-    columns = [(0.15, "left", "start from"), (2.0, "right", "sure"), (2.75, "right", "place")]
-    rows = [
-        (answer.source, "" if answer.above_next is None else percent(answer.above_next), str(answer.place))
-        for answer in (answers[name] for name in names)
-    ]
+    columns = [(0.15, "left", "start from"), (2.15, "right", "sure"), (2.75, "right", "place")]
 
     def write(row: float, texts: Sequence[str], **look: str | float) -> None:
         for (offset, side, _), text in zip(columns, texts, strict=True):
@@ -146,10 +145,13 @@ def _write_answers(axes: Axes, names: Sequence[str], answers: Mapping[str, Answe
 
     write(-1, [heading for *_, heading in columns], weight="bold")
     axes.text(-0.5, -0.5, "target", ha="right", va="center_baseline", fontsize=10, weight="bold")
-    for number, (row, name) in enumerate(zip(rows, names, strict=True)):
-        good = answers[name].place <= 3
-        write(number, row, color="black" if good else style.SERIES_COLOURS[1])
-    note = f"sure: above the next source\nplace: in measured transfer, of {len(names) - 1};\n4 or later in orange"
+    for row, name in enumerate(names):
+        source, sure, place = answers[name]
+        write(row, (source, sure, str(place)), color="black" if place <= _GOOD else style.SERIES_COLOURS[1])
+    note = (
+        f"sure: to rank above the next source\nplace: in measured transfer, of {len(names) - 1};\n"
+        f"orange after place {_GOOD}"
+    )
     axes.annotate(note, (1, 0), (0.15 * 72, -6), "axes fraction", "offset points", fontsize=9.5, va="top")
 
 
@@ -163,7 +165,7 @@ def _draw_shares(axes: Axes, shares: Mapping[str, Share], method: str) -> None:
         axes.text(1.02, row, percent(share.value), va="center_baseline", fontsize=10)
     axes.set(xlim=(0, 1), ylim=(len(ordered) - 0.5, -0.5), xticks=[])
     axes.set_yticks(range(len(ordered)), [name for name, _ in ordered], fontsize=10)
-    axes.set_xlabel("lines: 95 % bands over other networks and images", fontsize=9.5)
+    axes.set_xlabel("lines: 95 % bands over other networks and images\na second measurement: of the transfer itself", fontsize=9.5)
     axes.tick_params(length=0)
     axes.spines[["top", "right", "bottom"]].set_visible(False)
 
