@@ -141,7 +141,7 @@ def _choices(affinity: Affinity, oracle: Oracle) -> tuple[SourceChoice, ...]:
     for target in affinity.names:
         nearest = certain_ranking(affinity, target, method=METHOD)[0]
         source = nearest.name
-        scores = oracle.scores[target]
+        scores = {name: score for name, score in oracle.scores[target].items() if name in affinity.names}
         ranked = sorted(scores, key=scores.__getitem__, reverse=True)
         known = [losses[target][other] for other in ranked]
         mean = float(np.mean(known))
@@ -158,7 +158,7 @@ def sentences(result: DemoResult) -> list[str]:
     gain, error = gains.mean(), gains.std(ddof=1) / np.sqrt(count)
     shares = _shares(result.evaluations)
     texts = {name: percent(share.value) for name, share in shares.items()}
-    maps = sorted((shares[method].value for method in METHODS if method in shares))
+    maps = sorted(shares[method].value for method in METHODS if method in shares)
     own = shares[METHOD]
     if own.low is not None and own.high is not None:
         texts[METHOD] += f" (95 % band: {percent(own.low)} to {percent(own.high)})"

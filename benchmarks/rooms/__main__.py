@@ -5,7 +5,7 @@
     python -m benchmarks.rooms train       # trains encoders for all tasks into a zoo
     python -m benchmarks.rooms transfer    # measures the transfer of every encoder to every task
     python -m benchmarks.rooms evaluate    # compares the package's measures with the measured transfer
-    python -m benchmarks.rooms scores      # takes the results of that, which decide what is shown first, into the package
+    python -m benchmarks.rooms scores      # takes the results of that into the package: they decide what comes first
 
 Run from the root of the checkout, after `pip install -e ".[bench]"`. Results that exist are not computed again;
 examples and checkpoints are kept in the folder `--work`.
@@ -231,7 +231,8 @@ def evaluate_measures(options: argparse.Namespace) -> None:
 def package_scores(options: argparse.Namespace) -> None:
     """Writes the scores of `evaluate` that the package states."""
     scored = evaluate.packaged_scores(options.results)
-    write_csv(rooms_scores.FILE, [["method", *rooms_scores.RoomsScore._fields], *([name, *scored[name]] for name in scored)])
+    header = ["method", *rooms_scores.RoomsScore._fields]
+    write_csv(rooms_scores.FILE, [header, *([name, *score] for name, score in scored.items())])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

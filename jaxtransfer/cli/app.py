@@ -204,10 +204,10 @@ def affinity(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="Representations: linear_predictivity, which predicts transfer best on Rooms, rsa, depara, cka, cka_biased, svcca, rsa_raw, rsa_zscored, "
-            "dds_cosine, dds_pearson, dds_laplacian, dds_rbf, mutual_knn, procrustes, cka_places. Attribution maps: "
-            "saliency, input_x_gradient, epsilon_lrp, which are those of Song et al. and together have the name paper, "
-            "unit_saliency, integrated_gradients, modelgif. May be repeated.",
+            help="Representations: linear_predictivity, which predicts transfer best on Rooms, rsa, depara, cka, "
+            "cka_biased, svcca, rsa_raw, rsa_zscored, dds_cosine, dds_pearson, dds_laplacian, dds_rbf, mutual_knn, "
+            "procrustes, cka_places. Attribution maps: saliency, input_x_gradient and epsilon_lrp, which paper stands "
+            "for (Song et al., NeurIPS 2019), unit_saliency, integrated_gradients, modelgif. May be repeated.",
             show_default="linear_predictivity and paper",
         ),
     ] = None,

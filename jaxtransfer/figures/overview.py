@@ -165,7 +165,9 @@ def _draw_shares(axes: Axes, shares: Mapping[str, Share], method: str) -> None:
         axes.text(1.02, row, percent(share.value), va="center_baseline", fontsize=10)
     axes.set(xlim=(0, 1), ylim=(len(ordered) - 0.5, -0.5), xticks=[])
     axes.set_yticks(range(len(ordered)), [name for name, _ in ordered], fontsize=10)
-    axes.set_xlabel("lines: 95 % bands over other networks and images\na second measurement: of the transfer itself", fontsize=9.5)
+    axes.set_xlabel(
+        "lines: 95 % bands over other networks and images\na second measurement: of the transfer itself", fontsize=9.5
+    )
     axes.tick_params(length=0)
     axes.spines[["top", "right", "bottom"]].set_visible(False)
 
@@ -178,7 +180,9 @@ def _draw_maps(
     """Draws the photos and below them the maps of each network."""
     rows = {"image": photos, **{name: style.signed_colours(row) for name, row in maps.items()}}
     canvas = style.tiled([*rows.values()])
-    axes.imshow(canvas, extent=(0, canvas.shape[1] / canvas.shape[0] * len(rows), len(rows), 0), interpolation="nearest")
+    axes.imshow(
+        canvas, extent=(0, canvas.shape[1] / canvas.shape[0] * len(rows), len(rows), 0), interpolation="nearest"
+    )
     axes.set_anchor("W")
     axes.set_yticks(np.arange(len(rows)) + 0.48, [*rows], fontsize=10)
     axes.set_xticks([])

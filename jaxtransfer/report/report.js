@@ -124,7 +124,7 @@ function showTarget() {
   } else {
     answer.push(make("p", {className: "best"}, "No source is known"), make("p", {}, "There is no value for this target."));
   }
-  if (method.directed) answer.push(make("p", {className: "sure", id: "direction"}, `${method.quantity} has a direction: the values are those of ${names[state.target]} as the target, its row of the heat map; as a source it has a column.`));
+  if (method.directed) answer.push(make("p", {className: "sure", id: "direction"}, `By ${method.name}, row = target: these values are of ${names[state.target]} as the target, its row of the heat map; its column is for it as a source.`));
   $("answer").replaceChildren(...answer);
   const others = data.methods.flatMap((other, m) => m === state.method ? [] : [[other, other.ranked[state.target][0]]]);
   $("elsewhere").replaceChildren(...(others.length ? [
