@@ -43,6 +43,7 @@ BENCHMARKS = (
     Benchmark("profile", "--size 64 --batch-size 1 --rounds 2 --product 1024", ""),
     Benchmark("scaling", "--rounds 2", "--times 2"),
     Benchmark("many_networks", "--networks 60 --images 16 --sketch 64", ""),
+    Benchmark("predictivity", "--rounds 2 --networks 60 --columns 20", ""),
     Benchmark("long_run", "--networks 48 --size 128", ""),
     Benchmark(
         "accelerator",

@@ -212,19 +212,23 @@ def _rows(target: str, losses: dict[str, np.ndarray], prior: Loss) -> list[dict[
 def evaluate_measures(options: argparse.Namespace) -> None:
     """Compares every measure with the measured transfers that ship with the package."""
     oracle, chosen = Oracle.rooms(), settings.read(options.settings)
-    examples = _examples(options, "labelled", _GRADIENT_EXAMPLES, chosen.world.size)
     images = evaluate.probe_images(options.photos)
     with _bar("comparing encoders") as progress:
         by_probe = evaluate.measure_networks(options.work, images, progress)
-    with _bar("averaging gradients") as progress:
-        by_gradients = evaluate.measure_gradients(options.work, examples, progress)
+    by_gradients = {}
+    if options.gradients:
+        examples = _examples(options, "labelled", _GRADIENT_EXAMPLES, chosen.world.size)
+        with _bar("averaging gradients") as progress:
+            by_gradients = evaluate.measure_gradients(options.work, examples, progress)
     rows = evaluate.score_all(by_probe, by_gradients, oracle)
     evaluate.show_scores(rows, len(oracle.scores) - 1, CONSOLE)
     evaluate.write_scores(rows, options.work / "evaluation.csv")
     for share, value in evaluate.components(oracle).items():
         CONSOLE.print(f"{value:.0%} of the variance of the sources' ranks is {share}.")
-    (seeds,) = (affinity for (images_name, _), affinity in by_probe.items() if images_name == "seeds")
+    (seeds,) = (measures for (images_name, _), measures in by_probe.items() if images_name == "seeds")
     evaluate.show_controls(seeds, CONSOLE)
+    evaluate.show_seeds(seeds, oracle, CONSOLE)
+    evaluate.show_choices(images, oracle, CONSOLE)
     evaluate.show_variants(images, oracle, CONSOLE)
 
 
@@ -252,6 +256,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     evaluation = commands.add_parser("evaluate", help="compare measures with measured transfer")
     evaluation.add_argument("--work", type=Path, default=Path("rooms-work"), help="folder for intermediate results")
     evaluation.add_argument("--photos", type=Path, help="folder of real photos that are used as probe images too")
+    evaluation.add_argument(
+        "--gradients", action="store_true", help="measure the tasks' principal gradients too, the slowest part"
+    )
     evaluation.add_argument("--settings", type=Path, default=settings.FILE, help="file of all settings")
     evaluation.set_defaults(run=evaluate_measures)
     packaging = commands.add_parser("scores", help="take the results of evaluate into the package")

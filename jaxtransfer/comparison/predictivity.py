@@ -116,6 +116,8 @@ def predictivities(
     Yields:
         Indices of the sources of a tile, and values and pseudo-values for all targets.
     """
+    if not wanted.any():
+        return
     networks = [Activations(name, values, folds, max_units) for name, values in representations.items()]
     grids = sorted({network.grid for network in networks})
     counts = wanted.sum(0)

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from benchmarks.rooms import scores, variants
+from benchmarks.rooms import choices, scores, variants
+from benchmarks.rooms.evaluate import of_first_images
 from benchmarks.rooms.gradients import Representation, init, symmetry
-from jaxtransfer import Affinity, Oracle
+from jaxtransfer import Affinity, Network, Oracle, affinity_matrix
+from jaxtransfer.comparison.predictivity import linear_predictivity
 from jaxtransfer.pge.batches import Minibatches
 from jaxtransfer.pge.losses import RidgeHead
 from jaxtransfer.pge.symmetry import check_symmetry
@@ -90,6 +92,50 @@ def test_a_choice_on_some_targets_is_judged_on_others() -> None:
     assert by_chance["chosen"][0] < on_all / 2
     found = scores.held_out(drawn | {"truth": wanted}, wanted, splits=100)
     assert found["chosen"] == found["truth"] == (pytest.approx(1), 1)
+
+
+def test_a_difference_of_choices_is_of_targets_that_had_no_part() -> None:
+    wanted = matrix(0)
+    chance = {f"chance {i}": matrix(10 + i) for i in range(40)}
+    other = {f"chance {i}": matrix(60 + i) for i in range(40)}
+    of_chance = choices.held_out_difference(chance, other, wanted, splits=200)
+    assert of_chance.low < 0 < of_chance.high
+    assert abs(of_chance.mean) < 3 * of_chance.stderr
+    of_truth = choices.held_out_difference(chance | {"truth": wanted}, {"truth": wanted}, wanted, splits=200)
+    assert of_truth == (pytest.approx(0, abs=1e-12),) * 4
+    worse = choices.held_out_difference({"truth": wanted}, chance, wanted, splits=200)
+    assert worse.low > 0.5
+
+
+def test_the_simple_form_agrees_with_linear_predictivity() -> None:
+    rng = np.random.default_rng(0)
+    seen = rng.normal(size=(200, 4, 4, 3))
+    layers = [seen @ rng.normal(size=(3, 5)) + noise * rng.normal(size=(200, 4, 4, 5)) + 1 for noise in (0.2, 0.5, 1)]
+    simple = choices.predict(layers, layers)
+    exact = linear_predictivity({str(i): layer for i, layer in enumerate(layers)}).values
+    np.testing.assert_allclose(simple, exact, atol=0.03)
+    ones = [np.ones((200, 4, 4))] * 3
+    np.testing.assert_allclose(choices.predict(layers, layers, weights=ones), simple, atol=1e-12)
+    upper = np.zeros((200, 4, 4))
+    upper[:, :2] = 1
+    np.testing.assert_allclose(
+        choices.predict(layers, layers, weights=[upper] * 3),
+        choices.predict([layer[:, :2] for layer in layers], [layer[:, :2] for layer in layers]),
+        atol=1e-12,
+    )
+
+
+def test_maps_of_the_first_images_are_those_of_a_smaller_probe() -> None:
+    rng = np.random.default_rng(0)
+    networks = [
+        Network(name, lambda w, x: jax.nn.relu(x @ w), rng.normal(size=(3, 4)).astype(np.float32)) for name in "abc"
+    ]
+    images = rng.integers(0, 256, (9, 6, 6, 3), dtype=np.uint8)
+    whole = affinity_matrix(networks, images, methods="input_x_gradient")
+    first, expected = of_first_images(whole, 5), affinity_matrix(networks, images[:5], methods="input_x_gradient")
+    np.testing.assert_allclose(first[None], expected[None], atol=1e-6)
+    np.testing.assert_allclose(first.stderr(None), expected.stderr(None), atol=1e-6)
+    np.testing.assert_array_equal(first.counts(None)[0, 1:], expected.counts(None)[0, 1:])
 
 
 def test_maps_without_what_they_share_add_up_to_nothing() -> None:

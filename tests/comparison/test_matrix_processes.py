@@ -124,7 +124,11 @@ def test_killed_at_random_moments(zoo, images, alone, tmp_path, count, kills):
             whole = whole or time.monotonic() - began
             assert _tables(out) == _tables(alone)
         assert all(file.stat().st_mtime_ns == when for file, when in finished.items())
-        done = [*out.glob("points/n*/*/key.json"), *out.glob("points/_rows/*/*.npz")]
+        done = [
+            *out.glob("points/n*/*/key.json"),
+            *out.glob("points/_rows/*/*.npz"),
+            *out.glob("points/_columns/*/*.npz"),
+        ]
         finished = {file: file.stat().st_mtime_ns for file in done}
         if processes[0].exitcode == 0:
             runs, finished = runs + 1, {}
