@@ -1,7 +1,9 @@
 """Second moments of the units of networks: sums of products over the images of every fold, read in pieces."""
 
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -65,16 +67,22 @@ class Moments(NamedTuple):
             For each fit the sums over the images of all other folds, and over those of each fold left out; both less
             the mean of the former.
         """
-        total = self.products.sum(0)
+        total, both = self.products.sum(0), self.of_sums + self.of_sums.swapaxes(0, 1)
         for folds in left_out:
             rest = float(self.sizes.sum() - self.sizes[[*folds]].sum())
-            # Products of the sums over the images that are left, which are minus the sums over those left out.
-            of_rest = sum(self.of_sums[first, second] for first in folds for second in folds)
-            held_out = {}
-            for fold in folds:
-                mixed = sum(self.of_sums[fold, other] + self.of_sums[other, fold] for other in folds)
-                held_out[fold] = self.products[fold] + mixed / rest + of_rest * (self.sizes[fold] / rest**2)
-            yield total - sum(self.products[fold] for fold in folds) - of_rest / rest, held_out
+            mixed = {fold: _sum(both[fold, other] for other in folds) for fold in folds}
+            # Twice the products of the sums over the images left, which are minus the sums over those left out.
+            of_rest = _sum(mixed.values())
+            held_out = {
+                fold: self.products[fold] + mixed[fold] / rest + of_rest * (self.sizes[fold] / (2 * rest**2))
+                for fold in folds
+            }
+            yield total - _sum(self.products[fold] for fold in folds) - of_rest / (2 * rest), held_out
+
+
+def _sum(arrays: Iterable[Float[np.ndarray, "*shape"]]) -> Float[np.ndarray, "*shape"]:
+    """Adds arrays; the built-in sum would begin by copying the first."""
+    return functools.reduce(operator.add, arrays)
 
 
 class Activations:

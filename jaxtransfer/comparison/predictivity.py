@@ -89,7 +89,7 @@ def folds_of(usable: Bool[np.ndarray, " images"]) -> Folds:
     if usable.sum() < _LEAST_IMAGES:
         raise JaxTransferError(
             f"Representations are compared on {_LEAST_IMAGES} or more images that all networks can use; there are "
-            f"{usable.sum()}."
+            f"{usable.sum()}. Take more images, or compare maps alone (the method paper)."
         )
     return Folds.of(usable, FOLDS)
 
@@ -201,7 +201,7 @@ def _predict(
         for fold in left_out:
             without = sum(left_out) - fold if len(left_out) > 1 else fold
             deviations[without, fold] = total_held_out[fold]
-            explained = (maps * (fit.axes.T @ held_out[fold])).sum(-1) @ fit.gains.T
+            explained = np.einsum("tij,tij->ti", maps, fit.axes.T @ held_out[fold]) @ fit.gains.T
             squares = ((fit.gains @ (fit.held_out[fold] * products)) * fit.gains).sum(-1)
             errors[without, fold] = deviations[without, fold, :, None] - 2 * explained + squares
     of_one = np.arange(count)
