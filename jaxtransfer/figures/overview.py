@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -138,7 +138,7 @@ def _write_answers(axes: Axes, names: Sequence[str], answers: Mapping[str, Answe
     """Writes the chosen source, its probability and its place beside every row."""
     columns = [(0.15, "left", "start from"), (2.15, "right", "sure"), (2.75, "right", "place")]
 
-    def write(row: float, texts: Sequence[str], **look: str | float) -> None:
+    def write(row: float, texts: Sequence[str], **look: Any) -> None:
         for (offset, side, _), text in zip(columns, texts, strict=True):
             x = len(names) * (1 + offset / _MATRIX_WIDTH)
             axes.text(x, row + 0.5, text, ha=side, va="center_baseline", fontsize=10, clip_on=False, **look)

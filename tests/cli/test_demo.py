@@ -70,6 +70,7 @@ def test_demo_goes_on_where_it_stopped(tmp_path, few_images, monkeypatch):
         scores = {name: oracle.scores[target][name] for name in oracle.scores[target] if name in TASKS}
         measured = sorted(scores, key=scores.__getitem__, reverse=True)
         (row,) = [line for line in result.stdout.splitlines() if line.split()[:1] == [target]]
+        assert ranking[0].above_next is not None
         sure = "> 99 %" if ranking[0].above_next > 0.99 else f"{100 * ranking[0].above_next:.0f} %"
         place = measured.index(ranking[0].name) + 1
         assert row.split() == [target, ranking[0].name, *sure.split(), str(place), measured[0]]

@@ -5,6 +5,7 @@ import pytest
 import jaxtransfer as jt
 from benchmarks.rooms.__main__ import RESULTS
 from benchmarks.rooms.evaluate import packaged_scores
+from jaxtransfer.comparison.options import AffinityOptions
 from jaxtransfer.evaluation.rooms_scores import RANDOM, RoomsScore, best_first, percent, reason_for_first, rooms_scores
 
 # Of linear predictivity until `benchmarks/results/rooms_evaluation.csv` has it.
@@ -21,7 +22,7 @@ def test_the_best_come_first():
     assert ordered == ("linear_predictivity", "rsa", "epsilon_lrp", "own", "svcca")
     shares = [score.p5 for score in rooms_scores().values()]
     assert shares == sorted(shares, reverse=True)
-    assert next(iter(rooms_scores())) == jt.affinity_matrix.__kwdefaults__["methods"][0]
+    assert next(iter(rooms_scores())) == AffinityOptions().methods[0]
 
 
 @pytest.mark.parametrize(
