@@ -310,7 +310,8 @@ class Measurement:
         }
         buckets = min(1024, images[0, :, :, 0].size // 4)
         for label, sketch in (("affinity_matrix", None), ("affinity_matrix, sketches", buckets)):
-            run = functools.partial(jt.affinity_matrix, networks, images, sketch=sketch, precision=self.mode.precision)
+            settings = {"methods": jt.METHODS, "sketch": sketch, "precision": self.mode.precision}
+            run = functools.partial(jt.affinity_matrix, networks, images, **settings)
             contenders[label] = run, units
         seconds = harness.take_turns(contenders, self.options.rounds)
         title = (f"The whole job over {len(networks)} encoders, {len(images)} images, {self.name}; "

@@ -108,7 +108,7 @@ def run(
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         with tempfile.TemporaryDirectory() as directory:
-            jt.affinity_matrix(all_networks, probe, directory=directory, progress=progress)
+            jt.affinity_matrix(all_networks, probe, methods=jt.METHODS, directory=directory, progress=progress)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
 

@@ -85,7 +85,7 @@ def affinities(networks: int, images: int, mesh: Mesh | None = None) -> None:
     all_networks = [convolutional(f"n{i}", WIDTHS, i) for i in range(networks)]
     probe = np.random.default_rng(0).random((images, SIZE, SIZE, 3), np.float32)
     with tempfile.TemporaryDirectory() as directory:
-        jt.affinity_matrix(all_networks, probe, batch_size=BATCH, directory=directory, mesh=mesh)
+        jt.affinity_matrix(all_networks, probe, methods=jt.METHODS, batch_size=BATCH, directory=directory, mesh=mesh)
 
 
 @functools.cache

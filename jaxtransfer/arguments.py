@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from jaxtransfer.defaults import METHODS, PAPER
 from jaxtransfer.errors import JaxTransferError, unknown_name
 
 # How to turn a library's model into a function of weights and images, by the name of the library's package.
@@ -29,7 +30,9 @@ _STATE_ERRORS = ("TraceContextError", "ModifyScopeVariableError", "UnexpectedTra
 
 
 def checked_methods(methods: str | Sequence[str]) -> tuple[str, ...]:
-    """Returns the names of methods as a tuple; a single name may be given as text.
+    """Returns the names of methods as a tuple without repetitions; a single name may be given as text.
+
+    The name "paper" is replaced by the three attribution methods of Song et al. (NeurIPS 2019).
 
     Raises:
         JaxTransferError: `methods` holds something other than names.
@@ -37,7 +40,7 @@ def checked_methods(methods: str | Sequence[str]) -> tuple[str, ...]:
     names = (methods,) if isinstance(methods, str) else methods
     if not isinstance(names, Sequence | set | frozenset | dict) or not all(isinstance(name, str) for name in names):
         raise JaxTransferError(f'methods must be names, like methods=("saliency",), not {methods!r}.')
-    return tuple(names)
+    return tuple(dict.fromkeys(name for given in names for name in (METHODS if given == PAPER else (given,))))
 
 
 def check_name(kind: str, name: Any, known: Sequence[str]) -> None:

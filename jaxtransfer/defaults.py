@@ -1,10 +1,18 @@
 """Default values of the settings that several functions and commands have in common."""
 
 METHODS = ("saliency", "input_x_gradient", "epsilon_lrp")
-"""The attribution methods of Song et al. (NeurIPS 2019); all of them unless others are named."""
+"""The attribution methods of Song et al. (NeurIPS 2019)."""
+
+PAPER = "paper"
+"""The name that stands for `METHODS` where methods are named."""
 
 ATTRIBUTIONS = (*METHODS, "unit_saliency", "integrated_gradients", "modelgif")
 """All attribution methods."""
+
+LINEAR_PREDICTIVITY = "linear_predictivity"
+
+COMPARED = (LINEAR_PREDICTIVITY, *METHODS)
+"""The methods that compare networks unless others are named."""
 
 EPSILON = 1e-4
 """Stabiliser of epsilon-LRP."""

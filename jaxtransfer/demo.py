@@ -1,4 +1,4 @@
-"""Rooms from end to end: which of 22 trained networks are alike, and does that predict transfer between them?"""
+"""Rooms from end to end: which of 22 trained networks to start from, and how good the choice is."""
 
 import dataclasses
 import shutil
@@ -6,18 +6,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from jaxtransfer import rooms
 from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.comparison.options import AffinityOptions
 from jaxtransfer.data.probe import Probe
+from jaxtransfer.defaults import LINEAR_PREDICTIVITY, METHODS, RELEVANT
+from jaxtransfer.evaluation.confidence import certain_ranking
 from jaxtransfer.evaluation.groups import rooms_groups
 from jaxtransfer.evaluation.oracle import Oracle
-from jaxtransfer.evaluation.summary import Evaluation
+from jaxtransfer.evaluation.references import SECOND
+from jaxtransfer.evaluation.rooms_scores import RANDOM, percent
+from jaxtransfer.evaluation.summary import Evaluations
 from jaxtransfer.evaluation.tree import task_tree
 from jaxtransfer.figures import scaled_map
-from jaxtransfer.figures.overview import overview
+from jaxtransfer.figures.overview import Answer, Share, overview
 from jaxtransfer.files import atomic_directory
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.points.store import Points
@@ -25,11 +28,13 @@ from jaxtransfer.report import write_report
 from jaxtransfer.runs.affinity import run_affinity
 from jaxtransfer.runs.evaluation import evaluate_run
 
-METHOD = "epsilon_lrp"
-"""The method whose rankings are shown; none did better in Song et al. (NeurIPS 2019)."""
-_COUNT, _SIZE = 64, 64  # number of images; their height and width in pixels
+METHOD = LINEAR_PREDICTIVITY
+"""The method whose rankings are shown: the one that predicts transfer best on Rooms."""
+_MAPS = "epsilon_lrp"
 _SHOWN = ("edge_texture", "normal", "vanishing_point", "class_scene")  # one of each group
-_PHOTOS = 3
+_PHOTOS, _SIZE = 5, 64  # photos shown; height and width of all images in pixels
+# The first images of `rooms.probe`: compiling the renderer takes as long as everything else.
+_IMAGES = Path(rooms.__file__).with_name("images")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +44,7 @@ class SourceChoice:
     Attributes:
         target: The target task.
         source: The task of the network that is nearest to the target's.
-        affinity: Affinity of the two networks, within [-1, 1].
-        stderr: Standard error of the affinity over images.
+        above_next: Probability that the source truly ranks above the next one; None where it is not known.
         place: Rank of the source by measured transfer to the target; 1 is the best.
         best: The source of rank 1.
         gain: Measured loss of the source on a scale from 0, the mean over all sources, to 1, the best source; below 0
@@ -49,11 +53,17 @@ class SourceChoice:
 
     target: str
     source: str
-    affinity: float
-    stderr: float
+    above_next: float | None
     place: int
     best: str
     gain: float
+
+    @property
+    def sure(self) -> str:
+        """Writes `above_next` as text; a probability is never 100 %."""
+        if self.above_next is None:
+            return "not known"
+        return "> 99 %" if self.above_next > 0.99 else percent(self.above_next)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,12 +73,12 @@ class DemoResult:
     Attributes:
         images: Number of probe images.
         choices: The nearest source of every task by `METHOD`.
-        evaluations: For each method, its agreement with measured transfer.
+        evaluations: The agreement of each method with measured transfer, and that of the references.
     """
 
     images: int
     choices: tuple[SourceChoice, ...]
-    evaluations: dict[str, Evaluation]
+    evaluations: Evaluations
 
 
 def run_demo(out: str | Path, *, command: Sequence[str], progress: Callable[[int, int, str], None]) -> DemoResult:
@@ -94,10 +104,8 @@ def run_demo(out: str | Path, *, command: Sequence[str], progress: Callable[[int
             for task in rooms.TASKS:
                 shutil.copytree(rooms.zoo().path / task, folder / task)
     if not (out / "images").exists():
-        progress(0, _COUNT, "Drawing rooms")
         with atomic_directory(out / "images") as folder:
-            for number, image in enumerate(rooms.probe(_COUNT, size=_SIZE)):
-                Image.fromarray(image).save(folder / f"room-{number:03}.png")
+            shutil.copytree(_IMAGES, folder, dirs_exist_ok=True)
     run = out / "run"
     affinity, probe = run_affinity(
         Zoo(out / "zoo"),
@@ -106,10 +114,10 @@ def run_demo(out: str | Path, *, command: Sequence[str], progress: Callable[[int
         AffinityOptions(),
         command=command,
         size=_SIZE,
-        progress=lambda done, total, name: progress(done, total, f"Attributing {name}"),
+        progress=lambda done, total, name: progress(done, total, f"Comparing {name}"),
     )
     oracle = Oracle.rooms()
-    evaluations = evaluate_run(run, oracle).by_method
+    evaluations = evaluate_run(run, oracle)
     write_report(
         run,
         oracle=oracle,
@@ -117,8 +125,9 @@ def run_demo(out: str | Path, *, command: Sequence[str], progress: Callable[[int
         progress=lambda done, total, name: progress(done, total, f"Drawing {name}"),
     )
     affinity = affinity.only([*rooms.TASKS])
-    _draw(out, affinity, probe, evaluations)
-    return DemoResult(len(probe.images), _choices(affinity, oracle), evaluations)
+    result = DemoResult(len(probe.images), _choices(affinity, oracle), evaluations)
+    _draw(out, affinity, probe, result)
+    return result
 
 
 def _choices(affinity: Affinity, oracle: Oracle) -> tuple[SourceChoice, ...]:
@@ -130,57 +139,67 @@ def _choices(affinity: Affinity, oracle: Oracle) -> tuple[SourceChoice, ...]:
     }
     choices = []
     for target in affinity.names:
-        source, value, error = affinity.rank(target, method=METHOD)[0]
-        scores = oracle.scores[target]
+        nearest = certain_ranking(affinity, target, method=METHOD)[0]
+        source = nearest.name
+        scores = {name: score for name, score in oracle.scores[target].items() if name in affinity.names}
         ranked = sorted(scores, key=scores.__getitem__, reverse=True)
         known = [losses[target][other] for other in ranked]
         mean = float(np.mean(known))
         gain = (mean - losses[target][source]) / (mean - min(known))
-        choices.append(SourceChoice(target, source, value, error, ranked.index(source) + 1, ranked[0], gain))
+        choices.append(SourceChoice(target, source, nearest.above_next, ranked.index(source) + 1, ranked[0], gain))
     return tuple(choices)
 
 
 def sentences(result: DemoResult) -> list[str]:
     """Returns the conclusions of the demo, one sentence each."""
     count = len(result.choices)
+    places = np.array([choice.place for choice in result.choices])
     gains = np.array([choice.gain for choice in result.choices])
     gain, error = gains.mean(), gains.std(ddof=1) / np.sqrt(count)
-    groups = rooms_groups()
-    own = sum(groups[choice.target] == groups[choice.source] for choice in result.choices)
-    sizes = [list(groups.values()).count(group) for group in groups.values()]
-    lines = [
-        f"{count} networks, each trained on one task of Rooms, were compared on {result.images} new images of rooms.",
-        f"By {METHOD}, starting from the nearest source {'gains' if gain >= 0 else 'loses'} {abs(gain):.0%} ± "
-        f"{error:.0%} of what the best source gains over an average one (in measured loss; ± is the standard error "
-        "over targets).",
-        f"The nearest source belongs to the target's own group (2D, 3D, geometric, semantic) for {own} of {count} "
-        f"targets; a random source would for {(sum(sizes) - count) / (count - 1):.1f}.",
+    shares = _shares(result.evaluations)
+    texts = {name: percent(share.value) for name, share in shares.items()}
+    maps = sorted(shares[method].value for method in METHODS if method in shares)
+    own = shares[METHOD]
+    if own.low is not None and own.high is not None:
+        texts[METHOD] += f" (95 % band: {percent(own.low)} to {percent(own.high)})"
+    listed = [f"{METHOD} {texts[METHOD]}"]
+    if maps:
+        low, high = percent(maps[0]), percent(maps[-1])
+        listed.append(f"the paper's maps {low if low == high else f'{low} to {high}'}")
+    listed += [f"{name} {texts[name]}" for name in (RANDOM, SECOND) if name in shares]
+    return [
+        f"The choice is the best of {count - 1} sources for {(places == 1).sum()} of {count} targets, one of the best "
+        f"three for {(places <= 3).sum()}; it {'gains' if gain >= 0 else 'loses'} {percent(abs(gain))} ± "
+        f"{percent(error)} of what the best gains over an average one.",
+        f"Share of the {RELEVANT} best sources found: {', '.join(listed)}.",
     ]
-    for method, evaluation in result.evaluations.items():
-        (share, band), chance = evaluation.shares("precision", 5), evaluation.curve.random_precision[4]
-        assert band is not None
-        verdict = (
-            "better than" if band[0] > chance else "worse than" if band[1] < chance else "not clearly different from"
-        )
-        lines.append(
-            f"By {method}, {share:.0%} of the five nearest sources are among the five that transfer best (95 % band: "
-            f"{band[0]:.0%} to {band[1]:.0%}), {verdict} the {chance:.0%} of a random order."
-        )
-    return lines
 
 
-def _draw(out: Path, affinity: Affinity, probe: Probe, evaluations: dict[str, Evaluation]) -> None:
-    """Draws the overview of all steps."""
+def _shares(evaluations: Evaluations) -> dict[str, Share]:
+    """Returns the share of the best sources that each method finds, that of a random order, and the noise ceiling."""
+    shares = {}
+    for name, evaluation in (evaluations.by_method | evaluations.references).items():
+        value, band = evaluation.shares("precision", RELEVANT)
+        if name in evaluations.by_method or name == SECOND:
+            shares[name] = Share(value, *(band or (None, None)))
+    curve = evaluations.by_method[METHOD].curve
+    return shares | {RANDOM: Share(float(curve.random_precision[RELEVANT - 1]), None, None)}
+
+
+def _draw(out: Path, affinity: Affinity, probe: Probe, result: DemoResult) -> None:
+    """Draws the overview of the answers, how good they are, and maps of some networks."""
     points = Points(out / "run" / "points")
-    maps = {name: np.stack([scaled_map(values) for values in points.open(name, METHOD)[:_PHOTOS]]) for name in _SHOWN}
+    maps = {name: np.stack([scaled_map(values) for values in points.open(name, _MAPS)[:_PHOTOS]]) for name in _SHOWN}
     ordered = affinity.only(task_tree(affinity, method=METHOD).ordered)
     overview(
-        maps,
-        probe.images[:_PHOTOS],
         ordered[METHOD],
         ordered.names,
+        {choice.target: Answer(choice.source, choice.sure, choice.place) for choice in result.choices},
         rooms_groups(),
-        evaluations,
+        _shares(result.evaluations),
+        maps,
+        probe.images[:_PHOTOS],
         out / "overview.png",
         method=METHOD,
+        map_method=_MAPS,
     )

@@ -5,6 +5,7 @@
     python -m benchmarks.rooms train       # trains encoders for all tasks into a zoo
     python -m benchmarks.rooms transfer    # measures the transfer of every encoder to every task
     python -m benchmarks.rooms evaluate    # compares the package's measures with the measured transfer
+    python -m benchmarks.rooms scores      # takes the results of that into the package: they decide what comes first
 
 Run from the root of the checkout, after `pip install -e ".[bench]"`. Results that exist are not computed again;
 examples and checkpoints are kept in the folder `--work`.
@@ -30,6 +31,7 @@ from benchmarks.rooms.settings import Settings
 from benchmarks.rooms.speed import speed
 from benchmarks.rooms.training import Trainer, untrained
 from jaxtransfer import rooms
+from jaxtransfer.evaluation import rooms_scores
 from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.files import read_arrays, write_arrays, write_csv
 from jaxtransfer.networks.network import Network
@@ -38,6 +40,7 @@ from jaxtransfer.rooms.networks import encode, preprocess
 
 CONSOLE = Console()
 SCRATCH, RANDOM = "scratch", "random"
+RESULTS = Path(__file__).parents[1] / "results" / "rooms_evaluation.csv"
 _GRADIENT_EXAMPLES = 1000
 
 
@@ -229,6 +232,13 @@ def evaluate_measures(options: argparse.Namespace) -> None:
     evaluate.show_variants(images, oracle, CONSOLE)
 
 
+def package_scores(options: argparse.Namespace) -> None:
+    """Writes the scores of `evaluate` that the package states."""
+    scored = evaluate.packaged_scores(options.results)
+    header = ["method", *rooms_scores.RoomsScore._fields]
+    write_csv(rooms_scores.FILE, [header, *([name, *score] for name, score in scored.items())])
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.rooms", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -251,6 +261,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     evaluation.add_argument("--settings", type=Path, default=settings.FILE, help="file of all settings")
     evaluation.set_defaults(run=evaluate_measures)
+    packaging = commands.add_parser("scores", help="take the results of evaluate into the package")
+    packaging.add_argument("--results", type=Path, default=RESULTS, help="file that evaluate wrote")
+    packaging.set_defaults(run=package_scores)
     for name, run, description in (
         ("train", train, "train the encoders that are missing"),
         ("transfer", measure, "measure the transfers that are missing"),

@@ -16,18 +16,20 @@ from benchmarks.rooms.choices import Difference, difference
 from benchmarks.rooms.examples import Examples
 from benchmarks.rooms.scores import Matrix, Score
 from jaxtransfer import rooms
-from jaxtransfer.attribution.maps import METHODS
+from jaxtransfer.attribution.maps import ATTRIBUTIONS, METHODS
 from jaxtransfer.comparison.affinity import Affinity, MethodResult
 from jaxtransfer.comparison.matrix import affinity_matrix
 from jaxtransfer.comparison.representations import RELATIVES
 from jaxtransfer.data.probe import load_probe
 from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.evaluation.references import other_direction, static_ranking
-from jaxtransfer.files import atomic_directory, write_csv
+from jaxtransfer.evaluation.rooms_scores import RANDOM, RoomsScore
+from jaxtransfer.files import atomic_directory, read_records, write_csv
 
 _PROBE_SIZES = (64, 250, 1000, 2000)
 _CUBIC, _MAX_CUBIC_IMAGES = ("svcca", "procrustes"), 250  # their time grows with the cube of the number of images
 _SEED_IMAGES = 250
+_PACKAGED_PROBE = "1000 rooms"
 _VARIANT_IMAGES = 200
 _CHOICE_IMAGES = 400
 # Attribution methods that take many passes, with their numbers of images.
@@ -214,6 +216,16 @@ def write_scores(rows: list[Row], file: Path) -> None:
         values = ("" if value is None else f"{value:.4f}" for value in (*score, *differences))
         lines.append([probe, measure, *values])
     write_csv(file, [["probe", "measure", *Score._fields, *header], *lines])
+
+
+def packaged_scores(file: Path) -> dict[str, RoomsScore]:
+    """Reads from a file of scores those that the package states, and adds the expectation for a random order."""
+    scored = {
+        row["measure"]: RoomsScore(float(row["p5"]), float(row["spearman"]))
+        for row in read_records(file)
+        if row["probe"] == _PACKAGED_PROBE and row["measure"] in (*ATTRIBUTIONS, *RELATIVES)
+    }
+    return scored | {RANDOM: RoomsScore(round(scores.RELEVANT / (len(rooms.TASKS) - 1), 4), 0.0)}
 
 
 def show_controls(measures: Measures, console: Console) -> None:

@@ -124,13 +124,13 @@ def demo(
         Path, typer.Option(help="Directory for networks, images and results; an unfinished demo is resumed.")
     ] = Path("jaxtransfer-demo"),
 ) -> None:
-    """Compare the 22 trained networks that come with the package, and check the result against measured transfer."""
+    """Say which of the 22 trained networks of the package to start from for each other, and how good the choice is."""
     from jaxtransfer.demo import run_demo
 
     with progress_bar() as advance:
         result = run_demo(out, command=sys.argv, progress=advance)
     print_demo(result)
-    print(f"Open {out / 'run' / 'report.html'} in a browser; {out / 'overview.png'} shows all of it in one picture.")
+    print(f"Open {out / 'run' / 'report.html'} in a browser, or {out / 'overview.png'}.")
 
 
 @_download.command("taskonomy")
@@ -204,10 +204,11 @@ def affinity(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="Representations: linear_predictivity, rsa, depara, cka, cka_biased, svcca, rsa_raw, rsa_zscored, "
-            "dds_cosine, dds_pearson, dds_laplacian, dds_rbf, mutual_knn, procrustes, cka_places. Attribution maps: "
-            "saliency, input_x_gradient, epsilon_lrp, unit_saliency, integrated_gradients, modelgif. May be repeated.",
-            show_default="saliency, input_x_gradient, epsilon_lrp",
+            help="Representations: linear_predictivity, which predicts transfer best on Rooms, rsa, depara, cka, "
+            "cka_biased, svcca, rsa_raw, rsa_zscored, dds_cosine, dds_pearson, dds_laplacian, dds_rbf, mutual_knn, "
+            "procrustes, cka_places. Attribution maps: saliency, input_x_gradient and epsilon_lrp, which paper stands "
+            "for (Song et al., NeurIPS 2019), unit_saliency, integrated_gradients, modelgif. May be repeated.",
+            show_default="linear_predictivity and paper",
         ),
     ] = None,
     target: Annotated[
@@ -266,7 +267,7 @@ def affinity(
     mesh: _Mesh = None,
     distributed: _Distributed = None,
 ) -> None:
-    """Compare all networks of a zoo by their attribution maps, or their representations, of the same probe images."""
+    """Compare all networks of a zoo by their representations of the same probe images, and by attribution maps."""
     from jaxtransfer.devices import is_first, synchronised
     from jaxtransfer.networks.zoo import Zoo
     from jaxtransfer.runs.affinity import run_affinity
@@ -305,7 +306,9 @@ def affinity(
 def rank(
     run: _Run,
     target: Annotated[str, typer.Argument(metavar="TARGET", help="The network or task whose sources are ranked.")],
-    method: Annotated[str | None, typer.Option(help="A method of the run.", show_default="all")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="A method of the run.", show_default="all, the best on Rooms first")
+    ] = None,
     top: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Print only the N best.", show_default="all")
     ] = None,

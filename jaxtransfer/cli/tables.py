@@ -24,13 +24,18 @@ _SHOWN_DISAGREEMENTS = 8
 
 def print_affinity(affinity: "Affinity", probe: "Probe", out: Path) -> None:
     """Prints the best source of every target, what was left out, and where the files are."""
-    table = Table("target", title="Best source (affinity ± standard error)", title_justify="left")
-    for method in affinity.methods:
+    from jaxtransfer.evaluation.rooms_scores import best_first, reason_for_first
+
+    methods = best_first(affinity.methods)
+    table = Table("target", title="Best source (value ± standard error)", title_justify="left")
+    for method in methods:
         table.add_column(method, overflow="fold")
     for target in affinity.names:
-        best = [affinity.rank(target, method=method)[0] for method in affinity.methods]
+        best = [affinity.rank(target, method=method)[0] for method in methods]
         table.add_row(target, *(f"{name}\n{value:.3f} ± {error:.3f}" for name, value, error in best))
     print_table(table)
+    if reason := reason_for_first(methods):
+        print(reason)
     _print_faults(affinity.faults)
     print(f"{len(probe.names)} images were used and {len(probe.skipped)} files skipped.")
     _print_skipped(probe.skipped, out, before="  ", shown=5)
@@ -46,7 +51,9 @@ def print_affinity(affinity: "Affinity", probe: "Probe", out: Path) -> None:
 def print_rankings(affinity: "Affinity", target: str, methods: Sequence[str], top: int | None) -> None:
     """Prints the sources of a target in the order of each method, with how sure the order is."""
     from jaxtransfer.evaluation.confidence import certain_ranking
+    from jaxtransfer.evaluation.rooms_scores import best_first, reason_for_first
 
+    methods = best_first(methods)
     for method in methods:
         measure = affinity.measure(method)
         digits = (".4g", ".2g") if measure.smaller_is_nearer else (".4f", ".4f")  # distances have no upper bound
@@ -65,6 +72,8 @@ def print_rankings(affinity: "Affinity", target: str, methods: Sequence[str], to
         f'"above next": probability that this source truly ranks above the next one. {sampled}: about how many more '
         "would raise it to 95 %."
     )
+    if reason := reason_for_first(methods):
+        print(reason)
 
 
 def print_evaluation(evaluations: "Evaluations", oracle: "Oracle", run: Path) -> None:
@@ -161,21 +170,23 @@ def print_gradient_results(results: "GradientResults", out: Path) -> None:
 
 
 def print_demo(result: "DemoResult") -> None:
-    """Prints the nearest source of every task and how it ranks in measured transfer, with the conclusions."""
+    """Prints which source to take for every task, how sure that is, how good it was, and the conclusions."""
     from jaxtransfer.demo import METHOD, sentences
 
     table = Table(
-        title=f"Nearest source of each target by {METHOD},\nits rank in measured transfer, and the best source there",
+        title=f"Which network to start from, by {METHOD} on {result.images} images",
         title_justify="left",
         box=box.SIMPLE_HEAD,
+        show_edge=False,
         pad_edge=False,
     )
-    for column in ("target", "nearest", "affinity", "rank", "best"):
-        table.add_column(column, justify="right" if column in ("affinity", "rank") else "left", overflow="fold")
+    for column in ("target", "start from", "sure", "place", "best"):
+        table.add_column(column, justify="right" if column in ("sure", "place") else "left", overflow="fold")
     for choice in result.choices:
-        affinity = f"{choice.affinity:.3f} ± {choice.stderr:.3f}"
-        table.add_row(choice.target, choice.source, affinity, str(choice.place), choice.best)
+        table.add_row(choice.target, choice.source, choice.sure, str(choice.place), choice.best)
     print_table(table)
+    sources = len(result.choices) - 1
+    print(f'"sure": to rank above the next source. "place": in measured transfer, of {sources}.')
     for sentence in sentences(result):
         print(sentence)
 

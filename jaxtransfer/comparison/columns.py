@@ -15,10 +15,10 @@ from jaxtyping import Bool
 from jaxtransfer.comparison.affinity import MethodResult
 from jaxtransfer.comparison.measure import PREDICTIVITY, pair_indices
 from jaxtransfer.comparison.predictivity import FOLDS, MAX_UNITS, RIDGES, Predictivity, folds_of, predictivities
-from jaxtransfer.comparison.representations import LINEAR_PREDICTIVITY
 from jaxtransfer.comparison.rows import fingerprint
 from jaxtransfer.comparison.statistics import stderr_of_mean
 from jaxtransfer.comparison.streaming import finite_images
+from jaxtransfer.defaults import LINEAR_PREDICTIVITY
 from jaxtransfer.devices import DATA, MODEL, allgather, synchronised
 from jaxtransfer.points.store import Key, Points
 

@@ -21,14 +21,13 @@ from jaxtransfer.comparison.columns import compare_predictivities
 from jaxtransfer.comparison.options import AffinityOptions
 from jaxtransfer.comparison.representations import (
     BY_NAME,
-    LINEAR_PREDICTIVITY,
     RELATIVES,
     Representations,
     depara,
 )
 from jaxtransfer.comparison.rows import compare_maps
 from jaxtransfer.comparison.statistics import stderr_of_mean
-from jaxtransfer.defaults import ATTRIBUTIONS
+from jaxtransfer.defaults import ATTRIBUTIONS, LINEAR_PREDICTIVITY
 from jaxtransfer.devices import default_mesh, is_first
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.networks.network import Network
@@ -60,11 +59,13 @@ def affinity_matrix(
     image_names: Sequence[str] | None = None,
     progress: ProgressFn | None = None,
 ) -> Affinity:
-    """Compares networks by where they look in the same images (Song et al., NeurIPS 2019, section 3).
+    """Compares networks by their representations of the same images, and by where they look in them.
 
-    Every network makes one map per method of every image. Maps are brought back to the size of the images and averaged
-    over colour channels; the affinity of two networks is the mean over images of the cosine between their maps. The
-    methods of `RELATIVES` compare representations instead, from the same forward pass. Points (maps and
+    Linear predictivity, which predicts transfer best where it was measured, says how well a source's representation
+    predicts the target's (row = target); the other methods of `RELATIVES` compare representations too. Attribution
+    methods make one map of every image (Song et al., NeurIPS 2019, section 3). Maps are brought back to the size of
+    the images and averaged over colour channels; the affinity of two networks is the mean over images of the cosine
+    between their maps. All come from the same forward pass. Points (maps and
     representations) are written to disk as they are computed, and rows of the matrix as they are compared: memory holds
     the networks being computed and the next ones, one batch and a few maps, whatever the number of networks. Networks
     of equal `apply` and shapes are compiled once; each distinct preprocessing runs once per image. Networks run in
@@ -77,7 +78,7 @@ def affinity_matrix(
     Args:
         networks: A zoo, or networks with different names.
         images: Probe images, [images, height, width, channels]: uint8, or floating point in [0, 1].
-        methods: One or several of `ATTRIBUTIONS` and `RELATIVES`.
+        methods: One or several of `ATTRIBUTIONS` and `RELATIVES`; "paper" stands for the three maps of Song et al.
         target: The scalar that maps attribute: "sum" of all units of a representation (as in the paper), or
             "random_signs", their sum with fixed random signs (`jaxtransfer.random_signs`), for networks whose sum does
             not depend on the image, or "spatial_maximum", the sum of every channel's largest value

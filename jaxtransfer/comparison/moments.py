@@ -1,7 +1,9 @@
 """Second moments of the units of networks: sums of products over the images of every fold, read in pieces."""
 
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -53,21 +55,34 @@ class Moments(NamedTuple):
     products: Float[np.ndarray, "folds *units"]
     of_sums: Float[np.ndarray, "folds folds *units"]
 
-    def fitted(self, left_out: list[int]) -> Float[np.ndarray, "*units"]:
-        """Sums over the images of all folds but some, less their mean."""
-        rest, of_rest = self._rest(left_out)
-        return self.products.sum(0) - self.products[left_out].sum(0) - of_rest / rest
+    def split(
+        self, left_out: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[Float[np.ndarray, "*units"], dict[int, Float[np.ndarray, "*units"]]]]:
+        """Splits the images into those that a fit uses and the folds that it leaves out.
 
-    def held_out(self, fold: int, left_out: list[int]) -> Float[np.ndarray, "*units"]:
-        """Sums over the images of one of the folds left out, less the mean of those that are not."""
-        rest, of_rest = self._rest(left_out)
-        mixed = self.of_sums[fold, left_out].sum(0) + self.of_sums[left_out, fold].sum(0)
-        return self.products[fold] + mixed / rest + of_rest * (self.sizes[fold] / rest**2)
+        Args:
+            left_out: For each fit, one fold or more.
 
-    def _rest(self, left_out: list[int]) -> tuple[float, Float[np.ndarray, "*units"]]:
-        """The number of images that are left, and the products of their sums, which are minus those left out."""
-        rest = float(self.sizes.sum() - self.sizes[left_out].sum())
-        return rest, self.of_sums[np.ix_(left_out, left_out)].sum((0, 1))
+        Yields:
+            For each fit the sums over the images of all other folds, and over those of each fold left out; both less
+            the mean of the former.
+        """
+        total, both = self.products.sum(0), self.of_sums + self.of_sums.swapaxes(0, 1)
+        for folds in left_out:
+            rest = float(self.sizes.sum() - self.sizes[[*folds]].sum())
+            mixed = {fold: _sum(both[fold, other] for other in folds) for fold in folds}
+            # Twice the products of the sums over the images left, which are minus the sums over those left out.
+            of_rest = _sum(mixed.values())
+            held_out = {
+                fold: self.products[fold] + mixed[fold] / rest + of_rest * (self.sizes[fold] / (2 * rest**2))
+                for fold in folds
+            }
+            yield total - _sum(self.products[fold] for fold in folds) - of_rest / (2 * rest), held_out
+
+
+def _sum(arrays: Iterable[Float[np.ndarray, "*shape"]]) -> Float[np.ndarray, "*shape"]:
+    """Adds arrays; the built-in sum would begin by copying the first."""
+    return functools.reduce(operator.add, arrays)
 
 
 class Activations:
@@ -145,10 +160,11 @@ def moments_of_pairs(
     columns = np.arange(widths.max()) + target_starts[:-1, None]
     padding = columns >= target_starts[1:, None]
     columns = np.where(padding, 0, columns)
+    equal = not padding.any()  # then nothing need be copied
 
     def of_targets(of_units: Float[np.ndarray, "*folds units all"]) -> Float[np.ndarray, "*folds targets units most"]:
-        padded = np.where(padding, 0, of_units[..., columns])
-        return np.moveaxis(padded, -2, -3)
+        by_target = of_units.reshape(*of_units.shape[:-1], *columns.shape) if equal else of_units[..., columns]
+        return np.moveaxis(by_target if equal else np.where(padding, 0, by_target), -2, -3)
 
     def of_sources() -> Iterator[Moments]:
         for start, stop in itertools.pairwise(starts):

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from jaxtransfer.defaults import ATTRIBUTIONS, EDGE_WEIGHT, EPSILON, METHODS
+from jaxtransfer.defaults import ATTRIBUTIONS, COMPARED, EDGE_WEIGHT, EPSILON, PAPER
 from jaxtransfer.errors import JaxTransferError
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ class AffinityOptions:
     """Holds the settings that an affinity depends on, besides the networks and the images.
 
     Attributes:
-        methods: One or several of `ATTRIBUTIONS` and `RELATIVES`; a single name is made a tuple.
+        methods: One or several of `ATTRIBUTIONS` and `RELATIVES`; a single name is made a tuple, and "paper" is made
+            the three maps of Song et al. (NeurIPS 2019).
         target: The scalar that maps attribute: "sum" of all units, "random_signs", their sum with random signs, or
             "spatial_maximum", the sum of every channel's largest value; "unit_saliency" does not depend on it.
         similarity: Similarity of two maps: "cosine", or "correlation", which removes each map's mean over pixels first.
@@ -36,7 +37,7 @@ class AffinityOptions:
         ('saliency',)
     """
 
-    methods: Sequence[str] = METHODS
+    methods: Sequence[str] = COMPARED
     target: "Target" = "sum"
     similarity: "Similarity" = "cosine"
     epsilon: float = EPSILON
@@ -53,10 +54,11 @@ class AffinityOptions:
         from jaxtransfer.points.directions import SIMILARITIES
 
         object.__setattr__(self, "methods", checked_methods(self.methods))
+        known = (*ATTRIBUTIONS, *RELATIVES, PAPER)
         if not self.methods:
-            raise JaxTransferError(f"No method is named; there are: {', '.join((*ATTRIBUTIONS, *RELATIVES))}.")
+            raise JaxTransferError(f"No method is named; there are: {', '.join(known)}.")
         for method in self.methods:
-            check_name("method", method, (*ATTRIBUTIONS, *RELATIVES))
+            check_name("method", method, known)
         check_name("target", self.target, TARGETS)
         check_name("similarity", self.similarity, SIMILARITIES)
         check_name("precision", self.precision, PRECISIONS)

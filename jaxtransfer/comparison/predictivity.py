@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.linalg
 from jaxtyping import Bool, Float
 
 from jaxtransfer.comparison.moments import CONSTANT_SHARE, Activations, Folds, Moments, moments_of_one, moments_of_pairs
@@ -88,7 +89,7 @@ def folds_of(usable: Bool[np.ndarray, " images"]) -> Folds:
     if usable.sum() < _LEAST_IMAGES:
         raise JaxTransferError(
             f"Representations are compared on {_LEAST_IMAGES} or more images that all networks can use; there are "
-            f"{usable.sum()}."
+            f"{usable.sum()}. Take more images, or compare maps alone (the method paper)."
         )
     return Folds.of(usable, FOLDS)
 
@@ -173,14 +174,15 @@ def _fits(moments: Moments) -> dict[LeftOut, _Fit]:
     fits = {}
     folds = range(len(moments.sizes))
     least = CONSTANT_SHARE * np.trace(moments.products.sum(0))
-    for left_out in (*itertools.combinations(folds, 1), *itertools.combinations(folds, 2)):
-        variances, axes = np.linalg.eigh(moments.fitted([*left_out]))
+    each = [*itertools.combinations(folds, 1), *itertools.combinations(folds, 2)]
+    for left_out, (fitted, held_out) in zip(each, moments.split(each), strict=True):
+        # NumPy's takes up to fifty times longer on a busy machine: its threads wait for each other.
+        variances, axes = scipy.linalg.eigh(fitted, driver="evd")
         variances = np.maximum(variances, 0)
         ridges = RIDGES[:, None] * variances.mean() + np.zeros(len(variances))
         # A source that varies in the folds left out alone predicts the mean.
         gains = 1 / (variances + ridges) if variances.sum() > least else np.zeros(ridges.shape)
-        held_out = {fold: axes.T @ moments.held_out(fold, [*left_out]) @ axes for fold in left_out}
-        fits[left_out] = _Fit(axes, gains, held_out)
+        fits[left_out] = _Fit(axes, gains, {fold: axes.T @ sums @ axes for fold, sums in held_out.items()})
     return fits
 
 
@@ -192,13 +194,14 @@ def _predict(
     # Errors, by the fold that they are without (or by the fold itself), the fold predicted, target and ridge.
     errors = np.zeros((count, count, targets, len(RIDGES)))
     deviations = np.zeros((count, count, targets))
-    for left_out, fit in fits.items():
-        maps = fit.axes.T @ moments.fitted([*left_out])
+    splits = zip(fits.items(), moments.split([*fits]), totals.split([*fits]), strict=True)
+    for (left_out, fit), (fitted, held_out), (_, total_held_out) in splits:
+        maps = fit.axes.T @ fitted
         products = maps @ maps.swapaxes(-1, -2)
         for fold in left_out:
             without = sum(left_out) - fold if len(left_out) > 1 else fold
-            deviations[without, fold] = totals.held_out(fold, [*left_out])
-            explained = (maps * (fit.axes.T @ moments.held_out(fold, [*left_out]))).sum(-1) @ fit.gains.T
+            deviations[without, fold] = total_held_out[fold]
+            explained = np.einsum("tij,tij->ti", maps, fit.axes.T @ held_out[fold]) @ fit.gains.T
             squares = ((fit.gains @ (fit.held_out[fold] * products)) * fit.gains).sum(-1)
             errors[without, fold] = deviations[without, fold, :, None] - 2 * explained + squares
     of_one = np.arange(count)

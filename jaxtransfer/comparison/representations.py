@@ -16,10 +16,9 @@ from jaxtransfer.comparison.place_alignment import cka_places
 from jaxtransfer.comparison.rsa import depara, rsa, rsa_raw, rsa_zscored
 from jaxtransfer.comparison.streaming import Representations
 from jaxtransfer.comparison.subspaces import procrustes, svcca
+from jaxtransfer.defaults import LINEAR_PREDICTIVITY
 
-__all__ = ["BY_NAME", "LINEAR_PREDICTIVITY", "RELATIVES", "Comparison", "Representations", "depara"]
-
-LINEAR_PREDICTIVITY = "linear_predictivity"
+__all__ = ["BY_NAME", "RELATIVES", "Comparison", "Representations", "depara"]
 
 # All but linear predictivity, which is directed, and DEPARA, which takes the similarities of maps too.
 BY_NAME: dict[str, Callable[[Representations], Comparison]] = {

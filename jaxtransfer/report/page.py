@@ -14,6 +14,7 @@ from jaxtransfer.attribution.diagnostics import describe_fault, in_sentences
 from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.defaults import RELEVANT
 from jaxtransfer.evaluation.oracle import Oracle
+from jaxtransfer.evaluation.rooms_scores import best_first, reason_for_first
 from jaxtransfer.files import atomic_directory, atomic_write
 from jaxtransfer.report.drawings import method_drawings
 from jaxtransfer.report.gallery import Gallery
@@ -66,8 +67,9 @@ def write_report(
     record = finished_record(directory)
     affinity = affinity_of(directory, record)
     group_of = None if groups is None else {name: groups.get(name, figures.OTHER) for name in affinity.names}
-    views = [method_view(affinity, method) for method in affinity.methods]
-    scores = None if oracle is None else Scores(affinity, oracle, relevant)
+    methods = best_first(affinity.methods)
+    views = [method_view(affinity, method) for method in methods]
+    scores = None if oracle is None else Scores(affinity, methods, oracle, relevant)
     gallery = Gallery(directory, record, affinity)
 
     drawings = [drawing for view in views for drawing in method_drawings(affinity, view, group_of)]
@@ -88,7 +90,8 @@ def write_report(
         data=_as_script(_data(directory, record, affinity, views, group_of, gallery)),
         names=affinity.names,
         faults=in_sentences(affinity.faults),
-        methods=affinity.methods,
+        methods=methods,
+        reason=reason_for_first(methods),
         trees={view.name: _tree_element(affinity, view, inline) for view in views},
         scores=scores,
         curves=inline.get("curves"),

@@ -100,6 +100,10 @@ const targetButton = i => {
 };
 const faultMark = i => data.faults[i] ? make("span", {className: "fault", role: "img", title: data.faults[i], "aria-label": `Its maps mean little: ${data.faults[i]}`}) : "";
 
+// On a telephone the groups come behind the numbers, which would be out of sight.
+const narrow = matchMedia("(max-width: 700px)");
+const groupsLast = columns => narrow.matches ? [...columns.filter(({key}) => key !== "group"), ...columns.filter(({key}) => key === "group")] : columns;
+
 const ranking = new Table($("ranking"), "rank");
 function showTarget() {
   const method = data.methods[state.method], rows = method.ranked[state.target];
@@ -120,6 +124,7 @@ function showTarget() {
   } else {
     answer.push(make("p", {className: "best"}, "No source is known"), make("p", {}, "There is no value for this target."));
   }
+  if (method.directed) answer.push(make("p", {className: "sure", id: "direction"}, `By ${method.name}, row = target: these values are of ${names[state.target]} as the target, its row of the heat map; its column is for it as a source.`));
   $("answer").replaceChildren(...answer);
   const others = data.methods.flatMap((other, m) => m === state.method ? [] : [[other, other.ranked[state.target][0]]]);
   $("elsewhere").replaceChildren(...(others.length ? [
@@ -142,7 +147,7 @@ function showTarget() {
       {key: "more", label: `more ${method.sampled}`, numeric: true, value: row => row[4], cell: row => row[4] === null ? "" : row[4] === 0 ? "0" : row[4].toLocaleString("en")},
     ] : []),
   ];
-  ranking.show(columns, rows.map((row, i) => Object.assign([...row], {rank: i + 1})).filter(row => matches(row[0])));
+  ranking.show(groupsLast(columns), rows.map((row, i) => Object.assign([...row], {rank: i + 1})).filter(row => matches(row[0])));
   $("ranking-note").textContent = `${method.sign > 0 ? "Larger" : "Smaller"} is nearer; bars are plus and minus one standard error.`
     + (hasConfidence ? ` "above next": probability that this source truly ranks above the next one. "more ${method.sampled}": about how many more would raise it to 95 %.` : "");
 }
@@ -167,7 +172,7 @@ function showOverview() {
     ...(method.unusable.some(Boolean) ? [{key: "unusable", label: "unusable", numeric: true, descending: true, value: i => method.unusable[i]}] : []),
   ];
   const shown = [...names.keys()].filter(matches);
-  everything.show(columns, shown);
+  everything.show(groupsLast(columns), shown);
   $("matches").textContent = `${shown.length === count ? "All" : shown.length + " of"} ${count} shown.`;
 }
 
@@ -328,6 +333,7 @@ dark.addEventListener("change", () => { nameTheme(); showHeat(); });
 nameTheme();
 
 if (data.groups) $("legend").append(...Object.keys(data.colours).map(group => groupTag(data.groups.indexOf(group))));
+narrow.addEventListener("change", () => { showTarget(); showOverview(); });
 let wide = innerWidth;
 addEventListener("resize", () => { if (innerWidth !== wide) { wide = innerWidth; showHeat(); } });
 showAll();

@@ -1,6 +1,7 @@
 """How a run's rankings agree with measured transfer."""
 
 import functools
+from collections.abc import Sequence
 
 from jaxtransfer import figures
 from jaxtransfer.comparison.affinity import Affinity
@@ -22,8 +23,8 @@ class Scores:
         targets: The targets that were scored.
     """
 
-    def __init__(self, affinity: Affinity, oracle: Oracle, relevant: int) -> None:
-        self._evaluations = evaluate_all(affinity, oracle, affinity.methods, relevant)
+    def __init__(self, affinity: Affinity, methods: Sequence[str], oracle: Oracle, relevant: int) -> None:
+        self._evaluations = evaluate_all(affinity, oracle, methods, relevant)
         self.name = oracle.name
         self.relevant = relevant
         self.targets = next(iter(self._evaluations.by_method.values())).curve.targets

@@ -13,7 +13,7 @@ from jaxtransfer.comparison.matrix import Sweep
 from jaxtransfer.comparison.options import AffinityOptions
 from jaxtransfer.comparison.representations import RELATIVES
 from jaxtransfer.data.probe import Probe, load_probe
-from jaxtransfer.defaults import ATTRIBUTIONS, PROBE_SIZE
+from jaxtransfer.defaults import ATTRIBUTIONS, LINEAR_PREDICTIVITY, METHODS, PAPER, PROBE_SIZE
 from jaxtransfer.devices import is_first, synchronised
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.figures import heat_map
@@ -71,8 +71,7 @@ def run_affinity(
     """
     out = Path(out)
     with synchronised():
-        ordered = [method for method in (*ATTRIBUTIONS, *RELATIVES) if method in options.methods]
-        options = dataclasses.replace(options, methods=ordered)
+        options = dataclasses.replace(options, methods=_ordered(options.methods))
         if not zoo.path.is_dir():
             raise JaxTransferError(f"There is no zoo at {zoo.path}; `jaxtransfer convert` makes one.")
         if len(zoo) < 2:
@@ -120,11 +119,21 @@ def _write(out: Path, affinity: Affinity, images: int) -> None:
         heat_map(affinity[method], affinity.names, out / f"affinity_{method}.png", title, directed=directed)
 
 
+def _ordered(methods: Sequence[str]) -> list[str]:
+    """Sorts methods as a run records them: linear predictivity, maps, other representations."""
+    return [method for method in dict.fromkeys((LINEAR_PREDICTIVITY, *ATTRIBUTIONS, *RELATIVES)) if method in methods]
+
+
 def _diff(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Lists in words what makes two records runs of different settings or images; networks may change between them."""
+    methods = _ordered(earlier["settings"]["methods"])  # earlier versions recorded linear predictivity after the maps
     # Records from before there was a choice of target are of the sum.
-    earlier = {**earlier, "settings": {"target": "sum", **earlier["settings"]}}
+    earlier = {**earlier, "settings": {"target": "sum", **earlier["settings"], "methods": methods}}
     differences = record.diff_settings(earlier, now)
+    if methods != now["settings"]["methods"]:
+        named = [PAPER] if methods == [*METHODS] else methods
+        options = " ".join(f"--method {method}" for method in named)
+        differences.append(f"`jaxtransfer affinity` with {options} resumes the run there")
     if any(earlier["probe"][key] != now["probe"][key] for key in ("size", "sha256")):
         there, here = (
             f"{len(run['probe']['images'])} images of {run['probe']['size'][0]} pixels" for run in (earlier, now)

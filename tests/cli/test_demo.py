@@ -1,29 +1,51 @@
 """`jaxtransfer demo`, with some of its networks and a few images."""
 
+import shutil
+import textwrap
+
 import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from jaxtransfer import Affinity, Oracle, Zoo, demo, rooms
+from jaxtransfer import METHODS, Affinity, Oracle, Zoo, certain_ranking, demo, rooms
 from jaxtransfer.cli.app import app
-from jaxtransfer.evaluation.summary import evaluate
+from jaxtransfer.cli.tables import print_demo
+from jaxtransfer.evaluation.references import SECOND, evaluate_all
+from jaxtransfer.evaluation.rooms_scores import percent
 from jaxtransfer.runs.load import load_run
 
 TASKS = (*demo._SHOWN, "autoencoding", "colorization")
 
 
-def _images(count: int, seed: int = 0, size: int = 64) -> np.ndarray:
-    """Of squares in random colours, which are drawn more quickly than rooms."""
-    colours = np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 3), np.uint8)
-    return colours.repeat(size // 8, 1).repeat(size // 8, 2)
+COUNT = 6
+
+
+@pytest.fixture
+def few_images(tmp_path, monkeypatch):
+    """The first of the demo's images."""
+    folder = tmp_path / "few"
+    folder.mkdir()
+    for file in sorted(demo._IMAGES.iterdir())[:COUNT]:
+        shutil.copy(file, folder)
+    monkeypatch.setattr(demo, "_IMAGES", folder)
+    return folder
 
 
 @pytest.mark.slow
-def test_demo_goes_on_where_it_stopped(tmp_path, monkeypatch):
+def test_the_images_are_those_of_the_probe():
+    """But for pixels that another compiler rounds to the other side."""
+    files = sorted(demo._IMAGES.iterdir())
+    assert [file.name for file in files] == [f"room-{number:03}.png" for number in range(64)]
+    shipped = np.stack([np.asarray(Image.open(file)) for file in files])
+    differences = np.abs(shipped.astype(int) - rooms.probe(64))
+    assert differences.max() <= 1
+    assert (differences > 0).mean() < 1e-4
+
+
+@pytest.mark.slow
+def test_demo_goes_on_where_it_stopped(tmp_path, few_images, monkeypatch):
     monkeypatch.setattr(rooms, "TASKS", {name: rooms.TASKS[name] for name in TASKS})
-    monkeypatch.setattr(rooms, "probe", _images, raising=False)
-    monkeypatch.setattr(demo, "_COUNT", 6)
 
     def die(*_, **__):
         raise KeyboardInterrupt
@@ -31,21 +53,29 @@ def test_demo_goes_on_where_it_stopped(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(demo, "evaluate_run", die)
         assert CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "demo")]).exit_code == 130
-    monkeypatch.setattr(rooms, "probe", die)
+    shutil.rmtree(few_images)  # they are not copied again
     reported = []  # reports have tests of their own
     monkeypatch.setattr(demo, "write_report", lambda run, **given: reported.append((run, sorted(given))))
     result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "demo")])
     assert result.exit_code == 0, result.output
     assert Zoo(tmp_path / "demo" / "zoo").names == tuple(sorted(TASKS))
-    images = sorted((tmp_path / "demo" / "images").iterdir())
-    np.testing.assert_array_equal([np.asarray(Image.open(file)) for file in images], _images(6))
+    assert [file.name for file in sorted((tmp_path / "demo" / "images").iterdir())] == [
+        f"room-{number:03}.png" for number in range(COUNT)
+    ]
     run = tmp_path / "demo" / "run"
     affinity = load_run(run)
+    oracle = Oracle.rooms()
     for target in TASKS:
-        source, value, error = affinity.rank(target, method=demo.METHOD)[0]
+        ranking = certain_ranking(affinity, target, method="linear_predictivity")
+        scores = {name: oracle.scores[target][name] for name in oracle.scores[target] if name in TASKS}
+        measured = sorted(scores, key=scores.__getitem__, reverse=True)
         (row,) = [line for line in result.stdout.splitlines() if line.split()[:1] == [target]]
-        assert row.split()[:5] == [target, source, f"{value:.3f}", "±", f"{error:.3f}"]
-    assert "6 networks, each trained on one task of Rooms, were compared on 6 new images of rooms" in result.stdout
+        assert ranking[0].above_next is not None
+        sure = "> 99 %" if ranking[0].above_next > 0.99 else f"{100 * ranking[0].above_next:.0f} %"
+        place = measured.index(ranking[0].name) + 1
+        assert row.split() == [target, ranking[0].name, *sure.split(), str(place), measured[0]]
+    assert "Which network to start from, by linear_predictivity on 6 images" in result.stdout
+    assert '"place": in measured transfer, of 5.' in result.stdout
     assert reported == [(run, ["groups", "oracle", "progress"])]
     assert (run / "evaluation.csv").is_file()
     with Image.open(tmp_path / "demo" / "overview.png") as figure:
@@ -60,8 +90,8 @@ def zoo_params(zoo: Zoo, name: str) -> str:
     return str([manifest["apply"], manifest["params"]])
 
 
-@pytest.mark.parametrize(("sign", "verdict"), [(1, "better than"), (-1, "worse than")])
-def test_sentences_follow_the_numbers(sign, verdict):
+@pytest.mark.parametrize("sign", [1, -1])
+def test_sentences_follow_the_numbers(sign):
     """Of affinities that are the measured ones, or the reverse of them."""
     measured, oracle = rooms.transfers(), Oracle.rooms()
     matrix = sign * np.nan_to_num(measured.affinity[:22].T)
@@ -69,11 +99,29 @@ def test_sentences_follow_the_numbers(sign, verdict):
     choices = demo._choices(affinity, oracle)
     assert {choice.place for choice in choices} == {1 if sign > 0 else 21}
     assert all(choice.source == choice.best for choice in choices) == (sign > 0)
-    evaluations = {demo.METHOD: evaluate(affinity, oracle, demo.METHOD, 5)}
+    evaluations = evaluate_all(affinity, oracle, affinity.methods, 5)
     printed = " ".join(demo.sentences(demo.DemoResult(96, choices, evaluations)))
-    assert f"the nearest source {'gains' if sign > 0 else 'loses'}" in printed
-    assert f"{100 if sign > 0 else 0}% of the five nearest sources are among the five" in printed
-    assert f"{verdict} the 24% of a random order" in printed
+    assert f"it {'gains' if sign > 0 else 'loses'}" in printed
+    assert f"the best of 21 sources for {22 if sign > 0 else 0} of 22 targets" in printed
+    assert f"one of the best three for {22 if sign > 0 else 0};" in printed
+    assert f"{demo.METHOD} {100 if sign > 0 else 0} % (95 % band" in printed
+    ceiling = evaluations.references[SECOND].curve.precision[4]
+    assert f"random order 24 %, a second measurement {100 * ceiling:.0f} %" in printed
+
+
+def test_it_fits_a_terminal(capsys, monkeypatch):
+    """Of 80 columns and about 30 lines."""
+    monkeypatch.setenv("COLUMNS", "80")
+    measured, oracle = rooms.transfers(), Oracle.rooms()
+    matrix = np.nan_to_num(measured.affinity[:22].T)
+    affinity = Affinity.of(tuple(rooms.TASKS), dict.fromkeys((demo.METHOD, *METHODS), matrix))
+    evaluations = evaluate_all(affinity, oracle, affinity.methods, 5)
+    print_demo(demo.DemoResult(64, demo._choices(affinity, oracle), evaluations))
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    table = lines[: 3 + 22]
+    assert max(map(len, table)) <= 80
+    assert sum(max(1, len(textwrap.wrap(line, 80))) for line in lines) <= 31
+    assert f"the paper's maps {percent(evaluations.by_method['saliency'].shares('precision', 5)[0])}" in lines[-1]
 
 
 def test_gains_are_shares_of_what_the_best_source_gains():

@@ -32,6 +32,20 @@ def test_wrong_settings_end_in_a_sentence(change, message):
         AffinityOptions(**{"methods": jt.METHODS} | change)
 
 
+@pytest.mark.parametrize(
+    ("named", "methods"),
+    [
+        ("paper", jt.METHODS),
+        (("paper",), jt.METHODS),
+        (("rsa", "paper", "saliency"), ("rsa", *jt.METHODS)),
+        (("epsilon_lrp", "paper"), ("epsilon_lrp", "saliency", "input_x_gradient")),
+    ],
+)
+def test_paper_stands_for_the_maps_of_song_et_al(named, methods):
+    options = AffinityOptions(methods=named)
+    assert options.methods == options.as_settings()["methods"] == methods
+
+
 def test_settings_are_the_fields():
     options = AffinityOptions(methods=("depara", "cka"), sketch=7)
     assert options.as_settings() == dataclasses.asdict(options) | {"cka": "unbiased"}
@@ -49,9 +63,12 @@ def test_settings_are_the_fields():
 @pytest.mark.parametrize("function", [jt.affinity_matrix, jt.attribute])
 def test_public_functions_have_these_defaults(function):
     defaults = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
-    assert defaults.pop("methods") == jt.METHODS
+    methods = defaults.pop("methods")
     if function is jt.attribute:
+        assert methods == jt.METHODS
         del defaults["target"]  # a function
+    else:
+        assert methods == AffinityOptions().methods == ("linear_predictivity", *jt.METHODS)
     fields = {field.name: field.default for field in dataclasses.fields(AffinityOptions)}
     shared = fields.keys() & defaults.keys()
     assert {"precision"} <= shared

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxtransfer import Affinity, Measure
 from jaxtransfer.evaluation.groups import taskonomy_groups
 from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.report import write_report
@@ -134,6 +135,55 @@ def test_target_and_method(page):
     assert [part.is_displayed() for part in page.find_elements("css selector", "#trees [data-method]")] == [False, True]
     _find(page, "#everything tbody button").click()
     assert target.get_attribute("value") == "autoencoder"
+
+
+def test_a_telephone_shows_values_before_groups(browser, report):
+    """On a screen of 390 pixels the value is in sight; on a wide one the group stays beside the name."""
+
+    def keys(table: str) -> list[str]:
+        cells = browser.find_elements("css selector", f"#{table} thead th")
+        return [cell.get_attribute("data-key") for cell in cells]
+
+    browser.get(report.as_uri())
+    assert keys("ranking")[:4] == ["rank", "source", "group", "value"]
+    assert keys("everything")[:3] == ["name", "group", "best0"]
+    metrics = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        browser.get(report.as_uri())
+        assert keys("ranking")[:3] == ["rank", "source", "value"]
+        assert keys("ranking")[-1] == keys("everything")[-1] == "group"
+        for table, key in (("ranking", "value"), ("everything", "best0")):
+            right = browser.execute_script(
+                "const box = document.querySelector(arguments[0]).parentElement.getBoundingClientRect();"
+                "return document.querySelector(`${arguments[0]} th[data-key=${arguments[1]}]`)"
+                ".getBoundingClientRect().right - box.right;",
+                f"#{table}",
+                key,
+            )
+            assert right <= 1, table
+        assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert browser.get_log("browser") == []
+
+
+def test_the_answer_says_what_a_row_is(browser, tmp_path):
+    """Under a directed measure, and under no other."""
+    run = attribution_run(tmp_path / "run", NAMES, maps=False)
+    values = np.random.default_rng(0).random((20, 20))
+    measures = {"linear_predictivity": Measure("predictivity", directed=True)}
+    affinity = Affinity.of(NAMES, {"rsa": values + values.T, "linear_predictivity": values}, measures=measures)
+    affinity.save(run)
+    browser.get(write_report(run).as_uri())
+    best = NAMES[int(np.where(np.eye(20), -1, values)[0].argmax())]
+    answer = _find(browser, "#answer").text
+    assert best in answer
+    assert f"By linear_predictivity, row = target: these values are of {NAMES[0]} as the target" in answer
+    assert "linear_predictivity comes first because it predicts transfer best on Rooms" in _find(browser, "main").text
+    browser.find_elements("css selector", "#methods label")[1].click()
+    assert "row = target" not in _find(browser, "#answer").text
+    assert browser.get_log("browser") == []
 
 
 def test_images_load_and_nothing_overflows(page):

@@ -100,6 +100,8 @@ def test_same_run_again_and_a_network_more(tmp_path, zoo, images):
 
     zoo.add(network("four", 4))
     points = {file: file.stat().st_mtime_ns for file in (out / "points").rglob("*") if file.is_file()}
+    columns = {file for file in points if "_columns" in file.parts}  # each is written again, with an entry more
+    points = {file: time for file, time in points.items() if file not in columns}
     affinity, _ = run_affinity(zoo, images, out, command=["third"], batch_size=5)
     assert affinity.names == ("four", "one", "three", "two")
     assert {file: file.stat().st_mtime_ns for file in points} == points
@@ -169,6 +171,36 @@ def _as_an_earlier_version_wrote_it(out: Path) -> None:
     description = json.loads((out / "affinity.json").read_text())
     del description["format"]
     (out / "affinity.json").write_text(json.dumps(description))
+
+
+def test_a_run_with_the_earlier_default(tmp_path, zoo, images):
+    """It is refused in a sentence that says how to resume it, and resumes so."""
+    out = tmp_path / "run"
+    run_affinity(zoo, images, out, command=["test"], methods=jaxtransfer.METHODS)
+    files = _files(out)
+    with pytest.raises(JaxTransferError, match="`jaxtransfer affinity` with --method paper resumes the run there"):
+        run_affinity(zoo, images, out, command=["test"])
+    run_affinity(zoo, images, out, command=["test"], methods="paper")
+    assert _record(out)["settings"]["methods"] == list(jaxtransfer.METHODS)
+    assert len(_record(out)["starts"]) == 2
+    assert _files(out) == files
+
+
+def test_a_run_whose_record_has_another_order_of_methods(tmp_path, zoo, images):
+    """Linear predictivity once came after the maps."""
+    out, methods = tmp_path / "run", ["saliency", "linear_predictivity", "rsa"]
+    run = functools.partial(run_affinity, zoo, images, out, command=["test"])
+    with pytest.warns(UserWarning, match="rsa cannot be trusted"):
+        run(methods=methods)
+    record = _record(out)
+    assert record["settings"]["methods"] == ["linear_predictivity", "saliency", "rsa"]
+    record["settings"]["methods"] = methods
+    (out / "run.json").write_text(json.dumps(record))
+    with pytest.warns(UserWarning, match="rsa cannot be trusted"):
+        run(methods=methods)
+    assert len(_record(out)["starts"]) == 2
+    with pytest.raises(JaxTransferError, match="with --method linear_predictivity --method saliency --method rsa res"):
+        run(methods="cka")
 
 
 @pytest.mark.filterwarnings("ignore:On 5 images cka")

@@ -114,6 +114,8 @@ def test_the_report_says_which_is_which(runs):
     page = html.unescape((run / "report.html").read_text())
     assert page.count('"directed":true') == page.count('"directed":false') == 1
     assert page.count("has a direction") == 1
+    assert "rsa comes first" not in page, "predictivity has no score that it could be compared with"
+    assert "On Rooms rsa finds" in page
     assert "predictivity has a direction, from source to target. The tree is that of its symmetric part" in page
     for reference in ("random order", "mean rank over the other targets", "the other direction"):
         assert f"<td>{reference}</td>" in page
