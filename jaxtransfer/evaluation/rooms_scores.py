@@ -25,12 +25,12 @@ class RoomsScore(NamedTuple):
 
 @functools.cache
 def rooms_scores() -> dict[str, RoomsScore]:
-    """Returns the score of every method that was scored, and of a random order, best first.
+    """Returns the score of every method that was scored and of a random order, sorted by rank correlation, best first.
 
     `python -m benchmarks.rooms scores` takes them from `benchmarks/results/rooms_evaluation.csv`.
     """
     rows = [(row["method"], RoomsScore(float(row["p5"]), float(row["spearman"]))) for row in files.read_records(FILE)]
-    return dict(sorted(rows, key=lambda row: row[1], reverse=True))
+    return dict(sorted(rows, key=lambda row: row[1].spearman, reverse=True))
 
 
 def best_first(methods: Sequence[str]) -> tuple[str, ...]:
@@ -51,11 +51,12 @@ def reason_for_first(methods: Sequence[str]) -> str | None:
     rest.append(f"a random order {percent(scores[RANDOM].p5)}")
     if not others:
         return f"On Rooms {first} {found}, {', '.join(rest)}."
-    low, high = percent(scores[others[-1]].p5), percent(scores[others[0]].p5)
+    low, high = (percent(extreme(scores[method].p5 for method in others)) for extreme in (min, max))
     name = others[0] if len(others) == 1 else "the other methods here"
     which = "best" if first == best else "best of these"
     return (
-        f"{first} comes first because it predicts transfer {which} on Rooms: it {found}, {name} "
+        f"{first} comes first because it predicts transfer {which} on Rooms (rank correlation "
+        f"{scores[first].spearman:.2f}): it {found}, {name} "
         f"{low if low == high else f'{low} to {high}'}, {', '.join(rest)}."
     )
 

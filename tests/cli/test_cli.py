@@ -69,7 +69,7 @@ def test_affinity_prints_the_result(here):
         assert expected in printed
     header = next(line for line in printed.splitlines() if "linear" in line)  # names may be folded
     assert header.split("┃")[2].strip().startswith("linear")
-    assert "linear_predictivity comes first because it predicts transfer best on Rooms: it finds" in printed
+    assert "linear_predictivity comes first because it predicts transfer best on Rooms (rank correlation " in printed
     assert "truncated.png: it is damaged" in printed
     assert "notes.txt: it is not an image" in printed
     record = json.loads((here / "run" / "run.json").read_text())
@@ -83,7 +83,9 @@ def test_rank(here):
         assert expected in result.stdout
     first, *others = [line.split()[4] for line in result.stdout.splitlines() if line.startswith("Sources for two by")]
     assert (first, others) == ("linear_predictivity", ["saliency", "input_x_gradient", "epsilon_lrp"])
-    assert "linear_predictivity comes first because it predicts transfer best on Rooms: it finds" in result.stdout
+    assert (
+        "linear_predictivity comes first because it predicts transfer best on Rooms (rank correlation " in result.stdout
+    )
     result = _run("rank", here / "run", "two", "--method", "saliency", "--top", "1")
     assert result.stdout.count("0.") == 2  # an affinity and its standard error
     table, _ = result.stdout.split("On Rooms saliency finds")

@@ -6,22 +6,19 @@ import jaxtransfer as jt
 from benchmarks.rooms.__main__ import RESULTS
 from benchmarks.rooms.evaluate import packaged_scores
 from jaxtransfer.comparison.options import AffinityOptions
-from jaxtransfer.evaluation.rooms_scores import RANDOM, RoomsScore, best_first, percent, reason_for_first, rooms_scores
-
-# Of linear predictivity until `benchmarks/results/rooms_evaluation.csv` has it.
-_PRELIMINARY = {"linear_predictivity": RoomsScore(0.72, 0.83)}
+from jaxtransfer.evaluation.rooms_scores import RANDOM, best_first, percent, reason_for_first, rooms_scores
 
 
 def test_the_package_states_the_results_of_the_benchmark():
-    assert rooms_scores() == _PRELIMINARY | packaged_scores(RESULTS)
+    assert rooms_scores() == packaged_scores(RESULTS)
     assert rooms_scores()[RANDOM].p5 == round(5 / 21, 4)
 
 
 def test_the_best_come_first():
     ordered = best_first(("own", "epsilon_lrp", "svcca", "rsa", "linear_predictivity"))
     assert ordered == ("linear_predictivity", "rsa", "epsilon_lrp", "own", "svcca")
-    shares = [score.p5 for score in rooms_scores().values()]
-    assert shares == sorted(shares, reverse=True)
+    correlations = [score.spearman for score in rooms_scores().values()]
+    assert correlations == sorted(correlations, reverse=True)
     assert next(iter(rooms_scores())) == AffinityOptions().methods[0]
 
 
@@ -43,12 +40,13 @@ def test_the_reason_has_the_numbers(methods, start, others):
     sentence = reason_for_first(methods)
     assert sentence is not None
     assert sentence.startswith(start.format(first))
+    assert not others or f"(rank correlation {scores[first].spearman:.2f})" in sentence
     assert f"finds {percent(scores[first].p5)} of a target's five best sources" in sentence
     assert sentence.endswith(f"a random order {percent(scores[RANDOM].p5)}.")
     best = next(iter(scores))
     assert (f"{best} {percent(scores[best].p5)}," in sentence) == (first != best)
     if others:
-        low, high = (percent(f(scores[method].p5 for method in others)) for f in (min, max))
+        low, high = (percent(extreme(scores[method].p5 for method in others)) for extreme in (min, max))
         assert (f"here {low} to {high}," if low != high else f" {low},") in sentence
 
 
