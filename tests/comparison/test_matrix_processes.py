@@ -92,13 +92,14 @@ def test_what_goes_wrong_in_one_process_ends_all(zoo, images, tmp_path):
 def test_what_cannot_be_written(zoo, images, alone, tmp_path, count, largest, sketch):
     """Maps are too large, or (where there are only sketches) heat maps are; what was finished is kept."""
     arguments = count, zoo, images, tmp_path / "run", "model=2,data=2"
-    _join(start(*arguments, devices=4 // count, largest_file=largest, to_fail=True, sketch=sketch), status=2)
+    options = {} if sketch is None else {"sketch": sketch, "methods": "paper"}  # representations are not sketched
+    _join(start(*arguments, devices=4 // count, largest_file=largest, to_fail=True, **options), status=2)
     for i in range(count):
         assert "File too large" in (tmp_path / f"error{i}").read_text()
     done = tmp_path.glob("run/points/*/*/key.json")
     finished = {file: file.stat().st_mtime_ns for file in done}
     assert len(finished) == (0 if sketch is None else 3 * NETWORKS)
-    _join(start(*arguments, devices=4 // count, sketch=sketch))
+    _join(start(*arguments, devices=4 // count, **options))
     assert all(file.stat().st_mtime_ns == when for file, when in finished.items())
     assert (_tables(tmp_path / "run") == _tables(alone)) == (sketch is None)
 
