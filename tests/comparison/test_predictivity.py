@@ -45,7 +45,7 @@ def slow(source: Array, target: Array) -> tuple[float, Array]:
     error, deviation, without = 0.0, 0.0, []
     for k in range(count):
         inner = [errors([k, other], other) for other in range(count) if other != k]
-        of_ridges, of_mean = sum(e for e, _ in inner), sum(d for _, d in inner)
+        of_ridges, of_mean = np.sum([e for e, _ in inner], axis=0), sum(d for _, d in inner)
         best = int(np.argmin(of_ridges))
         without.append(1 - of_ridges[best] / of_mean)
         of_ridges, of_mean = errors([k], k)
@@ -233,7 +233,7 @@ class TestManyUnits:
         }
         exact, reduced = (linear_predictivity(networks, max_units=units).values for units in (96, 48))
         others = ~np.eye(5, dtype=bool)
-        assert stats.spearmanr(exact[others], reduced[others]).statistic > 0.97
+        assert np.asarray(stats.spearmanr(exact[others], reduced[others]))[0] > 0.97
         assert (reduced <= exact).mean() > 0.9  # a source loses what its projection leaves out
 
 
@@ -287,7 +287,9 @@ class TestAffinityMatrix:
         assert (measure.name, measure.directed, measure.sampled) == ("predictivity", True, "images")
         others = ~np.eye(3, dtype=bool)
         np.testing.assert_allclose(affinity.stderr(None)[others], stderr_of_mean(samples)[others], rtol=1e-3, atol=1e-6)
-        np.testing.assert_allclose(affinity.pseudo_values(None), samples[:, others], atol=1e-3)
+        own_samples = affinity.pseudo_values(None)
+        assert own_samples is not None
+        np.testing.assert_allclose(own_samples, samples[:, others], atol=1e-3)
         assert (affinity.counts(None) == 21).all()
 
     def test_one_network_more_costs_one_row_and_one_column(self, networks, images, tmp_path, monkeypatch):
