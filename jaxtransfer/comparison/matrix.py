@@ -65,11 +65,11 @@ def affinity_matrix(
     predicts the target's (row = target); the other methods of `RELATIVES` compare representations too. Attribution
     methods make one map of every image (Song et al., NeurIPS 2019, section 3). Maps are brought back to the size of
     the images and averaged over colour channels; the affinity of two networks is the mean over images of the cosine
-    between their maps. All come from the same forward pass. Points (maps and
-    representations) are written to disk as they are computed, and rows of the matrix as they are compared: memory holds
-    the networks being computed and the next ones, one batch and a few maps, whatever the number of networks. Networks
-    of equal `apply` and shapes are compiled once; each distinct preprocessing runs once per image. Networks run in
-    `precision`; everything else is computed in float32 at the highest matrix product precision.
+    between their maps. All come from the same forward pass. Points (maps and representations) are written to disk as
+    they are computed, and rows of the matrix as they are compared: memory holds the networks being computed and the
+    next ones, one batch and a few maps, whatever the number of networks. Networks of equal `apply` and shapes are
+    compiled once; each distinct preprocessing runs once per image. Networks run in `precision`; maps are compared in
+    float32 at the highest matrix product precision, representations in float64 on the host.
 
     The first batch of every network goes through the same program a second time, to find faults that make its maps
     meaningless (see `find_faults`; coupled images are found where a device has two or more images in a batch). One

@@ -174,8 +174,8 @@ def _fits(moments: Moments) -> dict[LeftOut, _Fit]:
     fits = {}
     folds = range(len(moments.sizes))
     least = CONSTANT_SHARE * np.trace(moments.products.sum(0))
-    each = [*itertools.combinations(folds, 1), *itertools.combinations(folds, 2)]
-    for left_out, (fitted, held_out) in zip(each, moments.split(each), strict=True):
+    all_left_out = [*itertools.combinations(folds, 1), *itertools.combinations(folds, 2)]
+    for left_out, (fitted, held_out) in zip(all_left_out, moments.split(all_left_out), strict=True):
         # NumPy's takes up to fifty times longer on a busy machine: its threads wait for each other.
         variances, axes = scipy.linalg.eigh(fitted, driver="evd")
         variances = np.maximum(variances, 0)
