@@ -114,7 +114,7 @@ def compare(
             zoo,
             out / "images",
             out / similarity,
-            AffinityOptions(similarity=similarity),
+            AffinityOptions(methods="paper", similarity=similarity),
             command=command,
             points=out,
             progress=lambda done, total, name: progress(done, total, f"Attributing {name}"),
