@@ -78,7 +78,7 @@ def compare_predictivities(
             if progress is not None:
                 progress(min(done, total), total)
     columns.agree()
-    return columns.result(images=len(folds.of_image[folds.of_image >= 0])), usable
+    return columns.result(images=int(folds.sizes.sum())), usable
 
 
 class _Columns:

@@ -41,15 +41,26 @@ class Comparison(NamedTuple):
     chance: Float[np.ndarray, "networks networks"]
 
 
+def enough_images(usable: Bool[np.ndarray, " images"], least: int) -> Int[np.ndarray, " kept"]:
+    """Returns the usable images.
+
+    Raises:
+        JaxTransferError: There are fewer than `least`.
+    """
+    kept = np.flatnonzero(usable)
+    if len(kept) < least:
+        raise JaxTransferError(
+            f"Representations are compared on {least} or more images that all networks can use; there are {len(kept)}. "
+            "Take more images, or compare maps alone (the method paper)."
+        )
+    return kept
+
+
 def grouped(
     usable: Bool[np.ndarray, " images"], groups: int, least: int = 4
 ) -> tuple[Int[np.ndarray, " kept"], list[slice]]:
     """Returns the usable images in a random order that is always the same, and groups of them as slices of that."""
-    kept = np.flatnonzero(usable)
-    if len(kept) < least:
-        raise JaxTransferError(
-            f"Representations are compared on {least} or more images that all networks can use; there are {len(kept)}."
-        )
+    kept = enough_images(usable, least)
     bounds = np.linspace(0, len(kept), min(groups, len(kept)) + 1).round().astype(int)
     slices = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
     return np.random.default_rng(0).permutation(kept), slices

@@ -10,15 +10,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxtransfer.comparison.places import as_grid, reduce_units, resample
-from jaxtransfer.comparison.streaming import Representation
-from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.comparison.streaming import CONSTANT_SHARE, Representation, check_varies
 from jaxtransfer.points.store import chunks
 
 Grid = tuple[int, int]
 
 _PIECE_ELEMENTS = 16 * 2**20  # numbers of representations that are held at a time
-# If the variance is less than this share of the mean square, a representation is constant up to rounding.
-CONSTANT_SHARE = 1e-12
 
 
 class Folds(NamedTuple):
@@ -112,8 +109,7 @@ class Activations:
             less = values - first
             total += less.sum(0)
             spread, squares = spread + np.square(less).sum(), squares + np.square(values).sum()
-        if not spread - np.square(total).sum() / len(kept) > CONSTANT_SHARE * squares:
-            raise JaxTransferError(f"Network {name!r} gives all probe images the same representation; take others.")
+        check_varies(name, spread - np.square(total).sum() / len(kept) > CONSTANT_SHARE * squares)
         self._mean = first[0] + total / len(kept)
 
     def read(self, start: int, stop: int, grid: Grid) -> Float[np.ndarray, "images places units"]:

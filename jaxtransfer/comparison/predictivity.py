@@ -22,10 +22,10 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Bool, Float
 
-from jaxtransfer.comparison.moments import CONSTANT_SHARE, Activations, Folds, Moments, moments_of_one, moments_of_pairs
+from jaxtransfer.comparison.jackknife import enough_images
+from jaxtransfer.comparison.moments import Activations, Folds, Moments, moments_of_one, moments_of_pairs
 from jaxtransfer.comparison.statistics import pseudo_values
-from jaxtransfer.comparison.streaming import Representations, finite_images
-from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.comparison.streaming import CONSTANT_SHARE, Representations, finite_images
 
 FOLDS = 10
 RIDGES = 10.0 ** np.arange(-8, 4)
@@ -72,11 +72,11 @@ def linear_predictivity(representations: Representations, *, max_units: int = MA
     """
     folds = folds_of(np.all(finite_images(representations), axis=0))
     count = len(representations)
+    others = ~np.eye(count, dtype=bool)
     values, samples = np.eye(count), np.ones((len(folds.sizes), count, count))
-    for sources, part in predictivities(representations, folds, ~np.eye(count, dtype=bool), max_units=max_units):
-        others = ~np.eye(count, dtype=bool)[:, sources]
-        values[:, sources] = np.where(others, part.values, 1)
-        samples[:, :, sources] = np.where(others, part.pseudo_values, 1)
+    for sources, part in predictivities(representations, folds, others, max_units=max_units):
+        values[:, sources] = np.where(others[:, sources], part.values, 1)
+        samples[:, :, sources] = np.where(others[:, sources], part.pseudo_values, 1)
     return Predictivity(values, samples)
 
 
@@ -86,11 +86,7 @@ def folds_of(usable: Bool[np.ndarray, " images"]) -> Folds:
     Raises:
         JaxTransferError: There are fewer than four.
     """
-    if usable.sum() < _LEAST_IMAGES:
-        raise JaxTransferError(
-            f"Representations are compared on {_LEAST_IMAGES} or more images that all networks can use; there are "
-            f"{usable.sum()}. Take more images, or compare maps alone (the method paper)."
-        )
+    enough_images(usable, _LEAST_IMAGES)
     return Folds.of(usable, FOLDS)
 
 
