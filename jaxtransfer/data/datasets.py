@@ -18,7 +18,7 @@ from jaxtransfer.errors import JaxTransferError, unknown_name
 from jaxtransfer.files import read_arrays
 from jaxtransfer.pixels import centred_crop
 
-TargetType = Literal["classes", "numbers", "dense"]
+TargetType = Literal["classes", "numbers", "multilabel", "dense", "dense_classes"]
 TARGET_TYPES: tuple[TargetType, ...] = ("classes", "numbers", "dense")
 _OPTIONS = ("path", "target", "classes", "limit")
 
