@@ -278,8 +278,8 @@ def _key(network: NetworkRef, kind: str, settings: PointSettings, probe_hash: st
     has_target = is_map and method != "unit_saliency"
     of_target = {"target": settings.target} if has_target and settings.target != "sum" else {}
     of_rules = {"rules": RULES} if is_relevance else {}
-    # Representations of older versions have no places.
-    of_places = {} if is_map else {"places": True}
+    # Representations of older versions have no places, or no tokens.
+    of_places = {} if is_map else {"places": 2}
     return {
         **network.identity,
         "probe_sha256": probe_hash,

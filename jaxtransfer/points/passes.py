@@ -201,8 +201,8 @@ def _on_device(
                 points[kind] = jnp.where(usable[:, None], projection(units, numbers), jnp.nan)
         if REPRESENTATION in forward_pass.kinds:
             leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(outputs)]
-            is_grid = len(leaves) == 1 and leaves[0].ndim == 4
-            units = leaves if is_grid else [leaf.reshape(len(numbers), -1) for leaf in leaves]
+            has_places = len(leaves) == 1 and leaves[0].ndim in (3, 4)
+            units = leaves if has_places else [leaf.reshape(len(numbers), -1) for leaf in leaves]
             points[REPRESENTATION] = jnp.concatenate(units, axis=-1)
     return jax.tree.map(lambda of_images: of_images[None], (points, evidence))
 
