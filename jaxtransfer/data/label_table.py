@@ -75,6 +75,8 @@ def _header_and_rows(file: Path) -> tuple[list[str], list[list[str]]]:
         raise JaxTransferError(
             f"{file} has no column {_FILE!r}, the paths of the images, in its first row: {', '.join(header)}."
         )
+    if any("\0" in cell for row in (header, *rows) for cell in row):
+        raise JaxTransferError(f"{file} is not a table of labels that can be read: it holds NUL characters.")
     if "" in header or len({*header}) < len(header):
         raise JaxTransferError(f"{file}: the columns in the first row must have different names: {', '.join(header)}.")
     return header, rows
