@@ -1,11 +1,15 @@
 """Examples that belong together are dealt to one fold."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxtransfer import JaxTransferError, LabelledTask
 from jaxtransfer.scores.dependent import deal_units, number_units
+from jaxtransfer.scores.target import Target
 
 
 def test_an_empty_name_is_a_unit_of_its_own():
@@ -45,3 +49,35 @@ def test_units_of_unequal_size_fill_folds_about_evenly():
     fold = deal_units(units, strata, np.ones(200, bool), 10)
     sizes = np.bincount(fold)
     assert sizes.min() >= 0.6 * sizes.max()
+
+
+def _task(labels, groups) -> LabelledTask:
+    task = LabelledTask.of(np.zeros((len(labels), 4, 4)), labels)
+    return dataclasses.replace(task, groups=None if groups is None else np.array(groups))
+
+
+def test_a_target_keeps_groups_whole():
+    rng = np.random.default_rng(0)
+    labels, films = rng.choice(["x", "y", "z", ""], 200), rng.integers(0, 30, 200).astype(str)
+    target = Target.of(_task(labels, films))
+    assert ((target.group < 0) == (labels == "")).all()
+    for film in np.unique(films):
+        assert len({*target.group[(films == film) & (labels != "")].tolist()}) <= 1
+    numbers = Target.of(_task(rng.normal(size=(200, 2)), films))
+    assert len(np.unique(numbers.group)) == 10
+    assert all(len(np.unique(numbers.group[films == film])) == 1 for film in np.unique(films))
+
+
+def test_a_class_of_one_group_is_left_out():
+    labels = np.array(list("xyxyxyxyzzz"))
+    target = Target.of(_task(labels, list("11223344555")))
+    assert (target.classes, target.left_out) == (("x", "y"), (("z", 3),))
+    assert (target.group[8:] == -1).all()
+    alone = Target.of(_task(labels, [""] * 11))
+    assert (alone.classes, alone.left_out) == (("x", "y", "z"), ())
+    with pytest.raises(
+        JaxTransferError, match="two classes with examples of two groups each; it has 1 such class among 3"
+    ):
+        Target.of(_task(labels, list("11111111233")))
+    with pytest.raises(JaxTransferError, match="labelled examples of 3 groups that belong together; a score needs 4"):
+        Target.of(_task(labels, list("11223333333")))
