@@ -26,10 +26,10 @@ from jaxtyping import Float, Int, Shaped
 
 from jaxtransfer.comparison.places import as_grid, reduce_units, resample
 from jaxtransfer.comparison.statistics import pseudo_values
-from jaxtransfer.comparison.streaming import CONSTANT_SHARE, Representation
+from jaxtransfer.comparison.streaming import CONSTANT_SHARE
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.points.store import Point, chunks
-from jaxtransfer.scores.examples import by_missing, outputs, pieces, read, usable_examples
+from jaxtransfer.points.store import chunks
+from jaxtransfer.scores.examples import Layer, by_missing, outputs, pieces, read, usable_examples
 from jaxtransfer.scores.score import Score
 from jaxtransfer.scores.target import Target
 
@@ -51,7 +51,7 @@ _ByFolds = Float[np.ndarray, "without predicted"]
 _ByRidges = Float[np.ndarray, "ridges without predicted"]
 
 
-def ridge(features: Representation | Sequence[Representation], labels: Target | Shaped[np.ndarray, "n ..."]) -> Score:
+def ridge(features: Layer | Sequence[Layer], labels: Target | Shaped[np.ndarray, "n ..."]) -> Score:
     """Computes how well a ridge map predicts labels from features.
 
     Classes are one-hot columns. Columns of numbers, and of several labels an image, are divided by their standard
@@ -77,7 +77,7 @@ def ridge(features: Representation | Sequence[Representation], labels: Target | 
         JaxTransferError: Too few examples are usable, or their labels do not vary.
     """
     target = Target.of_labels(labels)
-    layers = [features] if isinstance(features, np.ndarray | Point) else list(features)
+    layers = list(features) if isinstance(features, Sequence) else [features]
     examples = usable_examples(layers, target)
     if target.target_type in ("dense", "dense_classes"):
         results = [_of_places(layer, target, examples) for layer in layers]
@@ -89,7 +89,7 @@ def ridge(features: Representation | Sequence[Representation], labels: Target | 
     return _nested(np.concatenate(explained), np.repeat(deviations, len(RIDGES), axis=0))
 
 
-def _is_fine(layer: Representation) -> bool:
+def _is_fine(layer: Layer) -> bool:
     return len(layer.shape) == 4 and min(layer.shape[1:3]) >= AREAS
 
 
@@ -179,7 +179,7 @@ def _predictions(left_out: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 def _of_images(
-    layer: Representation,
+    layer: Layer,
     grid: tuple[int, int],
     columns: Float[np.ndarray, "usable outputs"],
     examples: Int[np.ndarray, " usable"],
@@ -204,9 +204,7 @@ def _of_images(
     return explained, deviations
 
 
-def _of_places(
-    layer: Representation, target: Target, examples: Int[np.ndarray, " usable"]
-) -> tuple[_ByRidges, _ByFolds]:
+def _of_places(layer: Layer, target: Target, examples: Int[np.ndarray, " usable"]) -> tuple[_ByRidges, _ByFolds]:
     """Computes what each ridge explains of dense labels, and the labels' deviations, both per pixel."""
     grid = as_grid(layer[:1]).shape[1:3]
     patches = _Patches(target, examples, grid)
