@@ -119,27 +119,30 @@ def read_records(file: Path) -> list[dict[str, str]]:
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
-def read_table(file: Path, dtype: type, *, missing: str = "") -> tuple[tuple[str, ...], np.ndarray]:
-    """Reads a square table that has the same names in its first row and its first column.
+def read_table(
+    file: Path, dtype: type, *, missing: str = "", targets: Sequence[str] | None = None
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """Reads a table that has names in its first row and its first column.
 
     Args:
         file: The table, a CSV file.
         dtype: Type of the values.
         missing: Text that stands for the value of an empty cell.
+        targets: The names that its first column must hold; None: those of its first row.
 
     Returns:
-        The names [n] and the values [n, n].
+        The names [n] in the first row and the values [targets, n].
 
     Raises:
         JaxTransferError: The file cannot be read.
-        ValueError: The names of rows and columns differ, or a cell holds no value.
+        ValueError: The first column holds other names, or a cell holds no value.
     """
     header, *rows = read_csv(file) or [[]]
     names = tuple(header[1:])
-    if tuple(row[0] for row in rows) != names:
-        raise ValueError(f"rows and columns of {file.name} differ")
+    if tuple(row[0] for row in rows) != (names if targets is None else tuple(targets)):
+        raise ValueError(f"rows {'and columns ' if targets is None else ''}of {file.name} differ")
     values = np.array([[cell or missing for cell in row[1:]] for row in rows], dtype=dtype)
-    return names, values.reshape(len(names), len(names))
+    return names, values.reshape(len(rows), len(names))
 
 
 def _cell(value: Any) -> str:
