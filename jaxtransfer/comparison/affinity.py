@@ -153,8 +153,8 @@ class Affinity:
         """
         if not self.square:
             raise JaxTransferError(
-                f"This result is of {len(self.targets)} targets and {len(self.sources)} sources, which have their own "
-                "names; it needs networks that are compared with one another."
+                f"This result has {len(self.targets)} targets and {len(self.sources)} sources with names of their own; "
+                "only networks that are compared with one another have a tree and one list of names."
             )
         return self.sources
 

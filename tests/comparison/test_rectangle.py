@@ -151,7 +151,7 @@ def test_without_missing_values() -> None:
 
 def test_errors() -> None:
     affinity = rectangle()
-    with pytest.raises(jt.JaxTransferError, match="3 targets and 5 sources, which have their own names"):
+    with pytest.raises(jt.JaxTransferError, match="3 targets and 5 sources with names of their own"):
         _ = affinity.names
     with pytest.raises(jt.JaxTransferError, match=r"select them with `targets=`, `sources=`"):
         affinity.only(["n0"])
