@@ -7,10 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from jaxtransfer.devices import replicate
-from jaxtransfer.points.store import Point, chunks
+from jaxtransfer.points.store import chunks
+from jaxtransfer.scores.features import Layer
 from jaxtransfer.scores.target import Target
 from jaxtransfer.training.fit import Problem
 from jaxtransfer.training.measurement import Learning, Model, Run
@@ -26,23 +27,26 @@ _MAX_NUMBERS = 2**27
 _COPIES_OF_WEIGHTS = 5  # weights, best weights, gradient, and two moments of Adam
 
 
-def read_features(
-    point: Point | Float[np.ndarray, "n ..."], readout: Readout
-) -> tuple[Float[np.ndarray, "n ..."], Bool[np.ndarray, " n"]]:
-    """Reads features as a readout takes them.
+def read_features(layers: Sequence[Layer], readout: Readout) -> Float[np.ndarray, "n ..."]:
+    """Reads features as a readout takes them; units of several layers are put side by side.
+
+    Labels of pixels are read from the layers with the most places.
 
     Args:
-        point: Features [n, h, w, units] or [n, ...], float32.
+        layers: The layers of a network.
         readout: The readout.
 
     Returns:
-        The features, and which examples have finite ones; the others have zeros.
+        [n, units], or [n, h, w, units] for labels of pixels; zeros where a feature is not finite.
     """
-    parts = [readout.pool(point[first:last]) for first, last in chunks(len(point), _IMAGES_PER_READ)]
-    features = np.concatenate(parts)
-    usable = np.isfinite(features).all(tuple(range(1, features.ndim)))
-    features[~usable] = 0
-    return features, usable
+    if readout.size is not None:
+        finest = max(layer.shape[1:3] for layer in layers)
+        layers = [layer for layer in layers if layer.shape[1:3] == finest]
+    parts = [
+        np.concatenate([readout.pool(layer[first:last]) for layer in layers], -1)
+        for first, last in chunks(len(layers[0]), _IMAGES_PER_READ)
+    ]
+    return np.nan_to_num(np.concatenate(parts), nan=0, posinf=0, neginf=0)
 
 
 def frozen_model(features: Float[np.ndarray, "n ..."], target: Target, learning: Learning, mesh: Mesh) -> Model:

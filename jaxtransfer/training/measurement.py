@@ -51,6 +51,10 @@ class Learning:
     chunk: int
     rates: tuple[float, ...]
 
+    def with_steps(self, steps: int | None) -> "Learning":
+        """Returns the same with another number of steps; None: with the same."""
+        return self if steps is None else dataclasses.replace(self, steps=steps)
+
 
 class Model(NamedTuple):
     """Describes what is trained on a task.

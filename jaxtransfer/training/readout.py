@@ -64,17 +64,9 @@ class Readout:
         """
         return {"kernel": np.zeros((units, self.outputs), np.float32), "bias": np.zeros(self.outputs, np.float32)}
 
-    def pool(self, features: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
-        """Returns the features that are read: the mean over places for labels of whole images, [n, units], and the grid
-
-        [n, h, w, units] for labels of pixels.
-
-        Args:
-            features: [n, h, w, units]; features of another number of dimensions are flattened to [n, units].
-        """
-        if features.ndim != 4:
-            features = features.reshape(len(features), 1, 1, -1)
-        return features if self.size is not None else features.mean((1, 2))
+    def pool(self, features: Float[Array, "n h w units"]) -> Float[Array, "n ..."]:
+        """Returns what is read: for labels of whole images the mean over places, [n, units]; else the features."""
+        return features.mean((1, 2)) if self.size is None else features
 
     def __call__(self, weights: PyTree, units: Units, features: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
         """Predicts labels, [n, outputs] or [n, height, width, outputs]: logits of classes and labels, or numbers.
