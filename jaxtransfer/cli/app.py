@@ -317,7 +317,7 @@ def rank(
     from jaxtransfer.runs.load import load_run
 
     affinity = load_run(run)
-    target = resolve_task_name(target, affinity.names)
+    target = resolve_task_name(target, affinity.targets)
     print_rankings(affinity, target, affinity.methods if method is None else (method,), top)
 
 

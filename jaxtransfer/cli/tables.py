@@ -30,7 +30,7 @@ def print_affinity(affinity: "Affinity", probe: "Probe", out: Path) -> None:
     table = Table("target", title="Best source (value ± standard error)", title_justify="left")
     for method in methods:
         table.add_column(method, overflow="fold")
-    for target in affinity.names:
+    for target in affinity.targets:
         best = [affinity.rank(target, method=method)[0] for method in methods]
         table.add_row(target, *(f"{name}\n{value:.3f} ± {error:.3f}" for name, value, error in best))
     print_table(table)
@@ -99,7 +99,8 @@ def print_evaluation(evaluations: "Evaluations", oracle: "Oracle", run: Path) ->
         "K nearest. Spearman, Kendall: rank correlations, averaged over targets."
     )
     if any(evaluation.bands.networks is not None for evaluation in evaluations.by_method.values()):
-        print("Below each share: its 95 % band over other networks and images like these.")
+        sampled = next(iter(evaluations.by_method.values())).bands.sampled
+        print(f"Below each share: its 95 % band over other networks and {sampled} like these.")
     print("The last rows need no network:")
     explanations = {
         STATIC: "one list of sources for all targets, from their transfer to the other targets.",
@@ -119,19 +120,21 @@ def print_evaluation(evaluations: "Evaluations", oracle: "Oracle", run: Path) ->
 
 def print_comparison(comparison: "Comparison") -> None:
     """Prints how far the rankings of several runs agree, and where they disagree."""
-    table = Table(title=f"Agreement over {len(comparison.names)} networks", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=f"Agreement over {comparison.extent}", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("first", "second"):
         table.add_column(column, overflow="fold")
-    for column in ("rankings", "matrices", "p"):
+    tested = comparison.targets == comparison.sources
+    for column in ("rankings", "matrices", *(["p"] if tested else [])):
         table.add_column(column, justify="right")
     by_agreement = sorted(comparison.agreements.items(), key=lambda item: -item[1].rank_correlation)
     for (first, second), agreement in by_agreement:
         correlations = (agreement.rank_correlation, agreement.matrix_correlation)
-        table.add_row(first, second, *(f"{value:z.3f}" for value in correlations), f"{agreement.p_value:.4f}")
+        shown = [f"{value:z.3f}" for value in correlations]
+        table.add_row(first, second, *shown, *([f"{agreement.p_value:.4f}"] if tested else []))
     print_table(table)
     print(
         '"rankings": mean Spearman correlation of the rankings of sources. "matrices": Pearson correlation of all '
-        'pairs. "p": share of relabelled matrices that correlate as much (Mantel test).'
+        "pairs." + (' "p": share of relabelled matrices that correlate as much (Mantel test).' if tested else "")
     )
     table = Table(title="Largest disagreements about a source's rank", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("target", "source", "best rank", "worst rank"):

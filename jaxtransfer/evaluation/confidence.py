@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxtransfer.comparison.affinity import Affinity
+from jaxtransfer.comparison.measure import Sampled
 from jaxtransfer.defaults import RELEVANT
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.evaluation.oracle import Oracle
@@ -35,10 +36,12 @@ class RetrievalBands:
         images: Band for these networks over other probes of as many images (or restarts, where those were sampled);
             None where the affinity has no `pseudo_values`.
         networks: Band over other networks and other probes, of the same numbers; None where there is only one target.
+        sampled: What a probe is made of: "images", "restarts" or "labelled examples".
     """
 
     images: Band | None
     networks: Band | None
+    sampled: Sampled = "images"
 
 
 class RankedSource(NamedTuple):
@@ -230,10 +233,10 @@ def retrieval_bands(
     # In a square matrix all targets are sources.
     independent = min(len(pairs.targets), len(pairs.sources))
     if independent < 2:
-        return RetrievalBands(images, None)
+        return RetrievalBands(images, None, measure.sampled)
     over_networks = _over_networks(pairs, is_relevant) * independent / (independent - 1)
     over_networks = np.maximum(over_networks + shared, over_images)
-    return RetrievalBands(images, band(over_networks, independent - 1, independent))
+    return RetrievalBands(images, band(over_networks, independent - 1, independent), measure.sampled)
 
 
 def _bounds(
