@@ -52,3 +52,5 @@ from .pge.losses import Prototypical as Prototypical
 from .pge.losses import RandomHead as RandomHead
 from .pge.losses import RidgeHead as RidgeHead
 from .pge.losses import SquaredError as SquaredError
+from .training.transfers import Transfers as Transfers
+from .training.transfers import transfer as transfer
