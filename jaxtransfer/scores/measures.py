@@ -21,8 +21,10 @@ from jaxtransfer.points.store import chunks
 from jaxtransfer.scores.dissimilarity import rank_correlation
 from jaxtransfer.scores.evidence import log_evidence
 from jaxtransfer.scores.fisher import challenged_likelihood
+from jaxtransfer.scores.knn import knn
 from jaxtransfer.scores.mixture import mixture_score
 from jaxtransfer.scores.pac_bayes import negative_bound
+from jaxtransfer.scores.ridge import ridge
 from jaxtransfer.scores.scatter import between_share, bhattacharyya, coding_rate_gain, shrunk_between_share
 from jaxtransfer.scores.score import Score
 from jaxtransfer.scores.source_classes import Predictions, log_expected_prediction, negative_entropy
@@ -82,6 +84,22 @@ class MeasureSpec:
 
 
 _SPECS = [
+    MeasureSpec(
+        "ridge",
+        "Share of the variance of the labels that a cross-validated ridge regression predicts.",
+        "closed form; see `ridge`",
+        ridge,
+        ("classes", "numbers", "multilabel", "dense", "dense_classes"),
+        takes="features",
+    ),
+    MeasureSpec(
+        "knn",
+        "Leave-one-out accuracy, or R2, of the nearest neighbours.",
+        "arXiv 2503.18528",
+        knn,
+        ("classes", "numbers", "multilabel"),
+        takes="features",
+    ),
     MeasureSpec(
         "logme",
         "Log evidence of a Bayesian linear regression from features to labels, per example.",
