@@ -12,6 +12,8 @@ from .comparison.affinity import Affinity as Affinity
 from .comparison.matrix import affinity_matrix as affinity_matrix
 from .comparison.measure import Measure as Measure
 from .comparison.representations import RELATIVES as RELATIVES
+from .data.datasets import LabelledTask as LabelledTask
+from .data.datasets import read_tasks as read_tasks
 from .data.probe import Probe as Probe
 from .data.probe import load_probe as load_probe
 from .devices import device_mesh as device_mesh
@@ -50,3 +52,5 @@ from .pge.losses import Prototypical as Prototypical
 from .pge.losses import RandomHead as RandomHead
 from .pge.losses import RidgeHead as RidgeHead
 from .pge.losses import SquaredError as SquaredError
+from .training.transfers import Transfers as Transfers
+from .training.transfers import transfer as transfer

@@ -392,8 +392,9 @@ def pge(
         list[Path],
         typer.Argument(
             metavar="TASKS...",
-            help="A folder that holds a folder for each dataset, with a folder of images for each class; .npz files "
-            "with x (images) and y (labels); or a .toml file that names datasets.",
+            help="A folder that holds a folder for each dataset, with a folder of images for each class; one such "
+            "dataset; tables of labels (.csv); .npz files with x (images) and y (labels); or a .toml file that names "
+            "datasets.",
         ),
     ],
     out: _Out,
