@@ -151,7 +151,7 @@ def bhattacharyya(examples: Examples) -> float:
         classes = len(examples.class_counts)
         return float(classes - classes**2)
     means = examples.class_means[:, :axes]
-    deviations = examples.projected(axes) - means[examples.class_number]
+    deviations = examples.coordinates[:, :axes] - means[examples.class_number]
     squares = examples.one_hot.T @ np.square(deviations).mean(1)
     variances = np.maximum(squares / examples.class_counts, _LEAST_VARIANCE)
     pooled = (variances[:, None] + variances) / 2
