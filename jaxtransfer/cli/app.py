@@ -28,12 +28,14 @@ from jaxtransfer.cli.tables import (
     print_gradient_results,
     print_rankings,
     print_scores,
+    print_transfers,
 )
 from jaxtransfer.comparison.options import AffinityOptions
 from jaxtransfer.defaults import PROBE_SIZE, RELEVANT
 from jaxtransfer.errors import JaxTransferError, in_words
 from jaxtransfer.pge.options import BackboneName, GradientMeasure, LossName, PGEOptions
 from jaxtransfer.scores.options import ScoreOptions
+from jaxtransfer.training.options import TransferOptions
 
 # Packages that do the work are imported by the commands that need them: `--help` must not wait for JAX.
 
@@ -371,6 +373,79 @@ def score(
         )
     if is_first():
         print_scores(scores, read, out)
+
+
+@app.command()
+def transfer(
+    zoo: _Zoo,
+    tasks: _Tasks,
+    out: _Out,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="K",
+            help="Measure the K best networks for each task only; needs --scores.",
+            show_default="all networks",
+        ),
+    ] = None,
+    scores: Annotated[
+        Path | None, typer.Option(metavar="SCORE_RUN", help="Directory of a finished run of `jaxtransfer score`.")
+    ] = None,
+    measure: Annotated[
+        str | None, typer.Option(help="The measure of SCORE_RUN.", show_default="the only one there is")
+    ] = None,
+    protocol: Annotated[
+        Literal["frozen", "finetune"],
+        typer.Option(help="Train a linear readout on frozen features, or all weights from those of the network."),
+    ] = TransferOptions.protocol,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Number of trainings for each fold and learning rate.")
+    ] = TransferOptions.seeds,
+    folds: Annotated[int, typer.Option(min=3, help="Folds of the cross-validation.")] = TransferOptions.folds,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimiser steps of a training.", show_default="the protocol's")
+    ] = TransferOptions.steps,
+    size: Annotated[
+        int, typer.Option(min=1, help="Height and width in pixels to which images are resized.")
+    ] = PROBE_SIZE,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Most images to use of each task.", show_default="all")
+    ] = None,
+    strict: _Strict = False,
+    import_: _Import = None,
+    mesh: Annotated[
+        str | None,
+        typer.Option(
+            metavar="model=A,data=B",
+            help="Device mesh: its A x B devices share the trainings.",
+            show_default="all devices",
+        ),
+    ] = None,
+) -> None:
+    """Measure the transfer of networks to labelled tasks, by training on them."""
+    from jaxtransfer.networks.zoo import Zoo
+    from jaxtransfer.runs.transfer import run_transfer
+
+    devices = connect_devices(mesh, None)
+    import_modules(import_ or ())
+    with progress_bar("Training") as advance:
+        transfers, read = run_transfer(
+            Zoo(zoo, modules=import_ or ()),
+            tasks,
+            out,
+            TransferOptions(protocol=protocol, seeds=seeds, folds=folds, steps=steps),
+            command=sys.argv,
+            scores=scores,
+            top=top,
+            measure=measure,
+            size=size,
+            limit=limit,
+            strict=strict,
+            mesh=devices,
+            progress=advance,
+        )
+    print_transfers(transfers, read, out)
 
 
 @app.command()

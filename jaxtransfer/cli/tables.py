@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jaxtransfer.evaluation.summary import Evaluations
     from jaxtransfer.runs.compare import Comparison
     from jaxtransfer.runs.gradient_results import GradientResults
+    from jaxtransfer.training.transfers import Transfers
 
 _SHOWN_DISAGREEMENTS = 8
 
@@ -120,6 +121,42 @@ def print_rankings(affinity: "Affinity", target: str, methods: Sequence[str], to
     )
     if reason := reason_for_first(methods):
         print(reason)
+
+
+def print_transfers(transfers: "Transfers", tasks: Sequence["LabelledTask"], out: Path) -> None:
+    """Prints for each task the sources by measured transfer, and the one to take."""
+    from jaxtransfer.evaluation.confidence import certain_ranking
+    from jaxtransfer.training.metrics import METRICS
+
+    for task in tasks:
+        first, *others = METRICS[task.target_type]
+        table = Table(title=f"Measured transfer to {task.name}", title_justify="left")
+        table.add_column("source", overflow="fold")
+        for metric in (first, *others):
+            measure = transfers.measure(metric)
+            table.add_column(f"{measure.name}{' (smaller is better)' * measure.smaller_is_nearer}", justify="right")
+        table.add_column("above next", justify="right")
+        ranking = certain_ranking(transfers, task.name, method=first)
+        cells = {
+            metric: {
+                name: f"{value:.3f} ± {error:.3f}" for name, value, error in transfers.rank(task.name, method=metric)
+            }
+            for metric in (first, *others)
+        }
+        for source in ranking:
+            row = [cells[metric].get(source.name, "") for metric in (first, *others)]
+            table.add_row(source.name, *row, "" if source.above_next is None else f"{source.above_next:.0%}")
+        print_table(table)
+        best, *rest = ranking
+        sentence = f"For {task.name}, take {best.name}: its {transfers.measure(first).name} is {best.affinity:.3f}"
+        if rest:
+            sure = "" if best.above_next is None else f", which is certain to {best.above_next:.0%}"
+            sentence += f", measured {best.affinity - rest[0].affinity:.3f} better than that of {rest[0].name}{sure}"
+        print(f"{sentence}.")
+    print(
+        "Errors are those of the mean over folds. The tables are in "
+        f"{out}; measured_<metric>.csv there is an oracle for `jaxtransfer evaluate`."
+    )
 
 
 def print_evaluation(evaluations: "Evaluations", oracle: "Oracle", run: Path) -> None:

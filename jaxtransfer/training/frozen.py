@@ -82,7 +82,7 @@ def units_of(readout: Readout, features: Float[np.ndarray, "train ..."], labels:
     """Computes the units of a readout from its training examples."""
     scale = np.sqrt(np.mean(np.square(features, dtype=np.float64)))
     centre, spread = label_units(readout.target_type, readout.outputs, labels)
-    return Units(np.float32(scale if scale > 0 else 1), centre, spread)
+    return Units(np.array(scale if scale > 0 else 1, np.float32), centre, spread)
 
 
 def labels_for(target: Target) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The linear readout of features, and the losses of its predictions, for all types of labels."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,8 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from jaxtransfer.data.datasets import TargetType
 from jaxtransfer.scores.target import Target
+
+AnyArray = TypeVar("AnyArray", Array, np.ndarray)
 
 _DENSE: tuple[TargetType, ...] = ("dense", "dense_classes")
 _CLASSES: tuple[TargetType, ...] = ("classes", "dense_classes")
@@ -64,7 +66,7 @@ class Readout:
         """
         return {"kernel": np.zeros((units, self.outputs), np.float32), "bias": np.zeros(self.outputs, np.float32)}
 
-    def pool(self, features: Float[Array, "n h w units"]) -> Float[Array, "n ..."]:
+    def pool(self, features: AnyArray) -> AnyArray:
         """Returns what is read: for labels of whole images the mean over places, [n, units]; else the features."""
         return features.mean((1, 2)) if self.size is None else features
 

@@ -165,8 +165,10 @@ class Measuring:
         if jax.process_count() > 1:
             raise JaxTransferError("Transfer is measured by one process, which may have several devices.")
         self._tasks = [tasks] if isinstance(tasks, LabelledTask) else list(tasks)
-        self._refs = {ref.name: ref for ref in network_refs(networks)}
-        for kind, names in (("tasks", [task.name for task in self._tasks]), ("networks", [*self._refs])):
+        refs = network_refs(networks)
+        self._refs = {ref.name: ref for ref in refs}
+        for kind, named in (("tasks", self._tasks), ("networks", refs)):
+            names = [entry.name for entry in named]
             if not names:
                 raise JaxTransferError(f"There are no {kind} to measure transfer with.")
             if len({*names}) < len(names):
