@@ -52,5 +52,7 @@ from .pge.losses import Prototypical as Prototypical
 from .pge.losses import RandomHead as RandomHead
 from .pge.losses import RidgeHead as RidgeHead
 from .pge.losses import SquaredError as SquaredError
+from .scores.compute import score as score
+from .scores.measures import MEASURES as MEASURES
 from .training.transfers import Transfers as Transfers
 from .training.transfers import transfer as transfer

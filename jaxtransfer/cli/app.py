@@ -27,12 +27,14 @@ from jaxtransfer.cli.tables import (
     print_evaluation,
     print_gradient_results,
     print_rankings,
+    print_scores,
     print_transfers,
 )
 from jaxtransfer.comparison.options import AffinityOptions
 from jaxtransfer.defaults import PROBE_SIZE, RELEVANT
 from jaxtransfer.errors import JaxTransferError, in_words
 from jaxtransfer.pge.options import BackboneName, GradientMeasure, LossName, PGEOptions
+from jaxtransfer.scores.options import ScoreOptions
 from jaxtransfer.training.options import TransferOptions
 
 # Packages that do the work are imported by the commands that need them: `--help` must not wait for JAX.
@@ -95,6 +97,32 @@ _Weights = Annotated[Path, typer.Argument(metavar="WEIGHTS_DIR", help="Directory
 _Run = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a finished run.")]
 _Out = Annotated[Path, typer.Option(help="Run directory: a new one, or that of a run to resume.")]
 _Strict = Annotated[bool, typer.Option("--strict", help="Fail if an image cannot be used, instead of skipping it.")]
+_Tasks = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="TASKS...",
+        help="A folder that holds a folder for each dataset, with a folder of images for each class; one such "
+        "dataset; tables of labels (.csv); .npz files with x (images) and y (labels); or a .toml file that names "
+        "datasets.",
+    ),
+]
+_BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Images in a batch on each device.", show_default="what fits in memory")
+]
+_Precision = Annotated[
+    Literal["float32", "tf32", "bfloat16"],
+    typer.Option(help="Precision of matrix products in the networks; bfloat16 applies to backward passes only."),
+]
+_Import = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="MODULE",
+        help="A module that defines functions of the zoo's networks, installed or in the current directory; may be "
+        "repeated. No other module is imported for a zoo.",
+        show_default="jaxtransfer only",
+    ),
+]
 _Relevant = Annotated[
     int, typer.Option(min=1, help="Number of each target's best measured sources that count as relevant.")
 ]
@@ -240,13 +268,8 @@ def affinity(
             show_default="whole maps",
         ),
     ] = AffinityOptions.sketch,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images in a batch on each device.", show_default="what fits in memory")
-    ] = None,
-    precision: Annotated[
-        Literal["float32", "tf32", "bfloat16"],
-        typer.Option(help="Precision of matrix products in the networks; bfloat16 applies to backward passes only."),
-    ] = AffinityOptions.precision,
+    batch_size: _BatchSize = None,
+    precision: _Precision = AffinityOptions.precision,
     points: Annotated[
         str | None,
         typer.Option(
@@ -256,16 +279,7 @@ def affinity(
         ),
     ] = None,
     strict: _Strict = False,
-    import_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--import",
-            metavar="MODULE",
-            help="A module that defines functions of the zoo's networks, installed or in the current directory; may be "
-            "repeated. No other module is imported for a zoo.",
-            show_default="jaxtransfer only",
-        ),
-    ] = None,
+    import_: _Import = None,
     mesh: _Mesh = None,
     distributed: _Distributed = None,
 ) -> None:
@@ -305,16 +319,66 @@ def affinity(
 
 
 @app.command()
+def score(
+    zoo: _Zoo,
+    tasks: _Tasks,
+    out: _Out,
+    measure: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A measure, such as ridge, logistic, knn or logme, or all; may be repeated.", show_default="ridge"
+        ),
+    ] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An output of the networks whose features are used; may be repeated.", show_default="all but heads"
+        ),
+    ] = None,
+    size: Annotated[
+        int, typer.Option(min=1, help="Height and width in pixels to which images are resized.")
+    ] = PROBE_SIZE,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Most images to use of each task.", show_default="all")
+    ] = None,
+    batch_size: _BatchSize = None,
+    precision: _Precision = ScoreOptions.precision,
+    strict: _Strict = False,
+    import_: _Import = None,
+    mesh: _Mesh = None,
+    distributed: _Distributed = None,
+) -> None:
+    """Score all networks of a zoo as starting points for labelled tasks."""
+    from jaxtransfer.devices import is_first, synchronised
+    from jaxtransfer.networks.zoo import Zoo
+    from jaxtransfer.runs.score import run_score
+
+    devices = connect_devices(mesh, distributed)
+    import_modules(import_ or ())
+    with synchronised():
+        options = ScoreOptions(measures=measure or ScoreOptions.measures, layers=layer or None, precision=precision)
+    with progress_bar("Working on", shown=is_first()) as advance:
+        scores, read = run_score(
+            Zoo(zoo, modules=import_ or ()),
+            tasks,
+            out,
+            options,
+            command=sys.argv,
+            size=size,
+            limit=limit,
+            strict=strict,
+            batch_size=batch_size,
+            mesh=devices,
+            progress=advance,
+        )
+    if is_first():
+        print_scores(scores, read, out)
+
+
+@app.command()
 def transfer(
     zoo: _Zoo,
-    tasks: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="TASKS...",
-            help="A folder of class folders, or a folder of such datasets; a labels.csv file (file, labels); .npz "
-            "files with x (images) and y (labels); or a .toml file that names datasets.",
-        ),
-    ],
+    tasks: _Tasks,
     out: _Out,
     top: Annotated[
         int | None,
@@ -349,16 +413,7 @@ def transfer(
         int | None, typer.Option(min=1, metavar="N", help="Most images to use of each task.", show_default="all")
     ] = None,
     strict: _Strict = False,
-    import_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--import",
-            metavar="MODULE",
-            help="A module that defines functions of the zoo's networks, installed or in the current directory; may be "
-            "repeated. No other module is imported for a zoo.",
-            show_default="jaxtransfer only",
-        ),
-    ] = None,
+    import_: _Import = None,
     mesh: Annotated[
         str | None,
         typer.Option(
@@ -479,14 +534,7 @@ def report(
 
 @app.command()
 def pge(
-    tasks: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="TASKS...",
-            help="A folder that holds a folder for each dataset, with a folder of images for each class; .npz files "
-            "with x (images) and y (labels); or a .toml file that names datasets.",
-        ),
-    ],
+    tasks: _Tasks,
     out: _Out,
     measure: Annotated[
         GradientMeasure,

@@ -11,9 +11,10 @@ from jaxtransfer.cli.console import print_table
 
 if TYPE_CHECKING:
     from jaxtransfer.comparison.affinity import Affinity
-    from jaxtransfer.data.labelled_task import LabelledTask
+    from jaxtransfer.data.datasets import LabelledTask
     from jaxtransfer.data.probe import Probe
     from jaxtransfer.demo import DemoResult
+    from jaxtransfer.evaluation.confidence import RankedSource
     from jaxtransfer.evaluation.oracle import Oracle
     from jaxtransfer.evaluation.retrieval import Quantity
     from jaxtransfer.evaluation.summary import Evaluations
@@ -48,6 +49,42 @@ def print_affinity(affinity: "Affinity", probe: "Probe", out: Path) -> None:
                 f"(listed in {out / 'run.json'})."
             )
     print(f"Matrices, heat maps and points are in {out}; `jaxtransfer rank {out} TARGET` prints a ranking.")
+
+
+def print_scores(scores: "Affinity", tasks: "Sequence[LabelledTask]", out: Path) -> None:
+    """Prints which network to start from for every task and how sure that is, what was left out, and the files."""
+    from jaxtransfer.evaluation.confidence import certain_ranking
+
+    measures = scores.methods
+    table = Table("task", title="Best networks to start from (score ± standard error)", title_justify="left")
+    for measure in measures:
+        table.add_column(measure, overflow="fold")
+    for task in scores.targets:
+        best = [scores.rank(task, method=measure)[:1] for measure in measures]
+        cells = [f"{row[0][0]}\n{row[0][1]:.3f} ± {row[0][2]:.3f}" if row else "-" for row in best]
+        table.add_row(task, *cells)
+    print_table(table)
+    for task in tasks:
+        ranked = certain_ranking(scores, task.name, method=measures[0])
+        if len(ranked) > 1:
+            print(_advice(task.name, ranked[0], ranked[1].name, measures[0]))
+        if task.missing:
+            print(f"{task.name}: {task.missing} labels are missing.")
+        if task.unlabelled:
+            print(f"{task.name}: {task.unlabelled} images have no label and were not used.")
+        _print_skipped(task.skipped, out, before=f"{task.name}: ", shown=3)
+    print(f"Scores and heat maps are in {out}; `jaxtransfer rank {out} TASK` prints a ranking.")
+
+
+def _advice(task: str, best: "RankedSource", runner_up: str, measure: str) -> str:
+    """Says which network to start from, and what would make that certain."""
+    sentence = f"{task}: start from {best.name}; {measure} ranks it above {runner_up}"
+    if best.above_next is None:
+        return f"{sentence}."
+    sentence += f" with probability {best.above_next:.0%}"
+    if best.more_images:
+        return f"{sentence}; about {best.more_images} more labelled examples would make that 95 %."
+    return f"{sentence}."
 
 
 def print_rankings(affinity: "Affinity", target: str, methods: Sequence[str], top: int | None) -> None:

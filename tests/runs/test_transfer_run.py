@@ -69,7 +69,7 @@ def test_the_command_says_which_source_to_take(zoo: Zoo, tasks: list[Path], tmp_
 
 
 def test_the_best_of_a_score_run(zoo: Zoo, tasks: list[Path], tmp_path: Path) -> None:
-    scores = Affinity.of(["n00", "n03"], {"ridge": [[0.1, 0.2], [0.3, 0.1]]}, targets=["sides", "middle"])
+    scores = Affinity.of(["n00", "n03"], {"ridge": np.array([[0.1, 0.2], [0.3, 0.1]])}, targets=["sides", "middle"])
     finished_run(tmp_path / "scores", scores)
     out = tmp_path / "run"
     result = CliRunner().invoke(app, command(zoo, tasks, out, "--top", 1, "--scores", tmp_path / "scores"))
