@@ -39,15 +39,15 @@ class Layer:
         return self.shape[0]
 
     def __getitem__(self, images: Any) -> Float[np.ndarray, "kept height width units"]:
-        values = self._values[images]
+        values = np.asarray(self._values[images])
         return values.reshape(len(values), *self.shape[1:])
 
 
-def layers_of_outputs(outputs: PyTree) -> list[Float[Array, "images height width units"]]:
-    """Returns what a network returned, but for the scores of a head, as layers with places."""
+def layers_of_outputs(outputs: PyTree) -> list[Array]:
+    """Returns the outputs of a network, except those of its head, as layers [images, height, width, units]."""
     layers = [leaf for name, leaf in named_outputs(outputs).items() if name not in _HEADS]
     layers = [leaf if leaf.ndim in (3, 4) else leaf.reshape(len(leaf), -1) for leaf in layers]
-    return [Layer(leaf)[:] for leaf in layers]
+    return [leaf.reshape(Layer(leaf).shape) for leaf in layers]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -86,7 +86,7 @@ def test_the_best_step_is_kept(rate: float) -> None:
     validation = Validation(other, held, np.ones_like(held, bool), 10, COUNT)
     mesh, batches = default_mesh(), everything(1)
     first = start(problem, np.ones((1, UNITS), np.float32), (), mesh, validated=True)
-    losses, weights = [], []
+    losses, weights, state = [], [], first
     trainings = fit(problem, first, np.array([rate], np.float32), lambda a, b: (data, batches(a, b)), mesh, steps=60,
                     chunk=10, validation=validation)  # fmt: skip
     for _, state in trainings:
