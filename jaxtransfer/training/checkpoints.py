@@ -31,7 +31,9 @@ class Checkpoints:
         latest = self._checkpointer and self._checkpointer.latest
         if not latest:
             return 0, state
-        template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+        template = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+        )
         return latest.step, self._checkpointer.load(latest, template)
 
     def save(self, step: int, state: PyTree, *, seconds: float | None = None) -> None:

@@ -207,9 +207,7 @@ def _train(
     return _judge(model, target, splits, state, mesh, len(runs))
 
 
-def _judge(
-    model: Model, target: Target, splits: Sequence[Split], state: State, mesh: Mesh, count: int
-) -> _Judged:
+def _judge(model: Model, target: Target, splits: Sequence[Split], state: State, mesh: Mesh, count: int) -> _Judged:
     """Judges the best weights of the first `count` trainings on their held-out examples."""
     assert state.best is not None
     indices, counted = _stacked([part.held_out for part in splits])
