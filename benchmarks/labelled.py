@@ -51,7 +51,7 @@ from jaxtransfer.training.random_weights import random_twins
 
 _SIZES = {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}
 _MEAN, _STD = (127 / 255,) * 3, (128 / 255,) * 3
-_ENCODERS = ("autoencoding", "class_object", "class_scene", "depth", "edge_texture", "normal", "reshading", "jigsaw")
+_ENCODERS = "autoencoding class_object class_scene depth_zbuffer edge_texture jigsaw normal segment_semantic".split()
 _RANDOM = "random"
 _Scores = dict[str, dict[str, dict[str, Score]]]  # by task, network and measure
 
