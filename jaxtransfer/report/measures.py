@@ -1,4 +1,4 @@
-"""How the measures of a run of scores agree with one another and with measured transfer, and what they cost."""
+"""What the report of a run of scores adds: measured values, the agreement of measures, and the labels of tasks."""
 
 import math
 from collections.abc import Sequence
@@ -16,11 +16,15 @@ from jaxtransfer.runs.record import Record
 _MEASURED = "measured_"
 
 
-def measured_transfer(directory: Path) -> dict[str, Oracle]:
-    """Reads the tables `measured_<name>.csv` of a run, in alphabetical order of their names."""
-    return {
-        file.stem.removeprefix(_MEASURED): Oracle.load(file) for file in sorted(directory.glob(f"{_MEASURED}*.csv"))
-    }
+def measured_transfer(directory: Path, affinity: Affinity, oracle: Oracle | None) -> dict[str, Oracle]:
+    """Returns the measured transfer that is shown beside the scores of a run.
+
+    It is what the tables `measured_<name>.csv` in its directory hold, in alphabetical order, then an oracle. The tables
+    of a run of measured transfer hold the values of its methods, and are not shown beside them.
+    """
+    files = {file.stem.removeprefix(_MEASURED): file for file in sorted(directory.glob(f"{_MEASURED}*.csv"))}
+    measured = {name: Oracle.load(file) for name, file in files.items() if name not in affinity.methods}
+    return measured | ({} if oracle is None else {oracle.name: oracle})
 
 
 def measured_data(affinity: Affinity, measured: dict[str, Oracle]) -> list[dict[str, Any]]:
@@ -44,12 +48,12 @@ def measured_data(affinity: Affinity, measured: dict[str, Oracle]) -> list[dict[
 
 
 def measure_table(
-    affinity: Affinity, methods: Sequence[str], measured: dict[str, Oracle], record: Record
+    affinity: Affinity, methods: Sequence[str], measured: dict[str, Oracle]
 ) -> tuple[list[str], list[list[str]]]:
     """Tabulates how far the ranking by each measure agrees with those by the others and with measured transfer.
 
     Cells are Spearman correlations of the sources of a target, averaged over the targets of which both values are
-    known. A column of seconds follows if the run has recorded what each measure cost.
+    known.
 
     Returns:
         The header and the rows, one for each measure.
@@ -59,14 +63,11 @@ def measure_table(
     for name, oracle in measured.items():
         scores = oracle.table(oracle.scores, affinity.sources, targets=affinity.targets)
         columns = {**columns, f"measured ({name})": scores}
-    seconds: dict[str, float] = record.get("seconds", {})
-    header = ["measure", *columns, *(["seconds"] if seconds else [])]
-    rows = []
-    for method, values in rankings.items():
-        cells = ["" if name == method else _correlation(values, other) for name, other in columns.items()]
-        cost = [f"{seconds[method]:.3g}" if method in seconds else ""] if seconds else []
-        rows.append([method, *cells, *cost])
-    return header, rows
+    rows = [
+        [method, *("" if name == method else _correlation(values, other) for name, other in columns.items())]
+        for method, values in rankings.items()
+    ]
+    return ["measure", *columns], rows
 
 
 def _correlation(one: Float[np.ndarray, "targets sources"], other: Float[np.ndarray, "targets sources"]) -> str:
@@ -80,11 +81,16 @@ def task_table(record: Record) -> tuple[list[str], list[list[str]]]:
     Returns:
         The header and the rows, one for each task.
     """
-    header = ["task", "labels", "classes", "labelled images", "missing labels"]
-    fields = ("kind", "classes", "images", "missing")
-    rows = [[name, *(_text(task.get(field)) for field in fields)] for name, task in record.get("tasks", {}).items()]
-    return header, rows
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(len(value) if isinstance(value, list | dict) else value)
+    header = {
+        "kind": "labels",
+        "classes": "classes",
+        "images": "images",
+        "labelled": "with a label",
+        "missing": "missing labels",
+        "unlabelled": "files without a label",
+    }
+    rows = [
+        [name, *("" if task.get(field) is None else str(task[field]) for field in header)]
+        for name, task in record.get("tasks", {}).items()
+    ]
+    return ["task", *header.values()], rows

@@ -52,7 +52,8 @@ def write_report(
 
     Args:
         directory: The directory of a run of any command.
-        oracle: Measured transfer to compare the rankings with; None: the report has no curves.
+        oracle: Measured transfer to compare the rankings with, and to show beside the scores of labelled tasks; None:
+            the report has no curves.
         groups: The group of each network by name; None: no groups. Names that are not in the run are ignored.
         relevant: The number of sources of each target that count as relevant.
         progress: Called with the number of figures drawn, the number of all figures and the name of the next.
@@ -72,7 +73,7 @@ def write_report(
     views = [method_view(affinity, method) for method in methods]
     scores = None if oracle is None else Scores(affinity, methods, oracle, relevant)
     gallery = Gallery(directory, record, affinity)
-    measured = {} if affinity.square else measured_transfer(directory)
+    measured = {} if affinity.square else measured_transfer(directory, affinity, oracle)
 
     drawings = [drawing for view in views for drawing in method_drawings(affinity, view, group_of)]
     drawings += gallery.drawings()
@@ -96,7 +97,8 @@ def write_report(
         methods=methods,
         reason=reason_for_first(methods),
         trees={view.name: _tree_element(affinity, view, inline) for view in views if affinity.square},
-        measures=None if affinity.square else measure_table(affinity, methods, measured, record),
+        measures=None if affinity.square else measure_table(affinity, methods, measured),
+        seconds=record.get("processor_seconds_of_measures"),
         tasks=None if affinity.square else task_table(record),
         scores=scores,
         curves=inline.get("curves"),

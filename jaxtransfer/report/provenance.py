@@ -53,18 +53,20 @@ def provenance_rows(record: Record) -> list[tuple[str, str]]:
 def hash_rows(record: Record) -> list[tuple[str, str]]:
     """Returns (name, SHA-256) of the images, the networks and the data sets."""
     probe = [("all probe images", record["probe"]["sha256"])] if "probe" in record else []
-    of_networks = record.get("networks", {})
-    networks = [(name, of_networks[name]["weights_sha256"]) for name in of_networks if isinstance(of_networks, dict)]
-    datasets = [(name, dataset["sha256"]) for name, dataset in _datasets(record).items() if "sha256" in dataset]
+    networks = [(name, network["weights_sha256"]) for name, network in record.get("networks", {}).items()]
+    datasets = [(name, dataset["sha256"]) for name, dataset in _datasets(record).items()]
     return [*probe, *networks, *datasets]
 
 
 def skipped_rows(record: Record) -> list[tuple[str, str]]:
-    """Returns (file or class, reason) of what was not used."""
+    """Returns (file, class or column of labels, reason) of what was not used."""
     rows = [tuple(pair) for pair in record.get("probe", {}).get("skipped", [])]
     for name, dataset in _datasets(record).items():
-        rows += [(f"{name}: {file}", reason) for file, reason in dataset.get("skipped", ())]
-        rows += [(f"{name}: class {label}", f"only {count} images") for label, count in dataset.get("left_out", ())]
+        rows += [(f"{name}: {file}", reason) for file, reason in dataset["skipped"]]
+        if dataset.get("kind", "classes") == "classes":
+            rows += [(f"{name}: class {label}", f"only {count} images") for label, count in dataset["left_out"]]
+        else:
+            rows += [(f"{name}: {column}", "all its labels are equal") for column, _ in dataset["left_out"]]
     return rows
 
 

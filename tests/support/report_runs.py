@@ -120,14 +120,15 @@ def score_run(directory: Path, tasks: Sequence[str], networks: Sequence[str], *,
         "settings": {"measures": list(MEASURES), "layers": None},
         "tasks": {
             name: {
-                "images": 300, "kind": "numbers" if i else "classes", "classes": None if i else 4, "missing": 2 * i,
-                "left_out": [["tulip", 1]], "skipped": [["broken.png", "it is not an image of a known format"]],
+                "kind": "numbers" if i else "classes", "images": 302, "classes": None if i else 4, "sha256": "2" * 64,
+                "labelled": 300, "missing": 2, "unlabelled": i, "left_out": [["column 2" if i else "tulip", 1]],
+                "skipped": [["broken.png", "it is not an image of a known format"]],
             }
             for i, name in enumerate(tasks)
         },
-        "networks": list(networks),
+        "networks": {name: {"weights_sha256": "0" * 64, "preprocess": {}} for name in networks},
     }  # fmt: skip
-    _finish(directory, "score", about, {"seconds": {"ridge": 1.25, "knn": 0.5, "leep": 0.125}})
+    _finish(directory, "score", about, {"processor_seconds_of_measures": 1.875})
     affinity = Affinity(networks, "cosine", results, targets=tasks)
     affinity.save(directory)
     if measured:
