@@ -72,7 +72,7 @@ def test_tasks_on_the_same_images_share_the_passes_and_nothing_is_computed_twice
 
 def test_a_copied_network_ties_and_the_order_of_networks_does_not_matter():
     copy = dataclasses.replace(NETWORKS[0], name="copy")
-    measures = ["ridge", "knn", "logme", "hscore"]
+    measures = ["ridge", "logistic", "knn", "logme", "hscore"]
     scores = jt.score([*NETWORKS, copy], COLOURS, measures=measures)
     reversed_scores = jt.score([copy, *NETWORKS[::-1]], COLOURS, measures=measures)
     for measure in measures:
