@@ -15,6 +15,7 @@ a `torch.autograd.Function`, so its gradient is the derivative of that pass; it 
 `torch.inference_mode`.
 """
 
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def convert(
     mean: tuple[float, ...] = (0.485, 0.456, 0.406),
     std: tuple[float, ...] = (0.229, 0.224, 0.225),
 ) -> Network:
-    """Reads a `.pt2` file and adds its network to a zoo.
+    """Reads a `.pt2` file and adds its network to a zoo; an output with places is stored with its channels last.
 
     Args:
         file: A file written by `torch.export.save`. Nothing in it is run.
@@ -69,6 +70,7 @@ def convert(
     try:
         exported = load_program(data)
         program, params = from_exported(exported)
+        program = with_channels_last(program, params)
     except JaxTransferError as error:
         raise JaxTransferError(f"{file}: {error}") from error
     *size, channels = program.shape
@@ -115,6 +117,25 @@ def from_exported(exported: ExportedProgram) -> tuple[AtenProgram, dict[str, np.
     program = AtenProgram(tuple(nodes), image_node.name, output.name, shape, isinstance(batch, int))
     _check(program, params, output)
     return program, params
+
+
+def with_channels_last(program: AtenProgram, params: dict[str, np.ndarray]) -> AtenProgram:
+    """Returns a program whose output has its channels last, if it is a grid [images, channels, h, w].
+
+    A grid has the proportions of the images. Where that fits both orders, PyTorch's own, channels first, is assumed.
+    """
+    output = jax.eval_shape(program, params, jax.ShapeDtypeStruct((1, *program.shape), np.float32))
+    if output.ndim != 4 or (_is_grid(output.shape[1:3], program) and not _is_grid(output.shape[2:], program)):
+        return program
+    name = f"{program.output}_channels_last"
+    node = Node("aten.permute.default", (Value(program.output), [0, 2, 3, 1]), {}, name, "")
+    return dataclasses.replace(program, nodes=(*program.nodes, node), output=name)
+
+
+def _is_grid(places: tuple[int, ...], program: AtenProgram) -> bool:
+    """Whether two sizes have the proportions of a program's images, to within one place."""
+    (height, width), (h, w) = program.shape[:2], places
+    return abs(h * width - w * height) < max(height, width)
 
 
 def _image(exported: ExportedProgram) -> torch.Tensor:

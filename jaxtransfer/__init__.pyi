@@ -1,4 +1,5 @@
 from . import rooms as rooms
+from . import scores as scores
 from . import taskonomy as taskonomy
 from ._version import __version__ as __version__
 from .attribution.diagnostics import FAULTS as FAULTS
@@ -12,6 +13,8 @@ from .comparison.affinity import Affinity as Affinity
 from .comparison.matrix import affinity_matrix as affinity_matrix
 from .comparison.measure import Measure as Measure
 from .comparison.representations import RELATIVES as RELATIVES
+from .data.datasets import LabelledTask as LabelledTask
+from .data.datasets import read_tasks as read_tasks
 from .data.probe import Probe as Probe
 from .data.probe import load_probe as load_probe
 from .devices import device_mesh as device_mesh
@@ -50,3 +53,7 @@ from .pge.losses import Prototypical as Prototypical
 from .pge.losses import RandomHead as RandomHead
 from .pge.losses import RidgeHead as RidgeHead
 from .pge.losses import SquaredError as SquaredError
+from .scores.compute import score as score
+from .scores.measures import MEASURES as MEASURES
+from .training.transfers import Transfers as Transfers
+from .training.transfers import transfer as transfer

@@ -57,12 +57,15 @@ def write_arrays(file: Path, arrays: Mapping[str, Any]) -> None:
         np.savez(stream, **arrays)
 
 
-def read_arrays(file: Path | IO[bytes], names: Iterable[str] | None = None) -> dict[str, Any]:
+def read_arrays(
+    file: Path | IO[bytes], names: Iterable[str] | None = None, *, optional: Iterable[str] = ()
+) -> dict[str, Any]:
     """Reads arrays from an `.npz` file; nothing is ever unpickled.
 
     Args:
         file: The file, or an open stream of its bytes.
         names: Names of the arrays to read; None: all.
+        optional: Names of more arrays to read if the file has them.
 
     Raises:
         OSError: The file cannot be read.
@@ -75,7 +78,8 @@ def read_arrays(file: Path | IO[bytes], names: Iterable[str] | None = None) -> d
         if not isinstance(stored, np.lib.npyio.NpzFile):
             raise ValueError("it is a single array")
         arrays = {}
-        for name in stored.files if names is None else names:
+        present = [name for name in optional if name in stored]
+        for name in stored.files if names is None else [*names, *present]:
             if name not in stored:
                 raise ValueError(f"it has no {name}, only {', '.join(stored) or 'nothing'}")
             with _damage_as_value_error():
@@ -89,19 +93,20 @@ def write_csv(file: Path, rows: Iterable[Sequence[Any]]) -> None:
         csv.writer(stream, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
 
 
-def read_csv(file: Path, content: str = "a table") -> list[list[str]]:
+def read_csv(file: Path, content: str = "a table", *, delimiter: str = ",") -> list[list[str]]:
     """Reads the rows of a CSV file as text, without blank lines.
 
     Args:
         file: The file, in UTF-8.
         content: What the file should hold, as error messages call it: "an oracle".
+        delimiter: Character between two cells.
 
     Raises:
         JaxTransferError: The file cannot be read, or is not a CSV file in UTF-8.
     """
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
-            return [row for row in csv.reader(stream) if row]
+            return [row for row in csv.reader(stream, delimiter=delimiter) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise JaxTransferError(f"{file} is not {content} that can be read: {reason}.") from error
@@ -119,27 +124,30 @@ def read_records(file: Path) -> list[dict[str, str]]:
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
-def read_table(file: Path, dtype: type, *, missing: str = "") -> tuple[tuple[str, ...], np.ndarray]:
-    """Reads a square table that has the same names in its first row and its first column.
+def read_table(
+    file: Path, dtype: type, *, missing: str = "", targets: Sequence[str] | None = None
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """Reads a table that has names in its first row and its first column.
 
     Args:
         file: The table, a CSV file.
         dtype: Type of the values.
         missing: Text that stands for the value of an empty cell.
+        targets: The names that its first column must hold; None: those of its first row.
 
     Returns:
-        The names [n] and the values [n, n].
+        The names [n] in the first row and the values [targets, n].
 
     Raises:
         JaxTransferError: The file cannot be read.
-        ValueError: The names of rows and columns differ, or a cell holds no value.
+        ValueError: The first column holds other names, or a cell holds no value.
     """
     header, *rows = read_csv(file) or [[]]
     names = tuple(header[1:])
-    if tuple(row[0] for row in rows) != names:
-        raise ValueError(f"rows and columns of {file.name} differ")
+    if tuple(row[0] for row in rows) != (names if targets is None else tuple(targets)):
+        raise ValueError(f"rows {'and columns ' if targets is None else ''}of {file.name} differ")
     values = np.array([[cell or missing for cell in row[1:]] for row in rows], dtype=dtype)
-    return names, values.reshape(len(names), len(names))
+    return names, values.reshape(len(rows), len(names))
 
 
 def _cell(value: Any) -> str:

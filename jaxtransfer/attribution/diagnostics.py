@@ -92,7 +92,7 @@ def concerns(fault: str, method: str) -> bool:
     """Returns whether a fault makes the maps of an attribution method, or representations, meaningless."""
     code = fault.partition(":")[0]
     if code == "constant_scalar":
-        return method not in ("unit_saliency", "representation")
+        return method not in ("unit_saliency", "representation", "probabilities")
     return code != "exploding_relevance" or method == "epsilon_lrp"
 
 

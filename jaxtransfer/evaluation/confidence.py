@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxtransfer.comparison.affinity import Affinity
-from jaxtransfer.comparison.measure import pair_columns
+from jaxtransfer.comparison.measure import Sampled
 from jaxtransfer.defaults import RELEVANT
-from jaxtransfer.errors import JaxTransferError, unknown_name
+from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.evaluation.retrieval import ScoredPairs, retrieval_curve, scored_pairs
 from jaxtransfer.points.store import chunks
@@ -36,10 +36,12 @@ class RetrievalBands:
         images: Band for these networks over other probes of as many images (or restarts, where those were sampled);
             None where the affinity has no `pseudo_values`.
         networks: Band over other networks and other probes, of the same numbers; None where there is only one target.
+        sampled: What a probe is made of: "images", "restarts" or "labelled examples".
     """
 
     images: Band | None
     networks: Band | None
+    sampled: Sampled = "images"
 
 
 class RankedSource(NamedTuple):
@@ -72,7 +74,7 @@ def certain_ranking(
 
     Args:
         affinity: The affinities.
-        target: Name of a network.
+        target: Name of a target.
         method: The method to rank by; may be omitted where there is only one.
         confidence: The probability that `more_images` aims at; between 0.5 and 1.
 
@@ -95,8 +97,8 @@ def certain_ranking(
     if not 0.5 < confidence < 1:
         raise JaxTransferError(f"The confidence must lie between 0.5 and 1, not {confidence}.")
     ranked = affinity.rank(target, method=method)
-    sources = [affinity.names.index(name) for name, _, _ in ranked]
-    orders = _orders(affinity, affinity.names.index(target), sources[:-1], sources[1:], method, confidence)
+    sources = [affinity.column(name) for name, _, _ in ranked]
+    orders = _orders(affinity, affinity.row(target), sources[:-1], sources[1:], method, confidence)
     return [RankedSource(*source, *order) for source, order in zip(ranked, [*orders, (None, None)], strict=False)]
 
 
@@ -105,18 +107,16 @@ def probability_above(affinity: Affinity, target: str, one: str, other: str, *, 
 
     Args:
         affinity: The affinities.
-        target: Name of a network.
+        target: Name of a target.
         one: The source that may rank above.
         other: The source that may rank below.
         method: The method to rank by; may be omitted where there is only one.
 
     Raises:
-        JaxTransferError: An unknown network or method, or errors that are not known.
+        JaxTransferError: An unknown target, source or method, or errors that are not known.
     """
-    if unknown := [name for name in (target, one, other) if name not in affinity.names]:
-        raise unknown_name("network", unknown[0], affinity.names)
-    row, above, below = (affinity.names.index(name) for name in (target, one, other))
-    ((probability, _),) = _orders(affinity, row, [above], [below], method, 0.95)
+    above, below = affinity.column(one), affinity.column(other)
+    ((probability, _),) = _orders(affinity, affinity.row(target), [above], [below], method, 0.95)
     if probability is None:
         raise JaxTransferError("The errors of these affinities are not known, so no order of them has a probability.")
     return probability
@@ -135,9 +135,8 @@ def _orders(
         stderr = np.hypot(*(affinity.stderr(method)[row][sources].astype(np.float64) for sources in (above, below)))
         degrees = np.full(len(above), np.inf)
     else:
-        count, directed = len(affinity.names), affinity.measure(method).directed
         first, second = (
-            samples[:, pair_columns(count, np.array(row), np.array(sources, int), directed=directed)]
+            samples[:, affinity.pair_columns(method, np.array(row), np.array(sources, int))]
             for sources in (above, below)
         )
         differences = first.astype(np.float64) - second
@@ -181,9 +180,10 @@ def retrieval_bands(
     Over networks: hits are a sum over pairs of networks, and pairs that share a network are not independent. Their
     variance is that of dyadic data (Snijders and Borgatti 1999; Aronow, Samii and Assenova 2015): the sum of squared
     influences of networks, as targets and as sources, minus that of pairs, which it counts twice; at least the variance
-    between targets. The influence of a pair on a count among the K nearest is that of a trimmed sum: a source among
-    them displaces one that would be a hit as often as those at rank K. The variance over images that all targets share
-    is added, and the sum is at least the variance over images.
+    between targets. Of a rectangle, targets and sources are networks of their own, except where the oracle knows both
+    by one name; degrees of freedom are those of the smaller number of them. The influence of a pair on a count among
+    the K nearest is that of a trimmed sum: a source among them displaces one that would be a hit as often as those at
+    rank K. The variance over images that all targets share is added, and the sum is at least the variance over images.
 
     Each variance gives an equivalent number of independent trials, and these the Wilson interval with Student's t (Korn
     and Graubard 1998), between the fewest and the most possible hits.
@@ -227,20 +227,20 @@ def retrieval_bands(
     images, shared, over_images = None, *np.zeros((2, len(curve.hits)))
     samples, measure = affinity.pseudo_values(method), affinity.measure(method)
     if samples is not None and len(samples) > 1:
-        columns = pair_columns(
-            len(pairs.names), pairs.rows[:, None], np.arange(len(pairs.names)), directed=measure.directed
-        )
+        columns = affinity.pair_columns(method, pairs.rows[:, None], np.arange(len(pairs.sources)))
         over_images, shared = _over_images(pairs, is_relevant, measure.nearness(samples), columns, resamples, seed)
         images = band(over_images, len(samples) - 1, math.inf)
-    targets = len(pairs.targets)
-    if targets < 2:
-        return RetrievalBands(images, None)
-    over_networks = np.maximum(_over_networks(pairs, is_relevant) + shared, over_images)
-    return RetrievalBands(images, band(over_networks, targets - 1, targets))
+    # In a square matrix all targets are sources.
+    independent = min(len(pairs.targets), len(pairs.sources))
+    if independent < 2:
+        return RetrievalBands(images, None, measure.sampled)
+    over_networks = _over_networks(pairs, is_relevant) * independent / (independent - 1)
+    over_networks = np.maximum(over_networks + shared, over_images)
+    return RetrievalBands(images, band(over_networks, independent - 1, independent), measure.sampled)
 
 
 def _bounds(
-    pairs: ScoredPairs, relevant: Bool[np.ndarray, "targets networks"]
+    pairs: ScoredPairs, relevant: Bool[np.ndarray, "targets sources"]
 ) -> tuple[Int[np.ndarray, "targets K"], Int[np.ndarray, "targets K"]]:
     """Returns the fewest and the most hits that each target can have."""
     sources, count = pairs.known.sum(1)[:, None], relevant.sum(1)[:, None]
@@ -250,9 +250,9 @@ def _bounds(
 
 def _over_images(
     pairs: ScoredPairs,
-    relevant: Bool[np.ndarray, "targets networks"],
+    relevant: Bool[np.ndarray, "targets sources"],
     samples: Float[np.ndarray, "samples pairs"],
-    columns: Int[np.ndarray, "targets networks"],
+    columns: Int[np.ndarray, "targets sources"],
     resamples: int,
     seed: int,
 ) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, " K"]]:
@@ -278,8 +278,8 @@ def _over_images(
 
 
 def _without_noise(
-    pairs: ScoredPairs, samples: Float[np.ndarray, "samples pairs"], columns: Int[np.ndarray, "targets networks"]
-) -> Float[np.ndarray, "targets networks"]:
+    pairs: ScoredPairs, samples: Float[np.ndarray, "samples pairs"], columns: Int[np.ndarray, "targets sources"]
+) -> Float[np.ndarray, "targets sources"]:
     """Shrinks each target's values to the spread that they would have without noise."""
     shrunk = pairs.nearness.astype(np.float64)
     for row, known, column in zip(shrunk, pairs.known, columns, strict=True):
@@ -294,9 +294,8 @@ def _without_noise(
     return shrunk
 
 
-def _over_networks(pairs: ScoredPairs, relevant: Bool[np.ndarray, "targets networks"]) -> Float[np.ndarray, " K"]:
+def _over_networks(pairs: ScoredPairs, relevant: Bool[np.ndarray, "targets sources"]) -> Float[np.ndarray, " K"]:
     """Computes the variance of hits over networks from the influence of every pair."""
-    targets, networks = pairs.known.shape
     sources, count = pairs.known.sum(1), relevant.sum(1)
     order = pairs.order(pairs.nearness)
     place = np.argsort(order, axis=1)  # of every source; unknown ones come last
@@ -305,23 +304,27 @@ def _over_networks(pairs: ScoredPairs, relevant: Bool[np.ndarray, "targets netwo
     all_hits, (fewest, most) = pairs.hits(pairs.nearness, relevant), _bounds(pairs, relevant)
     share = (all_hits - fewest).sum(0) / np.maximum((most - fewest).sum(0), 1)
     as_targets = all_hits - fewest - share * (most - fewest)
+    # Sources come first, then the targets that are no sources.
+    apart = pairs.own < 0
+    nodes = np.where(apart, len(pairs.sources) - 1 + np.cumsum(apart), pairs.own)
+    networks = len(pairs.sources) + int(apart.sum())
     variances = []
     for k in range(1, sources.max() + 1):
         near = pairs.known & (place < k)
         # What a place is worth: how often the source at rank K is relevant, and the last relevant source is near.
-        at_k = np.concatenate([by_place[sources >= k, k - 1], by_place[sources > k, k]] if k < networks else [by_place])
+        at_k = np.concatenate([by_place[sources > i, i] for i in (k - 1, k) if i < len(pairs.sources)])
         borders = [np.take_along_axis(by_score, np.minimum(count + i, sources - 1)[:, None], 1) for i in (-1, 0)]
         at_border = np.concatenate([np.take_along_axis(near, border, axis=1) for border in borders])
         influence = (near & relevant) - at_k.mean() * near - at_border.mean() * relevant
         influence = np.where(pairs.known, influence - (influence.sum(1) / sources)[:, None], 0)
         as_target = as_targets[:, k - 1]
         matrix = np.zeros((networks, networks))
-        matrix[pairs.rows] = influence
+        np.add.at(matrix[:, : len(pairs.sources)], nodes, influence)
         of_network = matrix.sum(0)
-        of_network[pairs.rows] += as_target
+        np.add.at(of_network, nodes, as_target)
         of_pairs = np.square(np.triu(matrix + matrix.T, 1)).sum()
         variances.append(max(np.square(of_network).sum() - of_pairs, np.square(as_target).sum()))
-    return np.array(variances) * targets / (targets - 1)
+    return np.array(variances)
 
 
 def _wilson(

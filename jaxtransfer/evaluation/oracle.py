@@ -182,19 +182,25 @@ class Oracle:
         """Returns the name of a task in `scores`."""
         return self.aliases.get(name, name)
 
-    def table(self, values: Scores, names: Sequence[str]) -> Float[np.ndarray, "networks networks"]:
-        """Tabulates `scores` or `stderr`, a row for each target; NaN where not known and on the diagonal.
+    def table(
+        self, values: Scores, names: Sequence[str], *, targets: Sequence[str] | None = None
+    ) -> Float[np.ndarray, "targets sources"]:
+        """Tabulates `scores` or `stderr`, a row for each target; NaN where not known and for a target with itself.
 
         Args:
             values: `scores` or `stderr`.
-            names: Targets and sources under any of their names.
+            names: Sources under any of their names.
+            targets: Targets, likewise; None: the sources.
         """
         own = [self.own_name(name) for name in names]
+        rows = own if targets is None else [self.own_name(name) for name in targets]
         empty: Mapping[str, float] = {}
-        rows = [[values.get(target, empty).get(source, math.nan) for source in own] for target in own]
-        table = np.array(rows, np.float64).reshape(len(own), len(own))
-        np.fill_diagonal(table, math.nan)
-        return table
+        cells = [
+            math.nan if source == target else values.get(target, empty).get(source, math.nan)
+            for target in rows
+            for source in own
+        ]
+        return np.array(cells, np.float64).reshape(len(rows), len(own))
 
 
 def _from_rows(

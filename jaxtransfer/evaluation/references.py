@@ -35,13 +35,18 @@ def references(affinity: Affinity, oracle: Oracle, method: str, relevant: int) -
         the oracle (`noise_ceiling`).
     """
     pairs = scored_pairs(affinity, oracle, method)
-    rankings = {STATIC: static_ranking(oracle, affinity.names), REVERSE: other_direction(oracle, affinity.names)}
+    targets = None if affinity.square else affinity.targets
+    rankings = {
+        STATIC: static_ranking(oracle, affinity.sources, targets=targets),
+        REVERSE: other_direction(oracle, affinity.sources, targets=targets),
+    }
     evaluations = {}
     for name, ranks in rankings.items():
         if (ranks[pairs.rows][pairs.known] != 0).any():
             predicted = Affinity.of(
-                affinity.names,
+                affinity.sources,
                 {name: np.where(np.isnan(affinity[method]), np.nan, ranks)},
+                targets=targets,
                 measures={name: Measure("rank", directed=True)},
             )
             evaluations[name] = evaluate(predicted, oracle, name, relevant)
@@ -50,36 +55,51 @@ def references(affinity: Affinity, oracle: Oracle, method: str, relevant: int) -
     return evaluations
 
 
-def static_ranking(oracle: Oracle, names: Sequence[str]) -> Float[np.ndarray, "targets sources"]:
+def static_ranking(
+    oracle: Oracle, names: Sequence[str], *, targets: Sequence[str] | None = None
+) -> Float[np.ndarray, "targets sources"]:
     """Computes the mean rank of every source over the other targets of the oracle: one list of sources for all.
 
     The row of a target never depends on the oracle's scores for that target. Ranks are those of `oracle_ranks`; a
     source that no other target has is 0, in the middle.
+
+    Args:
+        oracle: Measured transfer.
+        names: The sources, in the order of columns.
+        targets: The targets, in the order of rows; None: the sources.
     """
     ranks = oracle_ranks(oracle)
     sources = list(dict.fromkeys(source for of_target in ranks.values() for source in of_target))
     table = np.array([[of_target.get(source, math.nan) for source in sources] for of_target in ranks.values()])
     known = ~np.isnan(table)
-    targets, columns = list(ranks), {source: i for i, source in enumerate(sources)}
-    result = np.zeros((len(names), len(names)))
-    for row, name in enumerate(map(oracle.own_name, names)):
+    columns, rows = {source: i for i, source in enumerate(sources)}, names if targets is None else targets
+    result = np.zeros((len(rows), len(names)))
+    for row, name in enumerate(map(oracle.own_name, rows)):
         if name in oracle.scores:
-            others = np.array([target != name for target in targets], bool)
+            others = np.array([target != name for target in ranks], bool)
             sums, counts = np.nansum(table[others], 0), known[others].sum(0)
             means = np.append(sums / np.maximum(counts, 1), 0)
             result[row] = means[[columns.get(oracle.own_name(source), -1) for source in names]]
     return result
 
 
-def other_direction(oracle: Oracle, names: Sequence[str]) -> Float[np.ndarray, "targets sources"]:
+def other_direction(
+    oracle: Oracle, names: Sequence[str], *, targets: Sequence[str] | None = None
+) -> Float[np.ndarray, "targets sources"]:
     """Computes for every target and source the rank of the target as a source for the source.
 
     Ranks are those of `oracle_ranks`, since scores of several targets need not have one scale. Where the other
     direction was not measured, the value is 0, in the middle.
+
+    Args:
+        oracle: Measured transfer.
+        names: The sources, in the order of columns.
+        targets: The targets, in the order of rows; None: the sources.
     """
     ranks, own = oracle_ranks(oracle), [oracle.own_name(name) for name in names]
+    rows = own if targets is None else [oracle.own_name(name) for name in targets]
     empty: Mapping[str, float] = {}
-    return np.array([[ranks.get(source, empty).get(target, 0.0) for source in own] for target in own])
+    return np.array([[ranks.get(source, empty).get(target, 0.0) for source in own] for target in rows])
 
 
 def oracle_ranks(oracle: Oracle) -> dict[str, dict[str, float]]:
@@ -125,7 +145,7 @@ def noise_ceiling(
         a scored pair.
     """
     pairs = scored_pairs(affinity, oracle, method)
-    stderr = oracle.table(oracle.stderr, pairs.names)[pairs.rows]
+    stderr = oracle.table(oracle.stderr, pairs.sources, targets=pairs.targets)
     if np.isnan(stderr[pairs.known]).any():
         return None
     rng = np.random.default_rng(seed)

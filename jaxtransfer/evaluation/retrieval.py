@@ -83,8 +83,8 @@ def retrieval_curve(
     """Counts relevant sources among the nearest (Song et al., NeurIPS 2019, section 4.2).
 
     The sources of a target are those that both the affinity and the oracle know. The oracle's best `relevant` of them
-    are relevant, and those tied with the last of these. Equal affinities keep the order of `affinity.names`; sources
-    with a missing one (NaN) are left out.
+    are relevant, and those tied with the last of these. Equal affinities keep the order of `affinity.sources`;
+    sources with a missing one (NaN) and the target itself are left out.
 
     Args:
         affinity: The affinities to judge.
@@ -172,34 +172,36 @@ class ScoredPairs:
     """Holds the pairs that an affinity and an oracle both know, of targets with two known sources or more.
 
     Attributes:
-        names: The networks, as columns.
+        sources: The sources, as columns.
         targets: The targets, as rows.
-        rows: Indices of the targets in `names`.
+        rows: Rows of the targets in the affinity.
+        own: Column of the source that is the target itself, which is not known; -1 where there is none.
         known: Whether a network is a source of a target.
         nearness: Values of the affinity, with the sign that makes larger ones nearer; meaningful where known.
         scores: Scores of the oracle; minus infinity where not known.
     """
 
-    names: tuple[str, ...]
+    sources: tuple[str, ...]
     targets: tuple[str, ...]
     rows: Int[np.ndarray, " targets"]
-    known: Bool[np.ndarray, "targets networks"]
-    nearness: Float[np.ndarray, "targets networks"]
-    scores: Float[np.ndarray, "targets networks"]
+    own: Int[np.ndarray, " targets"]
+    known: Bool[np.ndarray, "targets sources"]
+    nearness: Float[np.ndarray, "targets sources"]
+    scores: Float[np.ndarray, "targets sources"]
 
-    def relevant(self, count: int) -> Bool[np.ndarray, "targets networks"]:
+    def relevant(self, count: int) -> Bool[np.ndarray, "targets sources"]:
         """Marks the best `count` sources of each target by score, and those tied with the last."""
         sources = self.known.sum(1)
         ordered = np.sort(self.scores, axis=1)[:, ::-1]
         last = np.take_along_axis(ordered, np.minimum(count, sources)[:, None] - 1, axis=1)
         return self.known & (self.scores >= last)
 
-    def order(self, nearness: Float[np.ndarray, "*n targets networks"]) -> Int[np.ndarray, "*n targets networks"]:
-        """Sorts each target's sources, nearest first, equal ones in the order of `names`, unknown ones last."""
+    def order(self, nearness: Float[np.ndarray, "*n targets sources"]) -> Int[np.ndarray, "*n targets sources"]:
+        """Sorts each target's sources, nearest first, equal ones in the order of `sources`, unknown ones last."""
         return np.argsort(np.where(self.known, -nearness, np.inf), axis=-1, kind="stable")
 
     def hits(
-        self, nearness: Float[np.ndarray, "*n targets networks"], relevant: Bool[np.ndarray, "targets networks"]
+        self, nearness: Float[np.ndarray, "*n targets sources"], relevant: Bool[np.ndarray, "targets sources"]
     ) -> Int[np.ndarray, "*n targets K"]:
         """Counts relevant sources among each target's K nearest, for K up to the largest number of sources."""
         order = self.order(nearness)
@@ -213,18 +215,22 @@ def scored_pairs(affinity: Affinity, oracle: Oracle, method: str | None) -> Scor
     Raises:
         JaxTransferError: There are none, or the method is unknown.
     """
-    names = affinity.names
-    scores = oracle.table(oracle.scores, names)
+    scores = oracle.table(oracle.scores, affinity.sources, targets=affinity.targets)
     known = np.isfinite(scores) & ~np.isnan(affinity[method])
     rows = np.flatnonzero(known.sum(1) > 1)
     if not rows.size:
         raise JaxTransferError(
             f"The oracle {oracle.name} scores no target here with two sources or more: it knows "
-            f"{_some(oracle.scores)}, and here are {_some(names)}."
+            f"{_some(oracle.scores)}, and here are {_some(affinity.targets)}."
         )
     scores = np.where(known, scores, -np.inf)
-    targets = tuple(names[row] for row in rows)
-    return ScoredPairs(names, targets, rows, known[rows], affinity.nearness(method)[rows], scores[rows])
+    targets, own = tuple(affinity.targets[row] for row in rows), rows
+    if not affinity.square:
+        columns = [oracle.own_name(source) for source in affinity.sources]
+        tasks = [oracle.own_name(target) for target in targets]
+        own = np.array([columns.index(task) if task in columns else -1 for task in tasks])
+    nearness = affinity.nearness(method)[rows]
+    return ScoredPairs(affinity.sources, targets, rows, own, known[rows], nearness, scores[rows])
 
 
 def _some(names: Mapping[str, object] | tuple[str, ...]) -> str:

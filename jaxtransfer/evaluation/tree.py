@@ -56,7 +56,7 @@ def task_tree(affinity: Affinity, *, method: str | None = None) -> TaskTree:
         method: The method to cluster by; may be omitted where there is only one.
 
     Raises:
-        JaxTransferError: Fewer than three networks, or an unknown method.
+        JaxTransferError: Fewer than three networks, targets that are not the sources, or an unknown method.
 
     Examples:
         >>> affinity = jt.Affinity.of(["edges", "depth", "texture", "normals"],

@@ -16,11 +16,12 @@ from jaxtransfer.pge.options import LossName, PGEOptions
 _TARGETS_OF_LOSS: dict[LossName, tuple[TargetType, ...]] = {
     "prototypical": ("classes",),
     "random-head": ("classes",),
-    "squared-error": ("numbers", "dense"),
+    "squared-error": ("numbers", "multilabel", "dense"),
 }
 _DEFAULT_LOSS: dict[TargetType, LossName] = {
     "classes": "prototypical",
     "numbers": "squared-error",
+    "multilabel": "squared-error",
     "dense": "squared-error",
 }
 
@@ -72,6 +73,11 @@ def make_objectives(tasks: Sequence[LabelledTask], options: PGEOptions, backbone
 
 
 def _loss_of(task: LabelledTask, loss: LossName | None) -> LossName:
+    if task.target_type not in _DEFAULT_LOSS:
+        raise JaxTransferError(
+            f"Principal gradients have no loss for the targets of {task.path}, which are {task.target_type}; save "
+            "dense targets as floating point."
+        )
     if loss is None:
         return _DEFAULT_LOSS[task.target_type]
     if task.target_type not in _TARGETS_OF_LOSS[loss]:

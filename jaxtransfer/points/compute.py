@@ -18,13 +18,13 @@ from jaxtransfer.attribution.maps import TargetFn
 from jaxtransfer.attribution.precision import Precision
 from jaxtransfer.attribution.relevance import RULES
 from jaxtransfer.attribution.targets import random_signs, spatial_maximum
+from jaxtransfer.defaults import EPSILON
 from jaxtransfer.devices import DATA, MODEL, allgather, is_writer, memory_per_device, replicate, synchronised
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.networks.network import Network
 from jaxtransfer.points.directions import Similarity
 from jaxtransfer.points.network_refs import NetworkRef, prefetch_weights
 from jaxtransfer.points.passes import (
-    REPRESENTATION,
     Images,
     Inputs,
     Layout,
@@ -32,6 +32,8 @@ from jaxtransfer.points.passes import (
     bytes_needed,
     evidence_of_row,
     input_shape,
+    is_map,
+    method_of,
 )
 from jaxtransfer.points.sketch import Projection
 from jaxtransfer.points.store import Key, Points, chunks
@@ -72,11 +74,11 @@ class PointSettings:
     """
 
     kinds: tuple[str, ...]
-    similarity: Similarity
-    target: Target
-    epsilon: float
-    precision: Precision
-    sketch: int | None
+    similarity: Similarity = "cosine"
+    target: Target = "sum"
+    epsilon: float = EPSILON
+    precision: Precision = "float32"
+    sketch: int | None = None
 
 
 class PointComputation:
@@ -201,7 +203,7 @@ class PointComputation:
     ) -> tuple[Pass, jax.stages.Compiled]:
         """Compiles the pass for the batch size asked for, or for the largest one that is useful and fits in memory."""
         settings, probe_shape = self._settings, self._images.shape[1:]
-        with _naming_network(network.name):
+        with naming_network(network.name):
             height, width = input_shape(network.preprocess, 1, probe_shape)[1:3]
         useful = max(1, _BATCH_PIXELS.get(jax.default_backend(), _BATCH_PIXELS_ELSEWHERE) // (height * width))
         useful = min(useful, max(2, -(-len(self._images) // (_MIN_STEPS * self._mesh.shape[DATA]))))
@@ -219,7 +221,7 @@ class PointComputation:
                 shape=probe_shape,
                 layout=Layout.of(self._mesh, len(self._images), max_batch),
             )
-            with _naming_network(network.name):
+            with naming_network(network.name):
                 program = forward_pass.compiled(params, self.projection, network.params)
             batch, size = forward_pass.layout.batch, bytes_needed(program)
             if self._batch_size is not None or size <= _MEMORY_FRACTION * memory or batch == 1:
@@ -251,7 +253,7 @@ class PointComputation:
         off, on = (replicate(np.bool_(signed), self._mesh) for signed in (False, True))
         # One step is computed while the one before it is written.
         next_outputs, usual = program(params, *inputs[0], self.projection, off)
-        has_maps = set(forward_pass.kinds) != {REPRESENTATION}
+        has_maps = any(map(is_map, forward_pass.kinds))
         signed = program(params, *inputs[0], self.projection, on)[1] if has_maps else usual
         for step in range(layout.steps):
             outputs = next_outputs
@@ -271,22 +273,22 @@ class PointComputation:
 
 def _key(network: NetworkRef, kind: str, settings: PointSettings, probe_hash: str) -> Key:
     """Everything that a point depends on."""
-    method = kind.partition("-")[0]
-    is_map, is_relevance = kind != REPRESENTATION, method == "epsilon_lrp"
+    method, of_map = method_of(kind), is_map(kind)
+    is_relevance = method == "epsilon_lrp"
     # The target "sum" and the first version of the rules have no entry, so that points of older versions keep their
     # keys.
-    has_target = is_map and method != "unit_saliency"
+    has_target = of_map and method != "unit_saliency"
     of_target = {"target": settings.target} if has_target and settings.target != "sum" else {}
     of_rules = {"rules": RULES} if is_relevance else {}
-    # Representations of older versions have no places.
-    of_places = {} if is_map else {"places": True}
+    # Representations of older versions have no places, or no tokens.
+    of_places = {} if of_map else {"places": 2}
     return {
         **network.identity,
         "probe_sha256": probe_hash,
         "kind": kind,
         "epsilon": settings.epsilon if is_relevance else None,
         "precision": settings.precision,
-        "sketch": settings.sketch if is_map else None,
+        "sketch": settings.sketch if of_map else None,
         **of_target,
         **of_rules,
         **of_places,
@@ -300,7 +302,7 @@ def _projection(images: Images, size: int, mesh: Mesh) -> Projection:
 
 
 @contextlib.contextmanager
-def _naming_network(name: str) -> Iterator[None]:
+def naming_network(name: str) -> Iterator[None]:
     """Names the network in errors that its function raises; errors of JAX's runtime (memory) and of files stay."""
     try:
         yield
@@ -315,7 +317,7 @@ def _naming_network(name: str) -> Iterator[None]:
 
 def _faults_of_kind(kind: str, faults: Sequence[str]) -> list[str]:
     """The faults of a network that make its points of one kind meaningless."""
-    return [fault for fault in faults if concerns(fault, kind.partition("-")[0])]
+    return [fault for fault in faults if concerns(fault, method_of(kind))]
 
 
 def _shapes_of_one(params: PyTree, inputs: Array) -> tuple[PyTree, jax.ShapeDtypeStruct]:

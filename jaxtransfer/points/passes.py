@@ -10,7 +10,7 @@ A mesh has the axes `model` and `data` (see `devices`). No data crosses devices 
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 from jaxtransfer.attribution.diagnostics import Evidence
 from jaxtransfer.attribution.maps import TargetFn, attribution_pass
 from jaxtransfer.attribution.precision import Precision
+from jaxtransfer.defaults import ATTRIBUTIONS
 from jaxtransfer.devices import DATA, MODEL, distribute, memory_per_device
 from jaxtransfer.networks.network import ApplyFn, is_key
 from jaxtransfer.networks.preprocess import PreprocessFn, restore_maps
@@ -30,7 +31,11 @@ from jaxtransfer.points.sketch import Projection
 
 Images = Float[np.ndarray, "images height width channels"] | UInt8[np.ndarray, "images height width channels"]
 
+# The kind of a point is the name of an attribution method (a sketch of its maps has an ending), `REPRESENTATION`, all
+# outputs of a network together, `LAYER` and the name of one output, or `PROBABILITIES`, those of classes.
 REPRESENTATION, SKETCH = "representation", "-sketch"
+LAYER, PROBABILITIES = f"{REPRESENTATION}-", "probabilities"
+LOGITS = "logits"
 
 _BY_ROW, _BY_COLUMN, _BY_BOTH = PartitionSpec(MODEL), PartitionSpec(DATA), PartitionSpec(MODEL, DATA)
 _REPLICATED = PartitionSpec()
@@ -184,7 +189,7 @@ def _on_device(
     first axis of weights and outputs is the device's part of the axis of networks, of length 1.
     """
     params = jax.tree.map(lambda leaf: leaf[0], params)
-    methods = {kind: kind.partition("-")[0] for kind in forward_pass.kinds if kind != REPRESENTATION}
+    methods = {kind: method_of(kind) for kind in forward_pass.kinds if is_map(kind)}
     with jax.default_matmul_precision("highest"):
         maps, outputs, evidence = attribution_pass(
             forward_pass.apply, params, inputs, signed if methods else None,
@@ -201,10 +206,43 @@ def _on_device(
                 points[kind] = jnp.where(usable[:, None], projection(units, numbers), jnp.nan)
         if REPRESENTATION in forward_pass.kinds:
             leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(outputs)]
-            is_grid = len(leaves) == 1 and leaves[0].ndim == 4
-            units = leaves if is_grid else [leaf.reshape(len(numbers), -1) for leaf in leaves]
+            has_places = len(leaves) == 1 and leaves[0].ndim in (3, 4)
+            units = leaves if has_places else [leaf.reshape(len(numbers), -1) for leaf in leaves]
             points[REPRESENTATION] = jnp.concatenate(units, axis=-1)
+        points |= _layers(forward_pass.kinds, outputs)
     return jax.tree.map(lambda of_images: of_images[None], (points, evidence))
+
+
+def method_of(kind: str) -> str:
+    """Returns the attribution method of a kind of maps, or `REPRESENTATION` of a layer."""
+    return kind.partition("-")[0]
+
+
+def is_map(kind: str) -> bool:
+    """Whether points of a kind are attribution maps, or sketches of them."""
+    return method_of(kind) in ATTRIBUTIONS
+
+
+def named_outputs(outputs: PyTree) -> dict[str, Any]:
+    """Returns the outputs of a network by name: keys of dicts and indices, joined by dots; "" for a single one."""
+    leaves = jax.tree_util.tree_leaves_with_path(outputs)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _layers(kinds: Sequence[str], outputs: PyTree) -> dict[str, Float[Array, "images ..."]]:
+    """Returns the outputs that kinds name, and probabilities of classes."""
+    by_name = named_outputs(outputs)
+    points = {}
+    for kind in kinds:
+        if kind.startswith(LAYER):
+            leaf = by_name[kind.removeprefix(LAYER)]
+            points[kind] = (leaf if leaf.ndim in (3, 4) else leaf.reshape(len(leaf), -1)).astype(jnp.float32)
+        elif kind == PROBABILITIES:
+            is_softmax = PROBABILITIES in by_name
+            leaf = by_name[PROBABILITIES if is_softmax else LOGITS].astype(jnp.float32)
+            leaf = leaf.reshape(len(leaf), -1)
+            points[kind] = leaf if is_softmax else jax.nn.softmax(leaf)
+    return points
 
 
 def _curves(

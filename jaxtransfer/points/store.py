@@ -33,7 +33,8 @@ class Points:
     """Stores points in a directory or an object store, as `<network>/<kind>/`, float32.
 
     A kind is an attribution method, [images, height, width], a sketch of its maps, [images, size], or "representation",
-    [images, height, width, units] where it is one grid, else [images, units].
+    [images, height, width, units] where it is one grid, [images, tokens, units] where it has tokens, else [images,
+    units].
     """
 
     def __init__(self, place: str | Path) -> None:

@@ -15,7 +15,6 @@ from jaxtransfer.comparison.representations import RELATIVES
 from jaxtransfer.data.probe import Probe, load_probe
 from jaxtransfer.defaults import ATTRIBUTIONS, LINEAR_PREDICTIVITY, METHODS, PAPER, PROBE_SIZE
 from jaxtransfer.devices import is_first, synchronised
-from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.figures import heat_map
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.runs import record
@@ -72,21 +71,12 @@ def run_affinity(
     out = Path(out)
     with synchronised():
         options = dataclasses.replace(options, methods=_ordered(options.methods))
-        if not zoo.path.is_dir():
-            raise JaxTransferError(f"There is no zoo at {zoo.path}; `jaxtransfer convert` makes one.")
-        if len(zoo) < 2:
-            count = "only one network" if len(zoo) else "no networks"
-            raise JaxTransferError(f"The zoo {zoo.path} has {count}; affinities need two or more.")
-        manifests = {name: zoo.manifest(name) for name in zoo.names}
-        zoo.check_modules(manifests.values())
+        manifests = record.manifests(zoo, least=2)
         probe = load_probe(images, size=size, limit=limit, strict=strict)
     about = {
         "settings": options.as_settings(),
         "zoo": str(zoo.path),
-        "networks": {
-            name: {key: manifest[key] for key in ("weights_sha256", "preprocess")}
-            for name, manifest in manifests.items()
-        },
+        "networks": record.networks(manifests),
         "probe": {
             "folder": str(Path(images).absolute()),
             "size": list(probe.images.shape[1:3]),

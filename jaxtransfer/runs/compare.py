@@ -1,4 +1,4 @@
-"""Compares runs of the same networks with other methods, probe images or measures."""
+"""Compares runs of the same networks, or targets and sources, with other methods, probe images or measures."""
 
 import itertools
 import math
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.defaults import RELEVANT
@@ -28,7 +28,8 @@ class Agreement(NamedTuple):
     Attributes:
         rank_correlation: Spearman correlation of the rankings of a target's sources, mean over targets.
         matrix_correlation: Pearson correlation of all pairs.
-        p_value: Share of relabellings that correlate as much, see `mantel_test`; NaN with fewer than four networks.
+        p_value: Share of relabellings that correlate as much, see `mantel_test`; NaN with fewer than four networks, and
+            where targets and sources have names of their own.
     """
 
     rank_correlation: float
@@ -56,51 +57,70 @@ class Disagreement(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Holds the comparison of several matrices of the same networks.
+    """Holds the comparison of several matrices of the same targets and sources.
 
     Attributes:
-        names: The networks that are in all matrices with all values.
+        targets: The targets that are in all matrices; of square ones, the networks that are with all values.
+        sources: The sources, likewise.
         labels: Labels of the matrices.
         agreements: The agreement of every two matrices, by their labels.
         disagreements: The ranks of every source for every target, those first that differ most.
     """
 
-    names: tuple[str, ...]
+    targets: tuple[str, ...]
+    sources: tuple[str, ...]
     labels: tuple[str, ...]
     agreements: dict[tuple[str, str], Agreement]
     disagreements: list[Disagreement]
 
+    @property
+    def extent(self) -> str:
+        """Says in words what was compared."""
+        if self.targets == self.sources:
+            return f"{len(self.sources)} networks"
+        return f"{len(self.targets)} target{'s' * (len(self.targets) > 1)} and {len(self.sources)} sources"
+
 
 def compare(affinities: Mapping[str, Affinity]) -> Comparison:
     """Compares matrices with one another.
+
+    Where one of them has targets apart from sources, all are compared on the targets and sources that they share,
+    without pairs that one of them has no value for: for a run that compared networks with one another, a network with
+    itself.
 
     Args:
         affinities: Affinities by label, each with one method or more. A matrix has the label `label/method`. Gaps and
             other measures whose smaller values are nearer are compared by nearness.
 
     Raises:
-        JaxTransferError: Fewer than two matrices, or fewer than three networks that are in all of them.
+        JaxTransferError: Fewer than two matrices, fewer than three networks that are in all of them, or no target with
+            two sources or more.
     """
     if sum(len(affinity.methods) for affinity in affinities.values()) < 2:
         raise JaxTransferError("There is only one matrix; comparing needs two runs, or a run of two methods.")
-    names = _common_names(affinities)
-    common = {label: affinity.only(names) for label, affinity in affinities.items()}
+    common = _in_common(affinities)
+    first = next(iter(common.values()))
     matrices = {
         f"{label}/{method}": (affinity.nearness(method).astype(np.float64), affinity.measure(method).directed)
         for label, affinity in common.items()
         for method in affinity.methods
     }
-    places = np.stack([_places(matrix) for matrix, _ in matrices.values()])
+    known = ~np.eye(len(first.sources), dtype=bool) if first.square else _known(common)
+    places = np.stack([_places(matrix, known) for matrix, _ in matrices.values()])
     agreements = {}
     for pair in itertools.combinations(matrices, 2):
         (one, one_directed), (other, other_directed) = (matrices[label] for label in pair)
-        agreements[pair] = _agreement(one, other, directed=one_directed or other_directed)
+        agreement = _agreement(one, other, known)
+        if first.square and len(first.sources) > 3 and not math.isnan(agreement.matrix_correlation):
+            test = mantel_test(one, other, directed=one_directed or other_directed)
+            agreement = Agreement(agreement.rank_correlation, *test)
+        agreements[pair] = agreement
     disagreements = [
-        Disagreement(names[t], names[s], tuple(map(int, places[:, t, s])))
-        for t, s in itertools.permutations(range(len(names)), 2)
+        Disagreement(first.targets[t], first.sources[s], tuple(map(int, places[:, t, s])))
+        for t, s in np.argwhere(known).tolist()
     ]
     disagreements.sort(key=lambda disagreement: -disagreement.spread)
-    return Comparison(names, tuple(matrices), agreements, disagreements)
+    return Comparison(first.targets, first.sources, tuple(matrices), agreements, disagreements)
 
 
 def compare_runs(
@@ -135,7 +155,7 @@ def compare_runs(
     comparison = compare(affinities)
     evaluations = None
     if oracle is not None:
-        common = {label: affinity.only(comparison.names) for label, affinity in affinities.items()}
+        common = _in_common(affinities)
         by_label = {
             f"{label}/{method}": evaluate(affinity, oracle, method, relevant)
             for label, affinity in common.items()
@@ -150,7 +170,7 @@ def compare_runs(
     write_csv(out / "disagreements.csv", [["target", "source", "spread", *comparison.labels], *places])
     correlations = [agreement.rank_correlation for agreement in comparison.agreements.values()]
     matrix = squareform(correlations) + np.eye(len(comparison.labels))
-    title = f"Agreement of rankings, {len(comparison.names)} networks"
+    title = f"Agreement of rankings, {comparison.extent}"
     quantity = "mean Spearman correlation over targets"
     heat_map(matrix, comparison.labels, out / "agreement.png", title, quantity=quantity)
     if oracle is not None and evaluations is not None:
@@ -158,9 +178,39 @@ def compare_runs(
     return comparison, evaluations
 
 
-def _common_names(affinities: Mapping[str, Affinity]) -> tuple[str, ...]:
-    """Lists the networks that are in all affinities with all values, in the order of the first."""
+def mean_rank_correlation(
+    one: Float[np.ndarray, "targets sources"],
+    other: Float[np.ndarray, "targets sources"],
+    known: Bool[np.ndarray, "targets sources"],
+) -> float:
+    """Averages Spearman's correlation of the known values of each row over the rows that have one; NaN if none has."""
+    from scipy.stats import spearmanr
+
+    by_target = [
+        float(np.asarray(spearmanr(a[kept], b[kept]))[0])
+        for a, b, kept in zip(one, other, known, strict=True)
+        if kept.any() and np.ptp(a[kept]) > 0 and np.ptp(b[kept]) > 0
+    ]
+    return float(np.mean(by_target)) if by_target else math.nan
+
+
+def _in_common(affinities: Mapping[str, Affinity]) -> dict[str, Affinity]:
+    """Selects the networks that are in all affinities with all values, or the targets and sources that all share.
+
+    They are in the order of the first.
+    """
     first, *others = affinities.values()
+    if not all(affinity.square for affinity in affinities.values()):
+        targets = [name for name in first.targets if all(name in other.targets for other in others)]
+        sources = [name for name in first.sources if all(name in other.sources for other in others)]
+        common = {label: affinity.only(targets=targets, sources=sources) for label, affinity in affinities.items()}
+        kept = [target for target, of_target in zip(targets, _known(common), strict=True) if of_target.sum() > 1]
+        if not kept:
+            raise JaxTransferError(
+                "Comparing needs a target with two sources or more that are in all runs; in common are the targets: "
+                f"{', '.join(targets) or 'none'}, and the sources: {', '.join(sources) or 'none'}."
+            )
+        return {label: affinity.only(targets=kept) for label, affinity in common.items()}
     names = [name for name in first.names if all(name in other.names for other in others)]
     for affinity in affinities.values():
         for method in affinity.methods:
@@ -169,31 +219,29 @@ def _common_names(affinities: Mapping[str, Affinity]) -> tuple[str, ...]:
         raise JaxTransferError(
             f"Comparing needs three networks or more that are in all runs; in common are: {', '.join(names) or 'none'}."
         )
-    return tuple(names)
+    return {label: affinity.only(names) for label, affinity in affinities.items()}
 
 
-def _places(matrix: Float[np.ndarray, "networks networks"]) -> Int[np.ndarray, "networks networks"]:
-    """Ranks the columns of each row, 1 the largest; the diagonal is 0."""
-    values = matrix.copy()
-    np.fill_diagonal(values, np.inf)
-    return np.argsort(np.argsort(-values, axis=1, kind="stable"), axis=1)
+def _known(affinities: Mapping[str, Affinity]) -> Bool[np.ndarray, "targets sources"]:
+    """Marks the pairs for which all methods of all affinities have a value."""
+    values = [affinity[method] for affinity in affinities.values() for method in affinity.methods]
+    return np.logical_and.reduce(~np.isnan(values))
+
+
+def _places(
+    matrix: Float[np.ndarray, "targets sources"], known: Bool[np.ndarray, "targets sources"]
+) -> Int[np.ndarray, "targets sources"]:
+    """Ranks the known columns of each row, 1 the largest."""
+    values = np.where(known, matrix, -np.inf)
+    return 1 + np.argsort(np.argsort(-values, axis=1, kind="stable"), axis=1)
 
 
 def _agreement(
-    one: Float[np.ndarray, "networks networks"], other: Float[np.ndarray, "networks networks"], *, directed: bool
+    one: Float[np.ndarray, "targets sources"],
+    other: Float[np.ndarray, "targets sources"],
+    known: Bool[np.ndarray, "targets sources"],
 ) -> Agreement:
-    """Computes how far two matrices agree, of which larger values are nearer."""
-    from scipy.stats import spearmanr
-
-    off = ~np.eye(len(one), dtype=bool)
-    by_target = [
-        float(np.asarray(spearmanr(a[kept], b[kept]))[0])
-        for a, b, kept in zip(one, other, off, strict=True)
-        if np.ptp(a[kept]) > 0 and np.ptp(b[kept]) > 0
-    ]
-    mean = float(np.mean(by_target)) if by_target else math.nan
-    varies = min(np.ptp(one[off]), np.ptp(other[off])) > 0
-    if len(one) < 4 or not varies:
-        pearson = float(np.corrcoef(one[off], other[off])[0, 1]) if varies else math.nan
-        return Agreement(mean, pearson, math.nan)
-    return Agreement(mean, *mantel_test(one, other, directed=directed))
+    """Computes how far two matrices agree, of which larger values are nearer, without a test."""
+    mean = mean_rank_correlation(one, other, known)
+    varies = min(np.ptp(one[known]), np.ptp(other[known])) > 0
+    return Agreement(mean, float(np.corrcoef(one[known], other[known])[0, 1]) if varies else math.nan, math.nan)

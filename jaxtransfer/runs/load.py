@@ -12,7 +12,8 @@ def load_run(directory: str | Path) -> Affinity:
     """Loads the affinities of a finished run.
 
     A run of principal gradients has one method, "gap" or "alignment"; `Affinity.measure` says that smaller gaps are
-    nearer. Values that could not be distinguished from noise are NaN.
+    nearer. Values that could not be distinguished from noise are NaN. In a run of scores, targets are labelled tasks,
+    sources networks, and methods measures.
 
     Raises:
         JaxTransferError: `directory` holds no run, or one that has not finished.
@@ -30,7 +31,7 @@ def finished_record(directory: Path) -> record.Record:
     run = record.read(directory)
     if run is None:
         raise JaxTransferError(
-            f"{directory} is not a run directory; `jaxtransfer affinity` and `jaxtransfer pge` make one."
+            f"{directory} is not a run directory; `jaxtransfer affinity`, `score` and `pge` make one."
         )
     if run["finished"] is None:
         raise JaxTransferError(f"The run in {directory} has not finished; start the same command again.")
@@ -39,6 +40,6 @@ def finished_record(directory: Path) -> record.Record:
 
 def affinity_of(directory: Path, run: record.Record) -> Affinity:
     """Loads the affinities of the run with the record `run`, see `load_run`."""
-    if run["kind"] == "affinity":
-        return Affinity.load(directory)
-    return read_results(directory, run["settings"]["measure"])
+    if run["kind"] == "pge":
+        return read_results(directory, run["settings"]["measure"])
+    return Affinity.load(directory)

@@ -123,7 +123,7 @@ def run_pge(
     about = {
         "settings": settings,
         "form": options.form if options.measure == "gap" else None,
-        "datasets": {task.name: _dataset_record(task) for task in tasks},
+        "datasets": {task.name: record.dataset(task) for task in tasks},
     }
     context = RunContext(out, options, network, settings, _merged_progress(progress))
     mesh = default_mesh() if mesh is None else mesh
@@ -152,18 +152,6 @@ def _read_tasks(paths: Sequence[str | Path], options: PGEOptions, strict: bool) 
 
 def _channels(tasks: Sequence[LabelledTask]) -> int:
     return tasks[0].images.shape[-1]
-
-
-def _dataset_record(task: LabelledTask) -> dict[str, Any]:
-    return {
-        "source": str(Path(task.path).absolute()),
-        "kind": task.target_type,
-        "images": len(task.images),
-        "classes": len(np.unique(task.labels)) if task.target_type == "classes" else None,
-        "sha256": task.sha256,
-        "skipped": [list(pair) for pair in task.skipped],
-        "left_out": [list(pair) for pair in task.left_out],
-    }
 
 
 def _note(settings: Mapping[str, Any], tasks: Sequence[LabelledTask]) -> str:

@@ -17,8 +17,10 @@ import numpy as np
 
 from jaxtransfer import devices
 from jaxtransfer._version import __version__
+from jaxtransfer.data.datasets import LabelledTask
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.files import atomic_write, partial_path
+from jaxtransfer.networks.zoo import Zoo
 
 Record = dict[str, Any]
 
@@ -162,6 +164,44 @@ def _rename_biased_cka(record: Record) -> None:
     settings["cka"] = "biased"
     if unusable:
         record["unusable"] = {("cka_biased" if method == "cka" else method): unusable[method] for method in unusable}
+
+
+def manifests(zoo: Zoo, *, least: int) -> dict[str, dict[str, Any]]:
+    """Reads the manifests of a zoo's networks.
+
+    Raises:
+        JaxTransferError: There is no zoo, it has fewer than `least` networks, a manifest is damaged, or a function lies
+            in a module that the zoo may not import.
+    """
+    if not zoo.path.is_dir():
+        raise JaxTransferError(f"There is no zoo at {zoo.path}; `jaxtransfer convert` makes one.")
+    if len(zoo) < least:
+        count = "only one network" if len(zoo) else "no networks"
+        needed = "affinities need two or more" if least > 1 else "`jaxtransfer convert` adds them"
+        raise JaxTransferError(f"The zoo {zoo.path} has {count}; {needed}.")
+    read_manifests = {name: zoo.manifest(name) for name in zoo.names}
+    zoo.check_modules(read_manifests.values())
+    return read_manifests
+
+
+def networks(manifests: Mapping[str, Mapping[str, Any]]) -> Record:
+    """Returns what a record says of each network."""
+    return {
+        name: {key: manifest[key] for key in ("weights_sha256", "preprocess")} for name, manifest in manifests.items()
+    }
+
+
+def dataset(task: LabelledTask) -> Record:
+    """Returns what a record says of a labelled task."""
+    return {
+        "source": str(Path(task.path).absolute()),
+        "kind": task.target_type,
+        "images": len(task.images),
+        "classes": len(np.unique(task.labels)) if task.target_type == "classes" else None,
+        "sha256": task.sha256,
+        "skipped": [list(pair) for pair in task.skipped],
+        "left_out": [list(pair) for pair in task.left_out],
+    }
 
 
 def diff_settings(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

@@ -51,15 +51,38 @@ def test_convert(small_file, tmp_path):
         torch_export.convert(small_file, zoo, "small")
 
 
+@pytest.mark.parametrize("layout", ["first", "last", "flat"])
+def test_places_are_stored_with_channels_last(layout, tmp_path):
+    convolution = seeded(nn.Conv2d(3, 5, 2, 2))
+
+    class Grid(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution = convolution
+
+        def forward(self, x):
+            y = self.convolution(x)
+            return {"first": y, "last": y.permute(0, 2, 3, 1), "flat": y.flatten(1)}[layout]
+
+    file = save(export(Grid().eval(), torch.zeros(2, 3, 8, 12)), tmp_path / "grid.pt2")
+    network = torch_export.convert(file, jt.Zoo(tmp_path / "zoo"), "grid")
+    x = np.random.default_rng(0).normal(size=(3, 8, 12, 3)).astype(np.float32)
+    expected = outputs(convolution, x)
+    result = network.apply(network.params, x)
+    if layout == "flat":
+        np.testing.assert_allclose(result, expected.reshape(3, -1), rtol=1e-5, atol=1e-6)
+    else:
+        np.testing.assert_allclose(result, expected.transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-6)
+
+
 def test_a_network_without_weights(tmp_path):
     file = save(export(nn.Sequential(nn.Sigmoid(), nn.AvgPool2d(2)), torch.zeros(2, 3, 8, 8)), tmp_path / "bare.pt2")
     torch_export.convert(file, jt.Zoo(tmp_path / "zoo"), "bare")
     network = jt.Zoo(tmp_path / "zoo")["bare"]
     assert not network.params
     x = images(2, 8)
-    np.testing.assert_allclose(
-        network.apply(network.params, x), F.avg_pool2d(channels_first(x).sigmoid(), 2), rtol=1e-6
-    )
+    expected = F.avg_pool2d(channels_first(x).sigmoid(), 2).permute(0, 2, 3, 1)
+    np.testing.assert_allclose(network.apply(network.params, x), expected, rtol=1e-6)
 
 
 class _Bomb:

@@ -121,7 +121,7 @@ def test_values_without_gradient_from_a_file(tmp_path):
     file = save(export(module, torch.zeros(2, 3, 6, 6)), tmp_path / "frozen.pt2")
     network = torch_export.convert(file, jt.Zoo(tmp_path / "zoo"), "frozen")
     x = images(2, 6)
-    (expected,) = jax.vjp(lambda x: network.apply(network.params, x), x)[1](jnp.ones((2, 4, 6, 6)))
+    (expected,) = jax.vjp(lambda x: network.apply(network.params, x), x)[1](jnp.ones((2, 6, 6, 4)))
     y = channels_first(x).requires_grad_()
     (gradient,) = torch.autograd.grad(module(y).sum(), y)
     np.testing.assert_allclose(np.moveaxis(expected, -1, 1), gradient, rtol=1e-4, atol=1e-5)

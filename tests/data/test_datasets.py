@@ -237,7 +237,7 @@ def test_toml(tmp_path):
         ("[datasets]\na = 3", "must be a table"),
         (
             '[datasets.a]\npath = "a.npz"\ncolour = 3',
-            r"no option 'colour' for .*datasets\.a; there are: path, target, classes, limit",
+            r"no option 'colour' for .*datasets\.a; there are: columns, path, target, classes, limit, labels, dense\.$",
         ),
         ("[datasets.a]", "needs a path"),
         ("[datasets.a]\npath = 3", "needs a path"),

@@ -1,9 +1,11 @@
+import re
+
 import matplotlib as mpl
 import numpy as np
 import pytest
 from PIL import Image
 
-from jaxtransfer.figures import heat_map
+from jaxtransfer.figures import heat_map, style
 from support.helpers import quick_cases
 
 
@@ -91,3 +93,29 @@ def test_the_style_of_the_program_changes_nothing(tmp_path):
         assert mpl.rcParams["font.size"] == 30
     for kind in (".png", ".svg"):
         assert (tmp_path / f"plain{kind}").read_bytes() == (tmp_path / f"styled{kind}").read_bytes()
+
+
+@pytest.mark.parametrize(("targets", "sources"), [(1, 30), (30, 5), (3, 3), (2, 400)])
+def test_heat_map_of_targets_and_sources(tmp_path, targets, sources):
+    """Wide or tall, and no value is hidden, not even where a target has the number of a source."""
+    values = np.random.default_rng(0).normal(size=(targets, sources)) + 1
+    rows, columns = [f"task {i}" for i in range(targets)], [f"network {j}" for j in range(sources)]
+    heat_map(values, columns, tmp_path / "map.png", "Score", targets=rows, quantity="score", directed=True, svg=True)
+    with Image.open(tmp_path / "map.png") as figure:
+        assert min(figure.size) > 250
+        assert (figure.size[0] > figure.size[1]) == (sources > targets or targets == 3)
+    texts = re.findall(r">([^<>]+)</text>", (tmp_path / "map.svg").read_text())
+    assert {*rows} <= {*texts}
+    assert ({*columns} <= {*texts}) == (sources <= 300)
+    written = [text for text in texts if re.fullmatch(r"-?\d\.\d\d", text)]
+    assert len(written) == (targets * sources if sources <= 12 else 0)
+    assert {"lowest", "highest"} <= {*texts}
+
+
+def test_colours_of_a_target_span_its_values(tmp_path):
+    """Values of two targets on different scales look alike, equal values are halfway, and missing ones are grey."""
+    values = np.array([[0.0, 0.5, 1.0, np.nan], [300.0, 200.0, 100.0, 200.0], [7.0, 7.0, 7.0, 7.0]])
+    heat_map(values, "abcd", tmp_path / "map.png", "", targets="xyz", svg=True)
+    cells = re.findall(r'fill: #(\w{6})[^"]*stroke: #ffffff', (tmp_path / "map.svg").read_text())
+    low, half, high = (style.value_colours(3)[i][1:] for i in range(3))
+    assert cells == [low, half, high, high, half, low, half, *[half] * 4]

@@ -68,11 +68,11 @@ def test_networks_that_are_in_all_of_them():
     one = symmetric(2)
     part = np.array(one[np.ix_(rows, rows)])
     comparison = compare({"a": affinity_of(one, NAMES), "b": affinity_of(part, shuffled)})
-    assert comparison.names == (NAMES[0], NAMES[2], NAMES[4], NAMES[5], NAMES[6])
+    assert comparison.sources == (NAMES[0], NAMES[2], NAMES[4], NAMES[5], NAMES[6])
     np.testing.assert_allclose(comparison.agreements["a/method", "b/method"][:2], 1, atol=1e-6)
     part[1, :] = part[:, 1] = np.nan
     comparison = compare({"a": affinity_of(one, NAMES), "b": affinity_of(part, shuffled)})
-    assert comparison.names == (NAMES[0], NAMES[4], NAMES[5], NAMES[6])
+    assert comparison.sources == (NAMES[0], NAMES[4], NAMES[5], NAMES[6])
     with pytest.raises(JaxTransferError, match=f"in common are: {NAMES[0]}, {NAMES[1]}."):
         compare({"a": affinity_of(one, NAMES), "b": affinity_of(np.eye(3), (*NAMES[:2], "x"))})
     with pytest.raises(JaxTransferError, match="There is only one matrix"):
@@ -142,3 +142,62 @@ def test_what_a_user_can_get_wrong(runs):
     assert "is not a run directory" in complaint(invoke(runs / "first", runs / "none", "--out", runs / "out"))
     assert "named twice" in complaint(invoke(runs / "first", runs / "first", "--out", runs / "out"))
     assert not (runs / "out").exists()
+
+
+TASKS_HERE = ("flowers", NAMES[1], NAMES[4])
+
+
+def scores(seed: int = 5, sources: tuple[str, ...] = NAMES, targets: tuple[str, ...] = TASKS_HERE) -> Affinity:
+    values = np.random.default_rng(seed).normal(size=(len(targets), len(sources)))
+    return Affinity.of(sources, {"ridge": values}, targets=targets)
+
+
+def test_scores_beside_scores():
+    """Targets and sources that both have; a task with the name of a source is scored by it too."""
+    one = scores()
+    sources = (*NAMES[1:5], "x")
+    other = Affinity.of(sources, {"logme": scores(6, sources).nearness(None)}, targets=TASKS_HERE[::-1])
+    comparison = compare({"a": one, "b": other})
+    assert (comparison.targets, comparison.sources) == (TASKS_HERE, NAMES[1:5])
+    assert comparison.extent == "3 targets and 4 sources"
+    (agreement,) = comparison.agreements.values()
+    first, second = one["ridge"][:, 1:5], other["logme"][::-1, :4]
+    by_target = [np.asarray(stats.spearmanr(a, b))[0] for a, b in zip(first, second, strict=True)]
+    np.testing.assert_allclose(agreement.rank_correlation, np.mean(by_target))
+    np.testing.assert_allclose(agreement.matrix_correlation, np.corrcoef(first.ravel(), second.ravel())[0, 1])
+    assert np.isnan(agreement.p_value)
+    assert len(comparison.disagreements) == 12
+    for row in comparison.disagreements:
+        t, s = comparison.targets.index(row.target), comparison.sources.index(row.source)
+        assert row.places == tuple(1 + (values[t] > values[t, s]).sum() for values in (first, second))
+
+
+def test_scores_beside_networks_compared_with_one_another():
+    """A network with itself, and what is missing, is left out of all rankings."""
+    matrix = symmetric(7)
+    matrix[1, 6] = np.nan
+    comparison = compare({"a": affinity_of(matrix, NAMES), "b": scores()})
+    assert (comparison.targets, comparison.sources) == ((NAMES[1], NAMES[4]), NAMES)
+    pairs = {(row.target, row.source) for row in comparison.disagreements}
+    expected = set(itertools.product((NAMES[1], NAMES[4]), NAMES)) - {(NAMES[1], NAMES[6])}
+    assert pairs == {(t, s) for t, s in expected if t != s}
+    kept = ([0, 2, 3, 4, 5], [0, 1, 2, 3, 5, 6])
+    by_target = [
+        np.asarray(stats.spearmanr(matrix[row, columns], scores()["ridge"][i, columns]))[0]
+        for i, row, columns in zip((1, 2), (1, 4), kept, strict=True)
+    ]
+    (agreement,) = comparison.agreements.values()
+    np.testing.assert_allclose(agreement.rank_correlation, np.mean(by_target), atol=1e-6)
+    with pytest.raises(JaxTransferError, match="the targets: none, and the sources: a, b"):
+        compare({"a": scores(1, ("a", "b"), ("x",)), "b": scores(1, ("a", "b"), ("y",))})
+
+
+def test_command_on_scores(runs, tmp_path):
+    finished_run(tmp_path / "scores", scores(targets=NAMES[:4]))
+    oracle = runs / "oracle.csv"
+    result = invoke(runs / "first", tmp_path / "scores", "--out", runs / "out", "--oracle", oracle, "--relevant", 2)
+    assert result.exit_code == 0, result.output
+    assert "4 targets and 7 sources" in result.stdout
+    assert "Mantel" not in result.stdout
+    hits = {(row["method"], row["k"]): int(row["hits"]) for row in table(runs / "out" / "evaluation.csv")}
+    assert hits["first/saliency", "2"] == 8
