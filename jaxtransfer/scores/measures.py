@@ -7,7 +7,7 @@ is taken, so they share decompositions (`spectra`), and only one is held at a ti
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -19,8 +19,11 @@ from jaxtransfer.scores.dissimilarity import rank_correlation
 from jaxtransfer.scores.evidence import log_evidence
 from jaxtransfer.scores.examples import Layer, pooled, usable_examples
 from jaxtransfer.scores.fisher import challenged_likelihood
+from jaxtransfer.scores.knn import knn
+from jaxtransfer.scores.logistic import logistic
 from jaxtransfer.scores.mixture import mixture_score
 from jaxtransfer.scores.pac_bayes import negative_bound
+from jaxtransfer.scores.ridge import ridge
 from jaxtransfer.scores.scatter import between_share, bhattacharyya, coding_rate_gain, shrunk_between_share
 from jaxtransfer.scores.score import Score
 from jaxtransfer.scores.source_classes import Predictions, log_expected_prediction, negative_entropy
@@ -78,13 +81,38 @@ class MeasureSpec:
         return run_measures([self.name], target, **values_of)[self.name]
 
 
+_OF_IMAGES: tuple[TargetType, ...] = ("classes", "numbers", "multilabel")
 _SPECS = [
+    MeasureSpec(
+        "ridge",
+        "Share of the variance of held-out labels that ridge regression predicts, place by place for dense labels.",
+        "Hoerl and Kennard, Technometrics 1970",
+        ridge,
+        get_args(TargetType),
+        "features",
+    ),
+    MeasureSpec(
+        "logistic",
+        "Accuracy, or average precision, of logistic regression on held-out examples.",
+        "Kornblith et al., CVPR 2019, arXiv 1805.08974",
+        logistic,
+        ("classes", "multilabel"),
+        "features",
+    ),
+    MeasureSpec(
+        "knn",
+        "Accuracy, or share of variance, that the nearest other examples predict.",
+        "Renggli et al., CVPR 2022, arXiv 2010.06402",
+        knn,
+        _OF_IMAGES,
+        "features",
+    ),
     MeasureSpec(
         "logme",
         "Log evidence of a Bayesian linear regression from features to labels, per example.",
         "You et al., ICML 2021, arXiv 2102.11005",
         log_evidence,
-        ("classes", "numbers", "multilabel"),
+        _OF_IMAGES,
     ),
     MeasureSpec(
         "hscore",

@@ -93,7 +93,7 @@ def test_pseudo_values_average_to_about_the_value(name: str) -> None:
     score = spec.run(values, Target.of_labels(labels))
     stderr = score.pseudo_values.std(ddof=1) / np.sqrt(10)
     assert score.pseudo_values.shape == (10,)
-    assert 0 < stderr < 0.2 * abs(score.value)
+    assert 0 < stderr < 0.4 * abs(score.value)
     assert abs(score.pseudo_values.mean() - score.value) < max(3 * stderr, 0.05 * abs(score.value))
 
 
@@ -137,7 +137,7 @@ def test_a_measure_says_which_labels_it_allows() -> None:
 
 
 def test_names_and_inputs_that_do_not_exist_are_refused() -> None:
-    with pytest.raises(JaxTransferError, match="There is no measure 'logmee'; there are: logme"):
+    with pytest.raises(JaxTransferError, match="There is no measure 'logmee'; there are: logme, ridge"):
         measure_spec("logmee")
     with pytest.raises(JaxTransferError, match="leep needs the probabilities of the network's own classes"):
         run_measures(["leep"], _TARGET, features=_FEATURES)
