@@ -1,5 +1,6 @@
 """Lists the data sets of a path: a folder, a table of labels, an `.npz` file, or a `.toml` file that lists them."""
 
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,15 +52,15 @@ def list_datasets(path: Path) -> list[DatasetSpec]:
     if path.suffix == ".npz":
         return [DatasetSpec(printable(Path(path.stem)), path, path)]
     if path.suffix == ".csv":
-        name = path.resolve().parent.name if path.name == LABELS_CSV else path.stem
-        return [DatasetSpec(printable(Path(name)), path.parent, path, labels=path)]
+        name = _folder_name(path.parent) if path.name == LABELS_CSV else printable(Path(path.stem))
+        return [DatasetSpec(name, path.parent, path, labels=path)]
     raise JaxTransferError(f"{path} is neither a folder of datasets nor a .csv, .npz or .toml file.")
 
 
 def _in_folder(folder: Path) -> list[DatasetSpec]:
     """Lists the data sets of a folder, which may be one itself."""
     entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
-    itself = DatasetSpec(printable(Path(folder.resolve().name)), folder, folder)
+    itself = DatasetSpec(_folder_name(folder), folder, folder)
     if folder / LABELS_CSV in entries:
         return [itself._replace(labels=folder / LABELS_CSV)]
     datasets = [entry for entry in entries if entry.is_dir() or entry.suffix == ".npz"]
@@ -84,6 +85,10 @@ def _in_folder(folder: Path) -> list[DatasetSpec]:
 def _of_entry(entry: Path, folder: Path) -> DatasetSpec:
     name = printable(Path(entry.name if entry.is_dir() else entry.stem))
     return DatasetSpec(name, entry, folder, labels=_labels_in(entry))
+
+
+def _folder_name(folder: Path) -> str:
+    return printable(Path(os.path.basename(os.path.abspath(folder))))  # also of "." and ".."
 
 
 def _labels_in(path: Path) -> Path | None:

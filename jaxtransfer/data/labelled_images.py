@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from jaxtyping import Shaped
@@ -16,7 +16,7 @@ from jaxtransfer.data.label_columns import TaskColumns, find_tasks, label_files,
 from jaxtransfer.data.label_table import LabelTable, read_label_table
 from jaxtransfer.data.labelled_task import LabelledTask, is_missing
 from jaxtransfer.data.npz import in_turn
-from jaxtransfer.data.probe import files_below
+from jaxtransfer.data.probe import files_below, printable
 from jaxtransfer.errors import JaxTransferError
 
 
@@ -53,7 +53,7 @@ def read_labelled_images(spec: DatasetSpec, size: int, strict: bool, missing: bo
                 _digest(decoded.hashes, label_bytes, groups),
                 decoded.skipped,
                 left_out=tuple((name, 0) for name in sorted(names - {*labels.tolist(), ""})) if names else (),
-                image_names=tuple(table.files[i] for i in kept),
+                image_names=tuple(printable(Path(table.files[i])) for i in kept),
                 groups=groups,
                 unlabelled=unlabelled,
             )
@@ -87,8 +87,8 @@ def _dense_table(spec: DatasetSpec) -> LabelTable:
             raise JaxTransferError(f"{dense} has two labels of one name, {other} and {file}; leave one.")
     pairs = {
         file.as_posix(): labels[file.with_suffix("")].as_posix()
-        for file in _image_files(folder)
-        if file.with_suffix("") in labels and not (folder / file).resolve().is_relative_to(dense.resolve())
+        for file in _image_files(folder, dense)
+        if file.with_suffix("") in labels
     }
     if not pairs:
         raise JaxTransferError(f"No image in {folder} has a label of the same name in {dense}.")
@@ -136,15 +136,19 @@ def _decode(
 
 def _unlabelled(table: LabelTable, tasks: Sequence[TaskColumns]) -> int:
     """Counts the image files that the table does not name, as an image or as a label."""
-    dense = [task for task in tasks if task.target_type in ("dense", "dense_classes")]
-    named = {(table.folder / file).resolve() for file in table.files}
-    for task in dense:
-        named |= {file.resolve() for file in label_files(table, task, range(len(table.files))) if file is not None}
-    return sum((table.folder / file).resolve() not in named for file in _image_files(table.folder))
+    named = {*table.files}
+    for task in tasks:
+        if task.target_type in ("dense", "dense_classes"):
+            named |= {PurePosixPath(cell).as_posix() for cell in table.columns[task.columns[0]]}
+    return sum(file.as_posix() not in named for file in _image_files(table.folder, table.label_folder))
 
 
-def _image_files(folder: Path) -> list[Path]:
-    return [file for file in files_below(folder) if file.suffix.lower() in Image.registered_extensions()]
+def _image_files(folder: Path, label_folder: Path) -> list[Path]:
+    """Lists the image files in a folder and below it, without those in a folder of labels inside it."""
+    files = [file for file in files_below(folder) if file.suffix.lower() in Image.registered_extensions()]
+    if label_folder == folder:
+        return files
+    return [file for file in files if not (folder / file).resolve().is_relative_to(label_folder.resolve())]
 
 
 def _digest(images: Sequence[str], labels: Sequence[bytes], groups: np.ndarray | None) -> str:

@@ -7,6 +7,7 @@ from typing import Self
 
 import numpy as np
 from jaxtyping import Shaped
+from numpy.typing import ArrayLike
 
 from jaxtransfer.data.arrays import ArrayNames, LabelledArrays, TargetType, check_target_type, convert_arrays
 from jaxtransfer.data.squares import resize_classes, resize_images, resize_numbers
@@ -81,8 +82,8 @@ class LabelledTask:
     @classmethod
     def of(
         cls,
-        images: Shaped[np.ndarray, "n h w ..."],
-        labels: Shaped[np.ndarray, "n ..."],
+        images: ArrayLike,
+        labels: ArrayLike,
         *,
         name: str = "task",
         target_type: TargetType | None = None,

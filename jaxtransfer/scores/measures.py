@@ -7,7 +7,7 @@ is taken, so they share decompositions (`spectra`), and only one is held at a ti
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, Protocol, Self, get_args
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -19,11 +19,11 @@ from jaxtransfer.scores.dissimilarity import rank_correlation
 from jaxtransfer.scores.evidence import log_evidence
 from jaxtransfer.scores.examples import Layer, pooled, usable_examples
 from jaxtransfer.scores.fisher import challenged_likelihood
-from jaxtransfer.scores.knn import knn
-from jaxtransfer.scores.logistic import logistic
+from jaxtransfer.scores.logistic_regression import logistic
 from jaxtransfer.scores.mixture import mixture_score
+from jaxtransfer.scores.nearest_neighbours import knn
 from jaxtransfer.scores.pac_bayes import negative_bound
-from jaxtransfer.scores.ridge import ridge
+from jaxtransfer.scores.ridge_regression import ridge
 from jaxtransfer.scores.scatter import between_share, bhattacharyya, coding_rate_gain, shrunk_between_share
 from jaxtransfer.scores.score import Score
 from jaxtransfer.scores.source_classes import Predictions, log_expected_prediction, negative_entropy
@@ -81,38 +81,37 @@ class MeasureSpec:
         return run_measures([self.name], target, **values_of)[self.name]
 
 
-_OF_IMAGES: tuple[TargetType, ...] = ("classes", "numbers", "multilabel")
 _SPECS = [
     MeasureSpec(
         "ridge",
-        "Share of the variance of held-out labels that ridge regression predicts, place by place for dense labels.",
-        "Hoerl and Kennard, Technometrics 1970",
+        "Share of the variance of the labels that a linear map predicts on held-out examples.",
+        "Ridge regression; as a probe: Alain and Bengio, arXiv 1610.01644",
         ridge,
-        get_args(TargetType),
-        "features",
+        ("classes", "numbers", "multilabel", "dense", "dense_classes"),
+        takes="features",
     ),
     MeasureSpec(
         "logistic",
-        "Accuracy, or average precision, of logistic regression on held-out examples.",
-        "Kornblith et al., CVPR 2019, arXiv 1805.08974",
+        "Accuracy of logistic regression on held-out examples; average precision of several labels an image.",
+        "As a probe: Alain and Bengio, arXiv 1610.01644",
         logistic,
         ("classes", "multilabel"),
-        "features",
+        takes="features",
     ),
     MeasureSpec(
         "knn",
-        "Accuracy, or share of variance, that the nearest other examples predict.",
-        "Renggli et al., CVPR 2022, arXiv 2010.06402",
+        "Leave-one-out accuracy, or R2, of the nearest neighbours.",
+        "arXiv 2503.18528",
         knn,
-        _OF_IMAGES,
-        "features",
+        ("classes", "numbers", "multilabel"),
+        takes="features",
     ),
     MeasureSpec(
         "logme",
         "Log evidence of a Bayesian linear regression from features to labels, per example.",
         "You et al., ICML 2021, arXiv 2102.11005",
         log_evidence,
-        _OF_IMAGES,
+        ("classes", "numbers", "multilabel"),
     ),
     MeasureSpec(
         "hscore",

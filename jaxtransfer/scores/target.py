@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxtransfer.data.datasets import LabelledTask, TargetType
 from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.scores.dependent import deal_units, number_units
 
 GROUPS = 10
 """Number of groups of examples: the folds of a cross-validation, and what a jackknife leaves out."""
@@ -28,10 +29,10 @@ class Target:
             "multilabel" float64 [n, outputs]; "dense" float32 [n, height, width, outputs]; "dense_classes" int [n,
             height, width]. A missing label is -1, or NaN.
         group: Group of each example, 0 to G-1, as equal in size as possible, for classes within every class; -1: the
-            example has no label.
+            example has no label. Examples that belong together (`LabelledTask.groups`) are in one group.
         classes: Names of the classes, in the order of their numbers; empty for other types.
-        left_out: Name and number of examples of the classes with one example, whose labels count as missing, and of
-            constant columns.
+        left_out: Name and number of examples of the classes with one example, or whose examples all belong together;
+            their labels count as missing; and of constant columns.
     """
 
     target_type: TargetType
@@ -50,10 +51,11 @@ class Target:
         """Encodes the labels of a task.
 
         Raises:
-            JaxTransferError: Fewer than four labelled examples, fewer than two classes with two examples each, no
-                column that varies, or an infinite number.
+            JaxTransferError: Fewer than four labelled examples that do not belong together, fewer than two classes with
+                two such examples each, no column that varies, or an infinite number.
         """
-        return cls._of(task.labels, task.target_type, f"The task {task.name!r}")
+        units = None if task.groups is None else number_units(task.groups)
+        return cls._of(task.labels, task.target_type, f"The task {task.name!r}", units)
 
     @classmethod
     def of_labels(cls, labels: "Shaped[np.ndarray, 'n ...'] | Target") -> "Target":
@@ -90,16 +92,32 @@ class Target:
         )
 
     @classmethod
-    def _of(cls, labels: Shaped[np.ndarray, "n ..."], target_type: TargetType, subject: str) -> "Target":
-        """Encodes labels; `subject` begins the sentence of an error."""
-        encode = {"classes": _classes, "dense_classes": _dense_classes}.get(target_type, _numbers)
-        values, classes, left_out, labelled = encode(labels, subject)
+    def _of(
+        cls,
+        labels: Shaped[np.ndarray, "n ..."],
+        target_type: TargetType,
+        subject: str,
+        units: Int[np.ndarray, " n"] | None = None,
+    ) -> "Target":
+        """Encodes labels; `subject` begins the sentence of an error, `units` tell which examples belong together."""
+        if target_type == "classes":
+            values, classes, left_out, labelled = _classes(labels, subject, units)
+        else:
+            encode = _dense_classes if target_type == "dense_classes" else _numbers
+            values, classes, left_out, labelled = encode(labels, subject)
         if labelled.sum() < _LEAST_EXAMPLES:
             raise JaxTransferError(
                 f"{subject} has {labelled.sum()} examples with a label; a score needs {_LEAST_EXAMPLES}."
             )
         strata = values if target_type == "classes" else np.zeros(len(values), int)
-        return cls(target_type, values, _groups(strata, labelled), classes, left_out)
+        if units is None:
+            return cls(target_type, values, _groups(strata, labelled), classes, left_out)
+        if (count := len(np.unique(units[labelled]))) < _LEAST_EXAMPLES:
+            raise JaxTransferError(
+                f"{subject} has labelled examples of {count} groups that belong together; a score needs "
+                f"{_LEAST_EXAMPLES}."
+            )
+        return cls(target_type, values, deal_units(units, strata, labelled, GROUPS), classes, left_out)
 
 
 def _groups(strata: Int[np.ndarray, " n"], labelled: Bool[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
@@ -111,18 +129,21 @@ def _groups(strata: Int[np.ndarray, " n"], labelled: Bool[np.ndarray, " n"]) -> 
     return group
 
 
-def _classes(labels: Shaped[np.ndarray, " n"], subject: str) -> _Encoded:
+def _classes(labels: Shaped[np.ndarray, " n"], subject: str, units: Int[np.ndarray, " n"] | None) -> _Encoded:
     """Numbers the classes of images; a class with one example cannot be learned and judged, so it is left out."""
     counts = Counter(name for name in labels.tolist() if name)  # in the order of first appearance
-    classes = tuple(name for name, count in counts.items() if count > 1)
+    two = "two examples" if units is None else "examples of two groups"
+    units = np.arange(len(labels)) if units is None else units
+    independent = Counter(name for name, _ in {*zip(labels.tolist(), units.tolist(), strict=True)})
+    classes = tuple(name for name in counts if independent[name] > 1)
     if len(classes) < 2:
         raise JaxTransferError(
-            f"{subject} needs two classes with two examples each; it has {len(classes)} such "
+            f"{subject} needs two classes with {two} each; it has {len(classes)} such "
             f"{'class' if len(classes) == 1 else 'classes'} among {len(counts)}."
         )
     number = {name: i for i, name in enumerate(classes)}
     values = np.array([number.get(name, -1) for name in labels.tolist()])
-    left_out = tuple((name, count) for name, count in counts.items() if count == 1)
+    left_out = tuple((name, count) for name, count in counts.items() if independent[name] == 1)
     return values, classes, left_out, values >= 0
 
 

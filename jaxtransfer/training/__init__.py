@@ -1,1 +1,1 @@
-"""Measures transfer: trains readouts on frozen features, or whole networks from their weights."""
+"""Measures transfer: trains readouts or whole networks on labelled tasks, and judges them on held-out examples."""

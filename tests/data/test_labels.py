@@ -591,3 +591,25 @@ def test_tasks_with_equal_images_share_one_array(tmp_path):
 def test_public_names():
     assert jt.LabelledTask is LabelledTask
     assert jt.read_tasks is read_tasks
+
+
+def test_small_classes_leave_images_without_a_label(photos):
+    _table(photos, {"kind": ["x", "x", "y", "", "z", "x"], "groups": list("112233")})
+    task = _only(photos, smallest=2)
+    assert task.left_out == (("y", 1), ("z", 1))
+    assert task.labels.tolist() == ["x", "x", "x", ""]
+    assert task.image_names == ("a.png", "b.png", "f.png", "d.png")
+    assert task.groups is not None
+    assert task.groups.tolist() == ["1", "1", "3", "2"]
+    for image, name in zip(task.images, task.image_names, strict=True):
+        everything = _only(photos)
+        np.testing.assert_array_equal(image, everything.images[everything.image_names.index(name)])
+
+
+def test_a_folder_by_any_path(photos, monkeypatch):
+    _table(photos, {"kind": list("xyxyxy")})
+    (photos / "deep").mkdir()
+    (photos.parent / "link").symlink_to(photos)
+    monkeypatch.chdir(photos / "deep")
+    names = [_only(Path(path)).name for path in ("..", "../labels.csv", "../../link", "../deep/../../photos")]
+    assert names == ["photos", "photos", "link", "photos"]

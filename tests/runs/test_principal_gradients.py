@@ -321,13 +321,40 @@ def test_what_is_no_run_directory(tmp_path, tasks):
         ({"loss": "random-head", "heads": 0, "batch_size": 8}, "one pair of heads or more"),
         ({"loss": "random-head"}, r"one\.npz has 24 images that can be used, fewer than a batch of 64"),
         ({"loss": "random-head", "batch_size": 0}, "A batch needs one image or more"),
-        ({"loss": "squared-error"}, r"needs numbers or dense, but the targets of .*one\.npz are classes; use prot"),
+        (
+            {"loss": "squared-error"},
+            r"needs numbers or multilabel or dense, but the targets of .*one\.npz are classes; use prot",
+        ),
     ],
 )
 def test_bad_arguments_leave_no_directory(tmp_path, tasks, options, message):
     with pytest.raises(JaxTransferError, match=message):
         _run(tasks, tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
+
+
+def test_dense_classes_have_no_loss(tmp_path):
+    _task(tmp_path / "tasks", "scenes", 0, y=np.zeros((24, 6, 6), int))
+    for loss in (None, "squared-error"):
+        with pytest.raises(
+            JaxTransferError, match=r"no loss for the targets of .*scenes\.npz, which are dense_classes"
+        ):
+            _run(tmp_path / "tasks", tmp_path / "run", loss=loss)
+    _task(tmp_path / "tasks", "scenes", 0, y=np.full((24, 6, 6), -1))
+    with pytest.raises(JaxTransferError, match=r"scenes\.npz: y holds classes below 0, which are missing labels"):
+        _run(tmp_path / "tasks", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_labels_an_image_are_numbers(tmp_path):
+    y = np.random.default_rng(0).integers(0, 2, (24, 3))
+    tables = []
+    for labels in (y, y.astype(float)):
+        _task(tmp_path / "tasks", "one", 0, y=labels)
+        _task(tmp_path / "tasks", "two", 1, y=labels)
+        results = _run(tmp_path / "tasks", tmp_path / f"run{len(tables)}", batch_size=12)
+        tables.append(results.values)
+    np.testing.assert_array_equal(*tables)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import scipy.special
 
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.scores import logistic as module
-from jaxtransfer.scores.logistic import PENALTIES, logistic
+from jaxtransfer.scores.logistic_regression import PENALTIES, logistic
 from jaxtransfer.scores.target import Target
 
 Array = np.ndarray
