@@ -95,7 +95,7 @@ def test_the_trial_runs_from_data_to_results(tmp_path, capsys):
     assert "logme" in capsys.readouterr().out
     with (tmp_path / "out" / "labelled.csv").open() as stream:
         rows = [*csv.DictReader(stream)]
-    networks = ["normal", "jigsaw", "random"]
+    networks = ["jigsaw", "normal", "random"]
     assert [(row["task"], row["network"]) for row in rows] == [(t, n) for t in ("shades", "digits") for n in networks]
     assert all(math.isfinite(float(row["ridge"])) and float(row["ridge_stderr"]) > 0 for row in rows)
     assert all(0 <= float(row["accuracy"]) <= 1 for row in rows)
