@@ -44,7 +44,7 @@ from jaxtransfer.points.network_refs import NetworkRef, network_refs
 from jaxtransfer.points.store import Points
 from jaxtransfer.scores.features import Features, kinds_of_networks
 from jaxtransfer.scores.measures import MEASURES, run_measures
-from jaxtransfer.scores.ridge import ridge
+from jaxtransfer.scores.ridge_regression import ridge
 from jaxtransfer.scores.score import Score
 from jaxtransfer.scores.target import GROUPS, Target
 from jaxtransfer.training.random_weights import random_twins

@@ -1,4 +1,5 @@
 from . import rooms as rooms
+from . import scores as scores
 from . import taskonomy as taskonomy
 from ._version import __version__ as __version__
 from .attribution.diagnostics import FAULTS as FAULTS
@@ -52,5 +53,7 @@ from .pge.losses import Prototypical as Prototypical
 from .pge.losses import RandomHead as RandomHead
 from .pge.losses import RidgeHead as RidgeHead
 from .pge.losses import SquaredError as SquaredError
+from .scores.compute import score as score
+from .scores.measures import MEASURES as MEASURES
 from .training.transfers import Transfers as Transfers
 from .training.transfers import transfer as transfer

@@ -37,10 +37,25 @@ def checked_methods(methods: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         JaxTransferError: `methods` holds something other than names.
     """
-    names = (methods,) if isinstance(methods, str) else methods
-    if not isinstance(names, Sequence | set | frozenset | dict) or not all(isinstance(name, str) for name in names):
-        raise JaxTransferError(f'methods must be names, like methods=("saliency",), not {methods!r}.')
+    names = checked_names("methods", methods, "saliency")
     return tuple(dict.fromkeys(name for given in names for name in (METHODS if given == PAPER else (given,))))
+
+
+def checked_names(argument: str, names: Any, example: str) -> tuple[str, ...]:
+    """Returns names as a tuple without repetitions; a single name may be given as text.
+
+    Args:
+        argument: The argument that holds them, for the message.
+        names: The names.
+        example: One of the names there are, for the message.
+
+    Raises:
+        JaxTransferError: `names` holds something other than names.
+    """
+    listed = (names,) if isinstance(names, str) else names
+    if not isinstance(listed, Sequence | set | frozenset | dict) or not all(isinstance(name, str) for name in listed):
+        raise JaxTransferError(f'{argument} must be names, like {argument}=("{example}",), not {names!r}.')
+    return tuple(dict.fromkeys(listed))
 
 
 def check_name(kind: str, name: Any, known: Sequence[str]) -> None:

@@ -5,6 +5,7 @@
     python -m benchmarks.rooms train       # trains encoders for all tasks into a zoo
     python -m benchmarks.rooms transfer    # measures the transfer of every encoder to every task
     python -m benchmarks.rooms evaluate    # compares the package's measures with the measured transfer
+    python -m benchmarks.rooms labelled    # compares scores of labelled examples with the measured transfer
     python -m benchmarks.rooms scores      # takes the results of that into the package: they decide what comes first
 
 Run from the root of the checkout, after `pip install -e ".[bench]"`. Results that exist are not computed again;
@@ -23,7 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.rooms import evaluate, learning, settings, transfer, truth
+from benchmarks.rooms import evaluate, labelled, learning, scores, settings, transfer, truth
 from benchmarks.rooms.examples import Examples
 from benchmarks.rooms.learning import Loss
 from benchmarks.rooms.pictures import sheet
@@ -232,6 +233,20 @@ def evaluate_measures(options: argparse.Namespace) -> None:
     evaluate.show_variants(images, oracle, CONSOLE)
 
 
+def evaluate_scores(options: argparse.Namespace) -> None:
+    """Compares the scores of labelled examples with the measured transfers that ship with the package."""
+    chosen = settings.read(options.settings)
+    examples = _examples(options, "labelled", max(labelled.COUNTS), chosen.world.size)
+    with _bar("scoring encoders") as progress:
+        matrices = labelled.measure_sources(options.work, examples, progress)
+    rows = labelled.score_all(matrices, scores.truth(Oracle.rooms(), (*rooms.TASKS,)))
+    table = Table(*labelled.Row._fields, title="Scores of labelled examples, compared with measured transfer")
+    for row in rows:
+        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row))
+    CONSOLE.print(table)
+    write_csv(options.work / "labelled.csv", [labelled.Row._fields, *rows])
+
+
 def package_scores(options: argparse.Namespace) -> None:
     """Writes the scores of `evaluate` that the package states."""
     scored = evaluate.packaged_scores(options.results)
@@ -261,6 +276,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     evaluation.add_argument("--settings", type=Path, default=settings.FILE, help="file of all settings")
     evaluation.set_defaults(run=evaluate_measures)
+    labels = commands.add_parser("labelled", help="compare scores of labelled examples with measured transfer")
+    labels.add_argument("--work", type=Path, default=Path("rooms-work"), help="folder for examples and results")
+    labels.add_argument("--settings", type=Path, default=settings.FILE, help="file of all settings")
+    labels.set_defaults(run=evaluate_scores)
     packaging = commands.add_parser("scores", help="take the results of evaluate into the package")
     packaging.add_argument("--results", type=Path, default=RESULTS, help="file that evaluate wrote")
     packaging.set_defaults(run=package_scores)

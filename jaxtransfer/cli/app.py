@@ -27,11 +27,15 @@ from jaxtransfer.cli.tables import (
     print_evaluation,
     print_gradient_results,
     print_rankings,
+    print_scores,
+    print_transfers,
 )
 from jaxtransfer.comparison.options import AffinityOptions
 from jaxtransfer.defaults import PROBE_SIZE, RELEVANT
 from jaxtransfer.errors import JaxTransferError, in_words
 from jaxtransfer.pge.options import BackboneName, GradientMeasure, LossName, PGEOptions
+from jaxtransfer.scores.options import ScoreOptions
+from jaxtransfer.training.options import TransferOptions
 
 # Packages that do the work are imported by the commands that need them: `--help` must not wait for JAX.
 
@@ -93,6 +97,32 @@ _Weights = Annotated[Path, typer.Argument(metavar="WEIGHTS_DIR", help="Directory
 _Run = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a finished run.")]
 _Out = Annotated[Path, typer.Option(help="Run directory: a new one, or that of a run to resume.")]
 _Strict = Annotated[bool, typer.Option("--strict", help="Fail if an image cannot be used, instead of skipping it.")]
+_Tasks = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="TASKS...",
+        help="A folder that holds a folder for each dataset, with a folder of images for each class; one such "
+        "dataset; tables of labels (.csv); .npz files with x (images) and y (labels); or a .toml file that names "
+        "datasets.",
+    ),
+]
+_BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Images in a batch on each device.", show_default="what fits in memory")
+]
+_Precision = Annotated[
+    Literal["float32", "tf32", "bfloat16"],
+    typer.Option(help="Precision of matrix products in the networks; bfloat16 applies to backward passes only."),
+]
+_Import = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="MODULE",
+        help="A module that defines functions of the zoo's networks, installed or in the current directory; may be "
+        "repeated. No other module is imported for a zoo.",
+        show_default="jaxtransfer only",
+    ),
+]
 _Relevant = Annotated[
     int, typer.Option(min=1, help="Number of each target's best measured sources that count as relevant.")
 ]
@@ -238,13 +268,8 @@ def affinity(
             show_default="whole maps",
         ),
     ] = AffinityOptions.sketch,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images in a batch on each device.", show_default="what fits in memory")
-    ] = None,
-    precision: Annotated[
-        Literal["float32", "tf32", "bfloat16"],
-        typer.Option(help="Precision of matrix products in the networks; bfloat16 applies to backward passes only."),
-    ] = AffinityOptions.precision,
+    batch_size: _BatchSize = None,
+    precision: _Precision = AffinityOptions.precision,
     points: Annotated[
         str | None,
         typer.Option(
@@ -254,16 +279,7 @@ def affinity(
         ),
     ] = None,
     strict: _Strict = False,
-    import_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--import",
-            metavar="MODULE",
-            help="A module that defines functions of the zoo's networks, installed or in the current directory; may be "
-            "repeated. No other module is imported for a zoo.",
-            show_default="jaxtransfer only",
-        ),
-    ] = None,
+    import_: _Import = None,
     mesh: _Mesh = None,
     distributed: _Distributed = None,
 ) -> None:
@@ -300,6 +316,136 @@ def affinity(
         )
     if is_first():
         print_affinity(result, probe, out)
+
+
+@app.command()
+def score(
+    zoo: _Zoo,
+    tasks: _Tasks,
+    out: _Out,
+    measure: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A measure, such as ridge, logistic, knn or logme, or all; may be repeated.", show_default="ridge"
+        ),
+    ] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An output of the networks whose features are used; may be repeated.", show_default="all but heads"
+        ),
+    ] = None,
+    size: Annotated[
+        int, typer.Option(min=1, help="Height and width in pixels to which images are resized.")
+    ] = PROBE_SIZE,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Most images to use of each task.", show_default="all")
+    ] = None,
+    batch_size: _BatchSize = None,
+    precision: _Precision = ScoreOptions.precision,
+    strict: _Strict = False,
+    import_: _Import = None,
+    mesh: _Mesh = None,
+    distributed: _Distributed = None,
+) -> None:
+    """Score all networks of a zoo as starting points for labelled tasks."""
+    from jaxtransfer.devices import is_first, synchronised
+    from jaxtransfer.networks.zoo import Zoo
+    from jaxtransfer.runs.score import run_score
+
+    devices = connect_devices(mesh, distributed)
+    import_modules(import_ or ())
+    with synchronised():
+        options = ScoreOptions(measures=measure or ScoreOptions.measures, layers=layer or None, precision=precision)
+    with progress_bar("Working on", shown=is_first()) as advance:
+        scores, read = run_score(
+            Zoo(zoo, modules=import_ or ()),
+            tasks,
+            out,
+            options,
+            command=sys.argv,
+            size=size,
+            limit=limit,
+            strict=strict,
+            batch_size=batch_size,
+            mesh=devices,
+            progress=advance,
+        )
+    if is_first():
+        print_scores(scores, read, out)
+
+
+@app.command()
+def transfer(
+    zoo: _Zoo,
+    tasks: _Tasks,
+    out: _Out,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="K",
+            help="Measure the K best networks for each task only; needs --scores.",
+            show_default="all networks",
+        ),
+    ] = None,
+    scores: Annotated[
+        Path | None, typer.Option(metavar="SCORE_RUN", help="Directory of a finished run of `jaxtransfer score`.")
+    ] = None,
+    measure: Annotated[
+        str | None, typer.Option(help="The measure of SCORE_RUN.", show_default="the only one there is")
+    ] = None,
+    protocol: Annotated[
+        Literal["frozen", "finetune"],
+        typer.Option(help="Train a linear readout on frozen features, or all weights from those of the network."),
+    ] = TransferOptions.protocol,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Number of trainings for each fold and learning rate.")
+    ] = TransferOptions.seeds,
+    folds: Annotated[int, typer.Option(min=3, help="Folds of the cross-validation.")] = TransferOptions.folds,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimiser steps of a training.", show_default="the protocol's")
+    ] = TransferOptions.steps,
+    size: Annotated[
+        int, typer.Option(min=1, help="Height and width in pixels to which images are resized.")
+    ] = PROBE_SIZE,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Most images to use of each task.", show_default="all")
+    ] = None,
+    strict: _Strict = False,
+    import_: _Import = None,
+    mesh: Annotated[
+        str | None,
+        typer.Option(
+            metavar="model=A,data=B",
+            help="Device mesh: its A x B devices share the trainings.",
+            show_default="all devices",
+        ),
+    ] = None,
+) -> None:
+    """Measure the transfer of networks to labelled tasks, by training on them."""
+    from jaxtransfer.networks.zoo import Zoo
+    from jaxtransfer.runs.transfer import run_transfer
+
+    devices = connect_devices(mesh, None)
+    import_modules(import_ or ())
+    with progress_bar("Training") as advance:
+        transfers, read = run_transfer(
+            Zoo(zoo, modules=import_ or ()),
+            tasks,
+            out,
+            TransferOptions(protocol=protocol, seeds=seeds, folds=folds, steps=steps),
+            command=sys.argv,
+            scores=scores,
+            top=top,
+            measure=measure,
+            size=size,
+            limit=limit,
+            strict=strict,
+            mesh=devices,
+            progress=advance,
+        )
+    print_transfers(transfers, read, out)
 
 
 @app.command()
@@ -388,15 +534,7 @@ def report(
 
 @app.command()
 def pge(
-    tasks: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="TASKS...",
-            help="A folder that holds a folder for each dataset, with a folder of images for each class; one such "
-            "dataset; tables of labels (.csv); .npz files with x (images) and y (labels); or a .toml file that names "
-            "datasets.",
-        ),
-    ],
+    tasks: _Tasks,
     out: _Out,
     measure: Annotated[
         GradientMeasure,

@@ -11,6 +11,7 @@ from jaxtransfer.cli.console import print_table
 
 if TYPE_CHECKING:
     from jaxtransfer.comparison.affinity import Affinity
+    from jaxtransfer.data.datasets import LabelledTask
     from jaxtransfer.data.probe import Probe
     from jaxtransfer.demo import DemoResult
     from jaxtransfer.evaluation.oracle import Oracle
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from jaxtransfer.evaluation.summary import Evaluations
     from jaxtransfer.runs.compare import Comparison
     from jaxtransfer.runs.gradient_results import GradientResults
+    from jaxtransfer.training.transfers import Transfers
 
 _SHOWN_DISAGREEMENTS = 8
 
@@ -48,6 +50,51 @@ def print_affinity(affinity: "Affinity", probe: "Probe", out: Path) -> None:
     print(f"Matrices, heat maps and points are in {out}; `jaxtransfer rank {out} TARGET` prints a ranking.")
 
 
+def print_scores(scores: "Affinity", tasks: "Sequence[LabelledTask]", out: Path) -> None:
+    """Prints which network to start from for every task and how sure that is, what was left out, and the files."""
+    from jaxtransfer.evaluation.confidence import certain_ranking
+
+    first, *others = scores.methods
+    table = Table(title="Which network to start from", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("task", "start from"):
+        table.add_column(column, overflow="fold")
+    for column in (first, "sure", "more examples", *(["same choice"] if others else [])):
+        table.add_column(column, justify="right")
+    for task in scores.targets:
+        ranked = certain_ranking(scores, task, method=first)
+        if not ranked:
+            table.add_row(task, f"- ({first} does not allow its labels)")
+            continue
+        best = ranked[0]
+        agreeing = [scores.rank(task, method=measure)[:1] for measure in others]
+        known = [row[0][0] for row in agreeing if row]
+        table.add_row(
+            task,
+            best.name,
+            f"{best.affinity:.3f} ± {best.stderr:.3f}",
+            "" if best.above_next is None else f"{best.above_next:.0%}",
+            "" if best.more_images is None else str(best.more_images),
+            *([f"{known.count(best.name)} of {len(known)}"] if others else []),
+        )
+    print_table(table)
+    print(
+        '"sure": probability that the network truly scores above the next one. "more examples": about how many more '
+        "labelled examples would raise it to 95 %."
+    )
+    if others:
+        print(f'"same choice": other measures ({", ".join(others)}) that rank the network first.')
+    for task in tasks:
+        if task.missing:
+            print(f"{task.name}: {task.missing} labels are missing.")
+        if task.unlabelled:
+            print(f"{task.name}: {task.unlabelled} images have no label and were not used.")
+        _print_skipped(task.skipped, out, before=f"{task.name}: ", shown=3)
+    print(
+        f"Scores and heat maps are in {out}; `jaxtransfer rank {out} TASK` prints a ranking, and `jaxtransfer transfer "
+        f"ZOO TASKS --scores {out} --top 3 --out DIRECTORY` measures the best three."
+    )
+
+
 def print_rankings(affinity: "Affinity", target: str, methods: Sequence[str], top: int | None) -> None:
     """Prints the sources of a target in the order of each method, with how sure the order is."""
     from jaxtransfer.evaluation.confidence import certain_ranking
@@ -74,6 +121,42 @@ def print_rankings(affinity: "Affinity", target: str, methods: Sequence[str], to
     )
     if reason := reason_for_first(methods):
         print(reason)
+
+
+def print_transfers(transfers: "Transfers", tasks: Sequence["LabelledTask"], out: Path) -> None:
+    """Prints for each task the sources by measured transfer, and the one to take."""
+    from jaxtransfer.evaluation.confidence import certain_ranking
+    from jaxtransfer.training.metrics import METRICS
+
+    for task in tasks:
+        first, *others = METRICS[task.target_type]
+        table = Table(title=f"Measured transfer to {task.name}", title_justify="left")
+        table.add_column("source", overflow="fold")
+        for metric in (first, *others):
+            measure = transfers.measure(metric)
+            table.add_column(f"{measure.name}{' (smaller is better)' * measure.smaller_is_nearer}", justify="right")
+        table.add_column("above next", justify="right")
+        ranking = certain_ranking(transfers, task.name, method=first)
+        cells = {
+            metric: {
+                name: f"{value:.3f} ± {error:.3f}" for name, value, error in transfers.rank(task.name, method=metric)
+            }
+            for metric in (first, *others)
+        }
+        for source in ranking:
+            row = [cells[metric].get(source.name, "") for metric in (first, *others)]
+            table.add_row(source.name, *row, "" if source.above_next is None else f"{source.above_next:.0%}")
+        print_table(table)
+        best, *rest = ranking
+        sentence = f"For {task.name}, take {best.name}: its {transfers.measure(first).name} is {best.affinity:.3f}"
+        if rest:
+            sure = "" if best.above_next is None else f", which is certain to {best.above_next:.0%}"
+            sentence += f", measured {best.affinity - rest[0].affinity:.3f} better than that of {rest[0].name}{sure}"
+        print(f"{sentence}.")
+    print(
+        "Errors are those of the mean over folds. The tables are in "
+        f"{out}; measured_<metric>.csv there is an oracle for `jaxtransfer evaluate`."
+    )
 
 
 def print_evaluation(evaluations: "Evaluations", oracle: "Oracle", run: Path) -> None:

@@ -48,8 +48,8 @@ class Best(NamedTuple):
     """
 
     weights: PyTree
-    loss: Float[Array, " runs"]
-    step: Int[Array, " runs"]
+    loss: Float[Array | np.ndarray, " runs"]
+    step: Int[Array | np.ndarray, " runs"]
 
 
 class State(NamedTuple):
@@ -244,7 +244,8 @@ def _steps(
             return mean_loss(values, counts), statistics
 
         gradient, statistics = jax.grad(mean, has_aux=True)(state.weights)
-        updates, optimiser = problem.optimiser.update(gradient, state.optimiser, state.weights)
+        with jax.numpy_dtype_promotion("standard"):  # Optax's optimisers and schedules mix integers and floats
+            updates, optimiser = problem.optimiser.update(gradient, state.optimiser, state.weights)
         updates = jax.tree.map(lambda update: rate * update, updates)
         weights = optax.apply_updates(state.weights, updates)
         return state._replace(weights=weights, statistics=statistics, optimiser=optimiser), None

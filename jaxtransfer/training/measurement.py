@@ -10,7 +10,6 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxtransfer.devices import gather_to_host
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.files import read_arrays, write_arrays
 from jaxtransfer.points.store import chunks
@@ -97,6 +96,10 @@ class _Judged(NamedTuple):
     step: Int[np.ndarray, " runs"]
     metrics: dict[str, Float[np.ndarray, " runs"]]
 
+    def first(self, count: int) -> "_Judged":
+        """Returns the results of the first trainings."""
+        return _Judged(self.loss[:count], self.step[:count], {name: v[:count] for name, v in self.metrics.items()})
+
 
 def measure(
     model: Model,
@@ -140,7 +143,10 @@ def measure(
         file = folder and folder / f"{number}.npz"
         if (judged := file and _read(file)) is None:
             checkpoints = folder and folder / str(number)
-            judged = _train(model, target, fold, learning, runs[first:last], mesh, checkpoints, report)
+            # The last training is repeated for devices that would have none.
+            own = [*runs[first:last], *[runs[last - 1]] * ((first - last) % mesh.size)]
+            state = train(model, fold, learning, own, mesh, folder=checkpoints, report=report)
+            judged = _judge(model, target, fold, own, state, mesh).first(last - first)
             if file:
                 write_arrays(file, {"loss": judged.loss, "step": judged.step, **judged.metrics})
         report(learning.steps)
@@ -169,32 +175,45 @@ def _read(file: Path) -> _Judged | None:
         return None
 
 
-def _train(
+def train(
     model: Model,
-    target: Target,
     fold: Int[np.ndarray, " n"],
     learning: Learning,
     runs: Sequence[Run],
     mesh: Mesh,
-    folder: Path | None,
-    report: Callable[[int], None],
-) -> _Judged:
-    """Trains and judges at the same time; the last run is repeated for devices that would have none."""
-    filled = [*runs, *[runs[-1]] * (-len(runs) % mesh.size)]
-    splits = [split(fold, run.fold, run.seed) for run in filled]
-    batch = min(learning.batch, min(len(part.train) for part in splits))
+    *,
+    folder: Path | None = None,
+    report: Callable[[int], None] = lambda _: None,
+) -> State:
+    """Trains at the same time, and keeps the weights with the smallest validation loss.
+
+    Args:
+        model: The model.
+        fold: Fold of each example; -1: it takes no part.
+        learning: How the model is trained.
+        runs: The trainings. Their number is a multiple of that of the devices.
+        mesh: Devices that share the trainings.
+        folder: Where the state is kept and resumed from; None: nowhere.
+        report: Called with the number of steps done.
+
+    Returns:
+        The state after the last step, [runs, ...].
+    """
+    splits = [split(fold, run.fold, run.seed) for run in runs]
+    *others, _, _ = np.sort(np.bincount(fold[fold >= 0]))
+    batch = min(learning.batch, sum(others))  # the size of the smallest training set of all folds and seeds
 
     def batches(first: int, last: int) -> tuple[PyTree, Int[np.ndarray, "runs steps batch"]]:
         indices = [
             batch_indices(part.train, (run.seed, run.fold), first, last, batch)
-            for run, part in zip(filled, splits, strict=True)
+            for run, part in zip(runs, splits, strict=True)
         ]
         return model.examples, np.stack(indices)
 
     indices, counted = _stacked([part.validation for part in splits])
     validation = Validation(model.examples, indices, counted, learning.interval, model.batch)
-    rates = np.array([learning.rates[run.rate] for run in filled], np.float32)
-    state = start(model.problem, *model.start(filled, splits), mesh, validated=True)
+    rates = np.array([learning.rates[run.rate] for run in runs], np.float32)
+    state = start(model.problem, *model.start(runs, splits), mesh, validated=True)
     with open_checkpoints(folder) as checkpoints:
         done, state = checkpoints.restore(state)
         trainings = fit(
@@ -204,23 +223,25 @@ def _train(
         for step, state in trainings:
             checkpoints.save(step, state)
             report(step)
-    return _judge(model, target, splits, state, mesh, len(runs))
+    return state
 
 
-def _judge(model: Model, target: Target, splits: Sequence[Split], state: State, mesh: Mesh, count: int) -> _Judged:
-    """Judges the best weights of the first `count` trainings on their held-out examples."""
+def _judge(
+    model: Model, target: Target, fold: Int[np.ndarray, " n"], runs: Sequence[Run], state: State, mesh: Mesh
+) -> _Judged:
+    """Judges the best weights of trainings on their held-out examples."""
     assert state.best is not None
+    splits = [split(fold, run.fold, run.seed) for run in runs]
     indices, counted = _stacked([part.held_out for part in splits])
     predictions = map_examples(
         model.predict, state.best.weights, state.statistics, model.examples, indices, mesh, batch=model.batch
     )
     judged = []
-    for i in range(count):
-        centre, _ = label_units(target.target_type, predictions.shape[-1], target.values[splits[i].train])
-        labels = target.values[splits[i].held_out]
-        judged.append(judge(target.target_type, predictions[i][counted[i]], labels, centre))
+    for part, mask, values in zip(splits, counted, predictions, strict=True):
+        centre, _ = label_units(target.target_type, values.shape[-1], target.values[part.train])
+        judged.append(judge(target.target_type, values[mask], target.values[part.held_out], centre))
     metrics = {name: np.array([values[name] for values in judged]) for name in judged[0]}
-    return _Judged(gather_to_host(state.best.loss)[:count], gather_to_host(state.best.step)[:count], metrics)
+    return _Judged(np.asarray(state.best.loss), np.asarray(state.best.step), metrics)
 
 
 def _stacked(indices: Sequence[Int[np.ndarray, " count"]]) -> tuple[

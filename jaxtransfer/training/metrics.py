@@ -69,7 +69,7 @@ def _mean_average_precision(predictions: np.ndarray, labels: np.ndarray, _: np.n
     """Mean over the labels that some examples have and some have not; equal predictions count by their average rank."""
     columns = [(predictions[~np.isnan(y), i], y[~np.isnan(y)] > 0.5) for i, y in enumerate(labels.T)]
     values = [_average_precision(scores, right) for scores, right in columns if 0 < right.sum() < len(right)]
-    return np.mean(values) if values else np.nan
+    return float(np.mean(values)) if values else np.nan
 
 
 def _average_precision(scores: np.ndarray, right: np.ndarray) -> float:

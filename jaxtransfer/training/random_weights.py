@@ -1,7 +1,7 @@
 """Networks with random weights, of any architecture: the control for what training has added."""
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,8 @@ def random_twins(refs: Sequence[NetworkRef], name: str, taken: Collection[str]) 
             network with an architecture.
         taken: Names that are taken.
     """
-    firsts = [*{ref.architecture: ref for ref in reversed(refs)}.values()][::-1]
+    firsts: dict[Hashable, NetworkRef] = {}
+    for ref in refs:
+        firsts.setdefault(ref.architecture, ref)
     alone = len(firsts) == 1 and name not in taken
-    return [random_twin(ref, name if alone else f"{name}-{ref.name}") for ref in firsts]
+    return [random_twin(ref, name if alone else f"{name}-{ref.name}") for ref in firsts.values()]

@@ -1,0 +1,282 @@
+"""Computes the scores of networks for labelled tasks from the networks' features, and the features that are missing."""
+
+import hashlib
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Shaped
+
+from jaxtransfer.attribution.precision import Precision
+from jaxtransfer.comparison.affinity import Affinity, MethodResult
+from jaxtransfer.comparison.measure import Measure
+from jaxtransfer.data.datasets import LabelledTask
+from jaxtransfer.devices import allgather, default_mesh, synchronised
+from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.networks.network import Network
+from jaxtransfer.networks.zoo import Zoo
+from jaxtransfer.points.compute import PointComputation, PointSettings, ProgressFn
+from jaxtransfer.points.network_refs import network_refs
+from jaxtransfer.points.passes import LOGITS, PROBABILITIES
+from jaxtransfer.points.store import Key, Points
+from jaxtransfer.scores.candidates import best_layer
+from jaxtransfer.scores.features import Features, Layer, kinds_of_networks
+from jaxtransfer.scores.measures import MEASURES, check_target_type, run_measures
+from jaxtransfer.scores.options import ALL, ScoreOptions
+from jaxtransfer.scores.score import Score
+from jaxtransfer.scores.target import GROUPS, Target
+
+_VERSION = 1  # of the measures; scores of another version are computed again
+
+
+def score(
+    networks: Zoo | Iterable[Network],
+    tasks: LabelledTask | Iterable[LabelledTask],
+    *,
+    measures: str | Sequence[str] = ScoreOptions.measures,
+    layers: str | Sequence[str] | None = None,
+    precision: Precision = "float32",
+    batch_size: int | None = None,
+    mesh: Mesh | None = None,
+    directory: str | Path | None = None,
+    progress: ProgressFn | None = None,
+) -> Affinity:
+    """Scores networks as starting points for labelled tasks.
+
+    Every network runs once over the images of a task, without its labels; tasks on the same images share that pass. Its
+    features (what it returns) and the labels then give the scores. Larger is better in all measures.
+
+    The default, "ridge", predicts the labels with a linear map: its value is the share of the labels' variance that is
+    predicted on held-out examples, 1 at best. On Rooms it predicts transfer best (see docs/score.md). `MEASURES` lists
+    all measures with their sources.
+
+    Args:
+        networks: A zoo, or networks with different names. A network may return several arrays in a dict, its layers;
+            one called "logits" or "probabilities" is the output of its head for the classes it was trained on, which
+            `nce` and `leep` need.
+        tasks: One labelled task or several, see `read_tasks` and `LabelledTask.of`.
+        measures: One or several of `MEASURES`; "all" stands for all of them.
+        layers: Names of the outputs whose features are used, joined by dots where outputs are nested. None: all but
+            those of the head. With several, every task is scored from the layer that suits it best; the choice for a
+            group of examples is made without that group, so that it does not raise the score.
+        precision: Precision of matrix products in the networks' passes.
+        batch_size: Images in a batch on each device; None: the largest batch that is useful and fits in memory.
+        mesh: Devices with the axes "model" and "data" (`jaxtransfer.device_mesh`): networks are distributed over the
+            first, images over the second. None: one device, or all of them if there are several processes.
+        directory: Where features and scores are kept; finished ones are reused. None: a temporary directory.
+        progress: Called as `progress(done, total, name)`.
+
+    Returns:
+        For each measure a matrix, tasks x networks, with standard errors over the labelled examples; NaN where a
+        measure does not allow the labels of a task, or needs a head that a network does not have.
+
+    Raises:
+        JaxTransferError: No networks or tasks, two of one name, labels that cannot be used, an unknown measure or
+            layer, a measure that allows the labels of no task, or what `affinity_matrix` raises for networks.
+        OSError: A file cannot be written, because the disk is full for example.
+
+    Examples:
+        >>> rng = np.random.default_rng(0)
+        >>> images = rng.integers(0, 256, (60, 4, 4, 3), dtype=np.uint8)
+        >>> bright = np.where(images.mean((1, 2, 3)) > 127.5, "bright", "dark")
+        >>> task = jt.LabelledTask.of(images, bright, name="brightness")
+        >>> networks = [jt.Network("mean", lambda w, x: x.mean((1, 2)) * w, np.float32(1)),
+        ...             jt.Network("corner", lambda w, x: x[:, 0, 0] * w, np.float32(1))]
+        >>> scores = jt.score(networks, task)
+        >>> [name for name, value, stderr in scores.rank("brightness")]
+        ['mean', 'corner']
+    """
+    options = ScoreOptions(measures=measures, layers=layers, precision=precision)
+    scoring = Scoring(networks, tasks, options, batch_size=batch_size, mesh=mesh)
+    if directory is not None:
+        return scoring.run(directory, progress)
+    if jax.process_count() > 1:
+        raise JaxTransferError("Several processes need a directory that all of them see, for the features.")
+    with tempfile.TemporaryDirectory(prefix="jaxtransfer-") as temporary:
+        return scoring.run(temporary, progress)
+
+
+class Scoring:
+    """Computes scores: `score` without a temporary directory, and with access to what it chose.
+
+    Attributes:
+        mesh: The devices.
+        targets: What is to be predicted in each task.
+        seconds: Processor time that the measures took, without those of stored scores and without the networks' passes.
+        batch_sizes: For each network that was computed, the number of images in a batch on each device.
+    """
+
+    def __init__(
+        self,
+        networks: Zoo | Iterable[Network],
+        tasks: LabelledTask | Iterable[LabelledTask],
+        options: ScoreOptions,
+        *,
+        batch_size: int | None,
+        mesh: Mesh | None,
+    ) -> None:
+        """Checks and takes `score`'s arguments."""
+        self._tasks = [tasks] if isinstance(tasks, LabelledTask) else list(tasks)
+        self._refs = network_refs(networks)
+        _check_names("task", [task.name for task in self._tasks])
+        _check_names("network", [ref.name for ref in self._refs])
+        if batch_size is not None and batch_size < 1:
+            raise JaxTransferError(f"The batch size must be at least 1, not {batch_size}.")
+        self._options, self._batch_size = options, batch_size
+        self.mesh = default_mesh() if mesh is None else mesh
+        self.targets = {task.name: Target.of(task) for task in self._tasks}
+        self._measures = self._checked_measures()
+        self.seconds = 0.0
+        self.batch_sizes: dict[str, int] = {}
+
+    def _checked_measures(self) -> list[str]:
+        """Returns the measures to compute; of all measures those that allow the labels of a task."""
+        target_types = {target.target_type for target in self.targets.values()}
+        allowed = [name for name, measure in MEASURES.items() if target_types & {*measure.target_types}]
+        if self._options.measures == ALL:
+            return allowed
+        for name in self._options.measures:
+            if name not in allowed:
+                check_target_type(name, min(target_types))
+        return [*self._options.measures]
+
+    def run(self, directory: str | Path, progress: ProgressFn | None = None) -> Affinity:
+        """Computes the features and scores that a directory lacks, and returns all."""
+        table = _Table(self._measures, [task.name for task in self._tasks], [ref.name for ref in self._refs])
+        for images in dict.fromkeys(task.images_sha256 for task in self._tasks):
+            tasks = [task for task in self._tasks if task.images_sha256 == images]
+            points = Points(f"{str(directory).rstrip('/')}/points/{images[:16]}")
+            features = self._features(points, tasks[0].images, progress)
+            own = features[jax.process_index() :: jax.process_count()]
+            with synchronised():
+                for done, of_network in enumerate(own, 1):
+                    for task in tasks:
+                        scores, examples = self._scores(of_network, task)
+                        table.add(task.name, of_network.network, scores, examples)
+                    if progress is not None:
+                        progress(done, len(own), "scores")
+        return table.affinity()
+
+    def _features(
+        self, points: Points, images: Shaped[np.ndarray, "n ..."], progress: ProgressFn | None
+    ) -> list[Features]:
+        """Computes the features that are missing, and refers to those of all networks."""
+        needy = [name for name in self._measures if MEASURES[name].needs_probabilities]
+        kinds = kinds_of_networks(self._refs, images.shape[1:], self._options.layers, with_head=bool(needy))
+        if needy and self._options.measures != ALL and not any(PROBABILITIES in of_one for of_one in kinds.values()):
+            raise JaxTransferError(
+                f"The measure {needy[0]} needs a network that also returns scores of the classes it was trained on, as "
+                f"an output called {LOGITS!r} or {PROBABILITIES!r}; none of these networks does."
+            )
+        keys: dict[str, dict[str, Key]] = {}
+        for of_group in dict.fromkeys(kinds.values()):
+            refs = [ref for ref in self._refs if kinds[ref.name] == of_group]
+            settings = PointSettings(of_group, precision=self._options.precision)
+            computation = PointComputation(refs, images, settings, batch_size=self._batch_size, mesh=self.mesh)
+            computation.run(points, progress)
+            keys |= computation.keys
+            self.batch_sizes |= computation.batch_sizes
+        return [Features(ref.name, keys[ref.name], points) for ref in self._refs]
+
+    def _scores(self, features: Features, task: LabelledTask) -> tuple[dict[str, Score], int]:
+        """Returns the scores of a network for a task, computed or stored, and the number of examples behind them."""
+        target = self.targets[task.name]
+        scores, fingerprints = {}, {}
+        for name in self._measures:
+            kinds = features.kinds(of_head=MEASURES[name].needs_probabilities)
+            if target.target_type not in MEASURES[name].target_types or not kinds:
+                continue
+            inputs = [_VERSION, task.sha256, [features.keys[kind] for kind in kinds]]
+            fingerprints[name] = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+            stored = features.points.read_arrays(f"scores/{task.name}/{name}", features.network)
+            if stored is not None and str(stored["fingerprint"]) == fingerprints[name]:
+                scores[name] = Score(float(stored["value"]), stored["pseudo_values"])
+        start = time.process_time()
+        try:
+            layers, head = features.open(of_head=False), features.open(of_head=True)
+            computed = score_layers([name for name in fingerprints if name not in scores], target, layers, head)
+        except JaxTransferError as error:
+            raise JaxTransferError(f"Network {features.network!r}, task {task.name!r}: {error}") from error
+        self.seconds += time.process_time() - start
+        for name, score in computed.items():
+            stored = {"fingerprint": np.array(fingerprints[name]), **score._asdict()}
+            features.points.write_arrays(f"scores/{task.name}/{name}", features.network, stored)
+        return scores | computed, features.usable(target)
+
+
+def score_layers(
+    measures: Sequence[str], target: Target, layers: Sequence[Layer], head: Sequence[Layer] = ()
+) -> dict[str, Score]:
+    """Computes scores of a network for a task, each from the layer that suits it best; see `best_layer`.
+
+    Args:
+        measures: Names of the measures.
+        target: What is to be predicted.
+        layers: The network's features.
+        head: The probabilities of its head, for the measures that need them.
+    """
+    of_head = [name for name in measures if MEASURES[name].needs_probabilities]
+    of_features = [name for name in measures if name not in of_head]
+    by_layer = [run_measures(of_features, target, features=layer) for layer in layers]
+    scores = {name: best_layer([of_layer[name] for of_layer in by_layer]) for name in of_features}
+    return scores | (run_measures(of_head, target, probabilities=head[0]) if of_head else {})
+
+
+class _Table:
+    """Collects the scores of all processes."""
+
+    def __init__(self, measures: Sequence[str], tasks: Sequence[str], networks: Sequence[str]) -> None:
+        shape = len(measures), len(tasks), len(networks)
+        self._axes = measures, tasks, networks
+        self._values = np.full(shape, np.nan)
+        self._samples = np.full((GROUPS, *shape), np.nan)
+        self._counts = np.full(shape[1:], -1)
+
+    def add(self, task: str, network: str, scores: Mapping[str, Score], examples: int) -> None:
+        """Takes the scores of a network for a task."""
+        measures, tasks, networks = self._axes
+        row, column = tasks.index(task), networks.index(network)
+        self._counts[row, column] = examples
+        for name, score in scores.items():
+            self._values[measures.index(name), row, column] = score.value
+            self._samples[: len(score.pseudo_values), measures.index(name), row, column] = score.pseudo_values
+
+    def affinity(self) -> Affinity:
+        """Returns the scores of all processes; each network was scored by one of them."""
+        counts = allgather(self._counts)
+        scored = (counts >= 0).argmax(0)
+        values, samples, counts = (
+            np.take_along_axis(array, scored.reshape(1, *[1] * (array.ndim - 3), *scored.shape), 0)[0]
+            for array in (allgather(self._values), allgather(self._samples), counts)
+        )
+        measures, tasks, networks = self._axes
+        results = {}
+        for i, name in enumerate(measures):
+            if np.isnan(values[i]).all():
+                continue
+            of_measure = samples[:, i]
+            groups = (~np.isnan(of_measure)).sum(0)
+            with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # cells without a score have no samples
+                stderr = np.nanstd(of_measure, axis=0, ddof=1) / np.sqrt(groups)
+            results[name] = MethodResult(
+                values[i].astype(np.float32),
+                np.where(groups > 1, stderr, np.inf).astype(np.float32),
+                np.where(np.isnan(values[i]), 0, counts),
+                pseudo_values=of_measure.reshape(len(of_measure), -1).astype(np.float32),
+                measure=Measure("score", directed=True, sampled="labelled examples"),
+            )
+        return Affinity(networks, "cosine", results, targets=tasks)
+
+
+def _check_names(kind: str, names: Sequence[str]) -> None:
+    if not names:
+        raise JaxTransferError(f"There are no {kind}s to score.")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise JaxTransferError(f"Several {kind}s have the name {repeated[0]!r}; names must differ.")
