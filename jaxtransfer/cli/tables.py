@@ -231,10 +231,9 @@ def print_comparison(comparison: "Comparison") -> None:
             for rank, label in zip(disagreement.places, comparison.labels, strict=True)
             if rank is not None
         ]
-        extremes = [
-            f"{rank} by {label}" for rank, label in (extreme(ranks, key=itemgetter(0)) for extreme in (min, max))
-        ]
-        table.add_row(disagreement.target, disagreement.source, *extremes)
+        extremes = [extreme(ranks, key=itemgetter(0)) for extreme in (min, max)]
+        shown = [f"{rank} by {label}" for rank, label in extremes]
+        table.add_row(disagreement.target, disagreement.source, *shown)
     print_table(table)
 
 
