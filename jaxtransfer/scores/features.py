@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxtransfer.comparison.streaming import finite_images
 from jaxtransfer.errors import JaxTransferError, unknown_name
@@ -28,7 +28,7 @@ class Layer:
         shape: That shape.
     """
 
-    def __init__(self, values: Point | Float[np.ndarray, "images ..."]) -> None:
+    def __init__(self, values: Point | Float[np.ndarray | Array, "images ..."]) -> None:
         """Takes features as they are stored."""
         self._values = values
         *places, units = values.shape[1:]
@@ -39,8 +39,15 @@ class Layer:
         return self.shape[0]
 
     def __getitem__(self, images: Any) -> Float[np.ndarray, "kept height width units"]:
-        values = self._values[images]
+        values = np.asarray(self._values[images])
         return values.reshape(len(values), *self.shape[1:])
+
+
+def layers_of_outputs(outputs: PyTree) -> list[Array]:
+    """Returns the outputs of a network, except those of its head, as layers [images, height, width, units]."""
+    layers = [leaf for name, leaf in named_outputs(outputs).items() if name not in _HEADS]
+    layers = [leaf if leaf.ndim in (3, 4) else leaf.reshape(len(leaf), -1) for leaf in layers]
+    return [leaf.reshape(Layer(leaf).shape) for leaf in layers]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,10 +72,10 @@ class Features:
         """Opens the layers, or the probabilities of the head as one layer without places."""
         return [Layer(self.points.open(self.network, kind)) for kind in self.kinds(of_head=of_head)]
 
-    def usable(self, target: Target) -> Target:
-        """Returns a target without the examples at which a feature is not finite."""
+    def usable(self, target: Target) -> int:
+        """Counts the labelled examples at which all features are finite."""
         finite = finite_images({kind: self.points.open(self.network, kind) for kind in self.keys}).all(0)
-        return target if finite.all() else dataclasses.replace(target, group=np.where(finite, target.group, -1))
+        return int(finite[target.labelled].sum())
 
 
 def kinds_of_networks(

@@ -19,10 +19,11 @@ from jaxtransfer.scores.dissimilarity import rank_correlation
 from jaxtransfer.scores.evidence import log_evidence
 from jaxtransfer.scores.examples import Layer, pooled, usable_examples
 from jaxtransfer.scores.fisher import challenged_likelihood
-from jaxtransfer.scores.knn import knn
+from jaxtransfer.scores.logistic_regression import logistic
 from jaxtransfer.scores.mixture import mixture_score
+from jaxtransfer.scores.nearest_neighbours import knn
 from jaxtransfer.scores.pac_bayes import negative_bound
-from jaxtransfer.scores.ridge import ridge
+from jaxtransfer.scores.ridge_regression import ridge
 from jaxtransfer.scores.scatter import between_share, bhattacharyya, coding_rate_gain, shrunk_between_share
 from jaxtransfer.scores.score import Score
 from jaxtransfer.scores.source_classes import Predictions, log_expected_prediction, negative_entropy
@@ -83,10 +84,18 @@ class MeasureSpec:
 _SPECS = [
     MeasureSpec(
         "ridge",
-        "Share of the variance of the labels that a cross-validated ridge regression predicts.",
-        "closed form; see `ridge`",
+        "Share of the variance of the labels that a linear map predicts on held-out examples.",
+        "Ridge regression; as a probe: Alain and Bengio, arXiv 1610.01644",
         ridge,
         ("classes", "numbers", "multilabel", "dense", "dense_classes"),
+        takes="features",
+    ),
+    MeasureSpec(
+        "logistic",
+        "Accuracy of logistic regression on held-out examples; average precision of several labels an image.",
+        "As a probe: Alain and Bengio, arXiv 1610.01644",
+        logistic,
+        ("classes", "multilabel"),
         takes="features",
     ),
     MeasureSpec(

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int, Shaped
 from jaxtransfer.scores.spectra import Examples
 
 _PRIOR_TIMES_UNITS = 100.0  # the prior variance of a weight, times the number of units
-_CURVATURE = 0.01  # of the cross-entropy along a unit of variance 1, about
-_TOLERANCE = 1e-4  # of the gradient's length
+_CURVATURE = 0.003  # of the cross-entropy along a unit of variance 1, about
+_TOLERANCE = 1e-5  # of the gradient's length
 
 
 def pactran(features: Shaped[np.ndarray, "examples units"], labels: Int[np.ndarray, " examples"]) -> float:

@@ -30,8 +30,6 @@ _COPIES_OF_WEIGHTS = 5  # weights, best weights, gradient, and two moments of Ad
 def read_features(layers: Sequence[Layer], readout: Readout) -> Float[np.ndarray, "n ..."]:
     """Reads features as a readout takes them; units of several layers are put side by side.
 
-    Labels of pixels are read from the layers with the most places.
-
     Args:
         layers: The layers of a network.
         readout: The readout.
@@ -39,11 +37,8 @@ def read_features(layers: Sequence[Layer], readout: Readout) -> Float[np.ndarray
     Returns:
         [n, units], or [n, h, w, units] for labels of pixels; zeros where a feature is not finite.
     """
-    if readout.size is not None:
-        finest = max(layer.shape[1:3] for layer in layers)
-        layers = [layer for layer in layers if layer.shape[1:3] == finest]
     parts = [
-        np.concatenate([readout.pool(layer[first:last]) for layer in layers], -1)
+        np.concatenate(readout.pool([layer[first:last] for layer in layers]), -1)
         for first, last in chunks(len(layers[0]), _IMAGES_PER_READ)
     ]
     return np.nan_to_num(np.concatenate(parts), nan=0, posinf=0, neginf=0)
@@ -94,7 +89,8 @@ def labels_for(target: Target) -> np.ndarray:
 @functools.lru_cache(maxsize=16)
 def adam(steps: int) -> optax.GradientTransformation:
     """Returns Adam with rate 1 after a linear warm-up over a twentieth of the steps, and cosine decay to 0."""
-    return optax.adam(optax.warmup_cosine_decay_schedule(0, 1, max(1, steps // 20), max(2, steps)))
+    warm_up = max(1, steps // 20)
+    return optax.adam(optax.warmup_cosine_decay_schedule(0, 1, warm_up, max(warm_up + 1, steps)))
 
 
 class _Loss(NamedTuple):

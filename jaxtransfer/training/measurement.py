@@ -10,7 +10,6 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxtransfer.devices import gather_to_host
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.files import read_arrays, write_arrays
 from jaxtransfer.points.store import chunks
@@ -242,7 +241,7 @@ def _judge(
         centre, _ = label_units(target.target_type, values.shape[-1], target.values[part.train])
         judged.append(judge(target.target_type, values[mask], target.values[part.held_out], centre))
     metrics = {name: np.array([values[name] for values in judged]) for name in judged[0]}
-    return _Judged(gather_to_host(state.best.loss), gather_to_host(state.best.step), metrics)
+    return _Judged(np.asarray(state.best.loss), np.asarray(state.best.step), metrics)
 
 
 def _stacked(indices: Sequence[Int[np.ndarray, " count"]]) -> tuple[

@@ -1,7 +1,8 @@
 """The linear readout of features, and the losses of its predictions, for all types of labels."""
 
 import dataclasses
-from typing import NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,6 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from jaxtransfer.data.datasets import TargetType
 from jaxtransfer.scores.target import Target
-
-AnyArray = TypeVar("AnyArray", Array, np.ndarray)
 
 _DENSE: tuple[TargetType, ...] = ("dense", "dense_classes")
 _CLASSES: tuple[TargetType, ...] = ("classes", "dense_classes")
@@ -66,9 +65,16 @@ class Readout:
         """
         return {"kernel": np.zeros((units, self.outputs), np.float32), "bias": np.zeros(self.outputs, np.float32)}
 
-    def pool(self, features: AnyArray) -> AnyArray:
-        """Returns what is read: for labels of whole images the mean over places, [n, units]; else the features."""
-        return features.mean((1, 2)) if self.size is None else features
+    def pool(self, layers: Sequence[Any]) -> list[Any]:
+        """Returns what is read from layers, each [n, h, w, units].
+
+        For labels of whole images it is the mean over places, [n, units]; for labels of pixels the layers that have the
+        most places.
+        """
+        if self.size is None:
+            return [layer.mean((1, 2)) for layer in layers]
+        finest = max(layer.shape[1:3] for layer in layers)
+        return [layer for layer in layers if layer.shape[1:3] == finest]
 
     def __call__(self, weights: PyTree, units: Units, features: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
         """Predicts labels, [n, outputs] or [n, height, width, outputs]: logits of classes and labels, or numbers.

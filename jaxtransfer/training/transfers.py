@@ -28,6 +28,7 @@ from jaxtransfer.points.store import Points
 from jaxtransfer.scores.features import Features, kinds_of_networks
 from jaxtransfer.scores.target import Target
 from jaxtransfer.training import frozen
+from jaxtransfer.training.finetune import finetune_learning, finetune_model
 from jaxtransfer.training.frozen import frozen_model, read_features
 from jaxtransfer.training.measurement import Outcome, StepsFn, measure
 from jaxtransfer.training.metrics import MEASURES, METRICS
@@ -181,7 +182,8 @@ class Measuring:
         self.chosen = {task.name: self._best(task.name, scores, top, measure) for task in self._tasks}
         control = RANDOM if options.protocol == "frozen" else SCRATCH
         self._sources = _sources_of_tasks(self.chosen, self._refs, control)
-        self._learning = frozen.LEARNING.with_steps(options.steps)
+        learning = frozen.LEARNING if options.protocol == "frozen" else finetune_learning(self.mesh)
+        self._learning = learning.with_steps(options.steps)
 
     def _best(self, task: str, scores: Affinity | None, top: int | None, measure: str | None) -> list[str]:
         """Returns the networks to measure for a task, in the order of the zoo, or that of their scores."""
@@ -263,7 +265,10 @@ class Measuring:
             readings = read_features(features.open(of_head=False), Readout.of(target))
             model = frozen_model(readings, target, self._learning, self.mesh)
         else:
-            raise NotImplementedError
+            from_scratch = ref.name not in self._refs
+            model = finetune_model(
+                ref.load(), task.images, target, self._learning, self.mesh, from_scratch=from_scratch
+            )
         fold = folds_of(target.group, self._options.folds, task.name)
         outcome = measure(
             model, target, fold, self._learning, self._options.seeds, self.mesh, folder=folder, progress=report

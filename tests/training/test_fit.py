@@ -28,7 +28,7 @@ def logistic(weights: Any, statistics: Any, examples: Any) -> tuple[jax.Array, j
 def examples(seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(COUNT, UNITS)).astype(np.float32)
-    y = x @ np.float32([1, -2, 0.5]) + rng.normal(size=COUNT).astype(np.float32)
+    y = x @ np.array([1, -2, 0.5], np.float32) + rng.normal(size=COUNT).astype(np.float32)
     return {"x": x, "y": y}
 
 
@@ -42,7 +42,14 @@ def last(problem: Problem, weights: Any, data: Any, steps: int, rates: Any, **op
     mesh = options.pop("mesh", default_mesh())
     state = start(problem, weights, (), mesh, validated="validation" in options)
     trainings = fit(
-        problem, state, np.float32(rates), lambda a, b: (data, batches(a, b)), mesh, steps=steps, chunk=10, **options
+        problem,
+        state,
+        np.array(rates, np.float32),
+        lambda a, b: (data, batches(a, b)),
+        mesh,
+        steps=steps,
+        chunk=10,
+        **options,
     )
     return [state for _, state in trainings][-1]
 
@@ -78,15 +85,16 @@ def test_the_best_step_is_kept(rate: float) -> None:
     held = np.arange(COUNT, dtype=np.int32)[None]
     validation = Validation(other, held, np.ones_like(held, bool), 10, COUNT)
     mesh, batches = default_mesh(), everything(1)
-    state = start(problem, np.ones((1, UNITS), np.float32), (), mesh, validated=True)
-    losses, weights = [], []
-    for _, reached in fit(problem, state, np.float32([rate]), lambda a, b: (data, batches(a, b)), mesh, steps=60,
-                        chunk=10, validation=validation):  # fmt: skip
-        weights.append(np.asarray(reached.weights[0]))
+    first = start(problem, np.ones((1, UNITS), np.float32), (), mesh, validated=True)
+    losses, weights, state = [], [], first
+    trainings = fit(problem, first, np.array([rate], np.float32), lambda a, b: (data, batches(a, b)), mesh, steps=60,
+                    chunk=10, validation=validation)  # fmt: skip
+    for _, state in trainings:
+        weights.append(np.asarray(state.weights[0]))
         losses.append(np.mean((other["x"].astype(float) @ weights[-1] - other["y"]) ** 2))
-    assert state.best is not None
     best = int(np.nanargmin(losses))
     assert best == (5 if rate < 1 else 0)
+    assert state.best is not None
     assert state.best.step[0] == 10 * (best + 1)
     np.testing.assert_array_equal(state.best.weights[0], weights[best])
     np.testing.assert_allclose(state.best.loss[0], losses[best], rtol=1e-4)
@@ -96,7 +104,7 @@ def test_validation_examples_that_only_fill_up_do_not_count() -> None:
     problem, data = Problem(squared, optax.sgd(1.0)), examples()
     losses = []
     for held in ([3, 4, 5], [3, 4, 5, 3, 9]):
-        indices, counted = np.int32([held]), np.arange(len(held))[None] < 3
+        indices, counted = np.array([held], np.int32), np.arange(len(held))[None] < 3
         validation = Validation(data, indices, counted, 10, 2)
         best = last(problem, np.zeros((1, UNITS), np.float32), data, 10, [0.1], validation=validation).best
         assert best is not None
@@ -127,7 +135,7 @@ def test_devices_share_trainings() -> None:
 
 
 def test_functions_of_examples_are_the_same_in_batches_of_any_size() -> None:
-    data, indices = examples(), np.int32([[0, 5, 7, 7, 2]])
+    data, indices = examples(), np.array([[0, 5, 7, 7, 2]], np.int32)
 
     def function(weights: Any, statistics: Any, examples: Any) -> jax.Array:
         return examples["x"] @ weights

@@ -118,6 +118,6 @@ def test_a_loss_that_is_never_finite_is_an_error() -> None:
 
 
 def test_too_few_examples_for_the_folds() -> None:
-    task = LabelledTask.of(np.zeros((5, 1, 1, 1), np.uint8), ["a", "b", "a", "b", ""], name="few")
+    task = LabelledTask.of(np.zeros((5, 1, 1, 1), np.uint8), np.array(["a", "b", "a", "b", ""]), name="few")
     with pytest.raises(JaxTransferError, match="'few' can be divided into 4 folds, not 5: it has 4 labelled examples"):
         folds_of(Target.of(task).group, 5, "few")

@@ -90,7 +90,7 @@ def test_labels_of_pixels_are_predicted_place_by_place() -> None:
     """A change of a feature moves predictions only near its place."""
     readout, rng = Readout("dense", 2, (8, 8)), np.random.default_rng(0)
     weights = {"kernel": rng.normal(size=(3, 2)).astype(np.float32), "bias": np.zeros(2, np.float32)}
-    units = Units(*np.float32([1.0]), np.zeros(2, np.float32), np.ones(2, np.float32))  # pyright: ignore
+    units = Units(np.ones((), np.float32), np.zeros(2, np.float32), np.ones(2, np.float32))  # pyright: ignore
     features = rng.normal(size=(1, 4, 4, 3)).astype(np.float32)
     changed = features.copy()
     changed[0, 0, 0] += 1

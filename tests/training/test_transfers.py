@@ -45,7 +45,7 @@ def measured(networks: Any, tasks: Any, **options: Any) -> Transfers:
 
 def colours(one: float, other: float) -> Network:
     """A network that sees red and green with these weights, and no blue."""
-    return Network(f"{one:g}-{other:g}", mean, {"scale": np.float32([one, other, 0])})
+    return Network(f"{one:g}-{other:g}", mean, {"scale": np.array([one, other, 0], np.float32)})
 
 
 def test_sources_are_measured_for_tasks_of_every_type() -> None:
@@ -110,7 +110,9 @@ def test_results_are_reused_and_the_same(tmp_path: Any) -> None:
 
 def test_only_the_best_by_score_are_measured() -> None:
     networks, tasks = [network(name, i) for i, name in enumerate("abc")], [task("one"), task("two")]
-    scores = Affinity.of(["a", "b", "c"], {"ridge": [[0.1, 0.3, 0.2], [0.9, 0.1, 0.2]]}, targets=["one", "two"])
+    scores = Affinity.of(
+        ["a", "b", "c"], {"ridge": np.array([[0.1, 0.3, 0.2], [0.9, 0.1, 0.2]])}, targets=["one", "two"]
+    )
     transfers = measured(networks, tasks, scores=scores, top=2)
     known = {target: {name for name, *_ in transfers.rank(target, method="accuracy")} for target in ("one", "two")}
     assert known == {"one": {"b", "c", "random"}, "two": {"a", "c", "random"}}
@@ -168,6 +170,6 @@ def test_names_are_told_apart() -> None:
         measured([network("net"), network("net", 1)], task())
     with pytest.raises(JaxTransferError, match="There are no tasks"):
         measured([network("net")], [])
-    scores = Affinity.of(["net", "gone"], {"ridge": [[0.1, 0.3]]}, targets=["red"])
+    scores = Affinity.of(["net", "gone"], {"ridge": np.array([[0.1, 0.3]])}, targets=["red"])
     with pytest.raises(JaxTransferError, match="'gone'"):
         measured([network("net")], task(), scores=scores, top=1)
