@@ -2,8 +2,8 @@
 
 Meant for a machine that is available for minutes only: after every step, all results so far are written to a JSON file
 per mode. Needs JAX, and PyTorch for the comparison with it. Weights are random, which takes the same time as trained
-ones. Run `python -m benchmarks.accelerator --out DIRECTORY` from the root of the checkout; `--modes` splits the work
-over several calls.
+ones. Run `python -m benchmarks.accelerator --out DIRECTORY` from the root of the checkout; `--modes` and `--steps`
+split the work over several calls.
 """
 
 import argparse
@@ -57,6 +57,8 @@ MODES = {
     "tf32": Mode(jnp.float32, "tf32", (jnp.float32, "tensorfloat32")),
     "float32": Mode(jnp.float32, "float32", (jnp.float32, "highest")),
 }
+STEPS = ("job", "torch", "loops", "library")
+"""What is measured of each mode, after the rates of matrix products and of the passes: see `measure`."""
 Maps = dict[str, Float[Array, "images pixels"]]
 
 
@@ -329,7 +331,9 @@ def measure(
     images: UInt8[np.ndarray, "images height width 3"],
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Runs all steps in a mode.
+    """Measures one mode: matrix products, passes, then the steps asked for.
+
+    The steps are the whole "job", the comparisons with "torch", of "loops" over networks, and with the "library".
 
     Args:
         name: Name of the mode.
@@ -337,7 +341,7 @@ def measure(
         module: Function from a network's weights to the same network in PyTorch; None if PyTorch is not installed.
         params: Weights of every network.
         images: Images that all networks see.
-        options: `batch_sizes`, `rounds`, `library_images` and `out` of the command line.
+        options: `batch_sizes`, `steps`, `rounds`, `library_images` and `out` of the command line.
 
     Returns:
         The record, as it was written.
@@ -345,11 +349,13 @@ def measure(
     run = Measurement(name, apply, params, images, options)
     product_rate = run.measure_products()
     fastest = run.measure_passes()
-    run.measure_job(fastest, product_rate)
-    if module is not None and run.mode.peer:
+    if "job" in options.steps:
+        run.measure_job(fastest, product_rate)
+    if "torch" in options.steps and module is not None and run.mode.peer:
         run.compare_with_torch(fastest, module(run.params[0]))
-    run.compare_loops(fastest)
-    if name != "all_bfloat16":  # a mode that the library does not have
+    if "loops" in options.steps:
+        run.compare_loops(fastest)
+    if "library" in options.steps and name != "all_bfloat16":  # a mode that the library does not have
         run.compare_library()
     return run.record
 
@@ -366,6 +372,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--size", type=int, default=256, help="height and width of the images")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS, help="what to measure of each mode")
     parser.add_argument(
         "--batch-sizes", nargs="+", type=int, default=[40, 100, 200], help="images per batch, in increasing order"
     )

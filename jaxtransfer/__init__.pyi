@@ -1,4 +1,5 @@
 from . import rooms as rooms
+from . import scores as scores
 from . import taskonomy as taskonomy
 from ._version import __version__ as __version__
 from .attribution.diagnostics import FAULTS as FAULTS

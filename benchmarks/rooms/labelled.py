@@ -87,42 +87,36 @@ def measure_sources(
     matrices = {(count, measure): np.full((len(names),) * 2, np.nan) for count in counts for measure in MEASURES}
     folder = work / "labelled"
     folder.mkdir(parents=True, exist_ok=True)
-    done = 0
-    for task_input in dict.fromkeys(task.input for task in rooms.TASKS.values()):
-        same_input = [task for task in rooms.TASKS.values() if task.input is task_input]
-        missing = [task for task in same_input if not (folder / f"{task.name}.npz").exists()]
-        features = {}
-        if missing:
-            features = {name: transfer.represent(zoo[name], missing[0], examples) for name in names}
-        for task in same_input:
-            file = folder / f"{task.name}.npz"
-            if task in missing:
-                write_arrays(file, _scores(task, examples, features, counts))
-            stored = read_arrays(file)
-            for key, matrix in matrices.items():
-                if (label := _label(*key)) in stored:
-                    matrix[names.index(task.name)] = stored[label]
-            done += 1
-            progress(done, len(names))
+    features, seen = [], None
+    for done, task in enumerate(sorted(rooms.TASKS.values(), key=_input_name), 1):
+        file = folder / f"{task.name}.npz"
+        stored = read_arrays(file) if file.exists() else {}
+        targets = {count: target(task, examples.part(0, count)) for count in counts}
+        if missing := [key for key in matrices if _label(*key) not in stored and _allows(key[1], targets[key[0]])]:
+            if not features or seen != task.input:  # tasks with the same input follow each other
+                features = [transfer.represent(zoo[name], task, examples).astype(np.float32) for name in names]
+                seen = task.input
+            for count, measure in missing:
+                of_count = [MEASURES[measure].run(of_one[:count], targets[count]).value for of_one in features]
+                stored[_label(count, measure)] = np.array(of_count)
+            write_arrays(file, stored)
+        for key, matrix in matrices.items():
+            if (label := _label(*key)) in stored:
+                matrix[names.index(task.name)] = stored[label]
+        progress(done, len(names))
     return matrices
+
+
+def _input_name(task: rooms.Task) -> str:
+    return task.input.__name__
+
+
+def _allows(measure: str, labels: Target) -> bool:
+    return labels.target_type in MEASURES[measure].target_types and not MEASURES[measure].needs_probabilities
 
 
 def _label(count: int, measure: str) -> str:
     return f"{measure}-{count}"
-
-
-def _scores(
-    task: rooms.Task, examples: Examples, features: Mapping[str, np.ndarray], counts: Sequence[int]
-) -> dict[str, Float[np.ndarray, " sources"]]:
-    """Scores all encoders for one task with the first so many examples."""
-    values = {}
-    for count in counts:
-        of_count = target(task, examples.part(0, count))
-        for name, measure in MEASURES.items():
-            if of_count.target_type in measure.target_types and not measure.needs_probabilities:
-                layers = (np.asarray(of_source[:count], np.float32) for of_source in features.values())
-                values[_label(count, name)] = np.array([measure.run([layer], of_count).value for layer in layers])
-    return values
 
 
 def score_all(matrices: Mapping[tuple[int, str], Matrix], truth: Matrix) -> list[Row]:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from jaxtransfer.data.datasets import LabelledTask
     from jaxtransfer.data.probe import Probe
     from jaxtransfer.demo import DemoResult
-    from jaxtransfer.evaluation.confidence import RankedSource
     from jaxtransfer.evaluation.oracle import Oracle
     from jaxtransfer.evaluation.retrieval import Quantity
     from jaxtransfer.evaluation.summary import Evaluations
@@ -55,36 +54,45 @@ def print_scores(scores: "Affinity", tasks: "Sequence[LabelledTask]", out: Path)
     """Prints which network to start from for every task and how sure that is, what was left out, and the files."""
     from jaxtransfer.evaluation.confidence import certain_ranking
 
-    measures = scores.methods
-    table = Table("task", title="Best networks to start from (score ± standard error)", title_justify="left")
-    for measure in measures:
-        table.add_column(measure, overflow="fold")
+    first, *others = scores.methods
+    table = Table(title="Which network to start from", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("task", "start from"):
+        table.add_column(column, overflow="fold")
+    for column in (first, "sure", "more examples", *(["same choice"] if others else [])):
+        table.add_column(column, justify="right")
     for task in scores.targets:
-        best = [scores.rank(task, method=measure)[:1] for measure in measures]
-        cells = [f"{row[0][0]}\n{row[0][1]:.3f} ± {row[0][2]:.3f}" if row else "-" for row in best]
-        table.add_row(task, *cells)
+        ranked = certain_ranking(scores, task, method=first)
+        if not ranked:
+            table.add_row(task, f"- ({first} does not allow its labels)")
+            continue
+        best = ranked[0]
+        agreeing = [scores.rank(task, method=measure)[:1] for measure in others]
+        known = [row[0][0] for row in agreeing if row]
+        table.add_row(
+            task,
+            best.name,
+            f"{best.affinity:.3f} ± {best.stderr:.3f}",
+            "" if best.above_next is None else f"{best.above_next:.0%}",
+            "" if best.more_images is None else str(best.more_images),
+            *([f"{known.count(best.name)} of {len(known)}"] if others else []),
+        )
     print_table(table)
+    print(
+        '"sure": probability that the network truly scores above the next one. "more examples": about how many more '
+        "labelled examples would raise it to 95 %."
+    )
+    if others:
+        print(f'"same choice": other measures ({", ".join(others)}) that rank the network first.')
     for task in tasks:
-        ranked = certain_ranking(scores, task.name, method=measures[0])
-        if len(ranked) > 1:
-            print(_advice(task.name, ranked[0], ranked[1].name, measures[0]))
         if task.missing:
             print(f"{task.name}: {task.missing} labels are missing.")
         if task.unlabelled:
             print(f"{task.name}: {task.unlabelled} images have no label and were not used.")
         _print_skipped(task.skipped, out, before=f"{task.name}: ", shown=3)
-    print(f"Scores and heat maps are in {out}; `jaxtransfer rank {out} TASK` prints a ranking.")
-
-
-def _advice(task: str, best: "RankedSource", runner_up: str, measure: str) -> str:
-    """Says which network to start from, and what would make that certain."""
-    sentence = f"{task}: start from {best.name}; {measure} ranks it above {runner_up}"
-    if best.above_next is None:
-        return f"{sentence}."
-    sentence += f" with probability {best.above_next:.0%}"
-    if best.more_images:
-        return f"{sentence}; about {best.more_images} more labelled examples would make that 95 %."
-    return f"{sentence}."
+    print(
+        f"Scores and heat maps are in {out}; `jaxtransfer rank {out} TASK` prints a ranking, and `jaxtransfer transfer "
+        f"ZOO TASKS --scores {out} --top 3 --out DIRECTORY` measures the best three."
+    )
 
 
 def print_rankings(affinity: "Affinity", target: str, methods: Sequence[str], top: int | None) -> None:

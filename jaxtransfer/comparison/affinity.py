@@ -443,9 +443,10 @@ def _samples_file(directory: Path, method: str) -> Path:
 
 
 def _index(names: Sequence[str], name: str, kind: str) -> int:
-    if name not in names:
-        raise unknown_name(kind, name, names)
-    return names.index(name)
+    try:
+        return names.index(name)
+    except ValueError:
+        raise unknown_name(kind, name, names) from None
 
 
 def _write_table(file: Path, targets: Sequence[str], sources: Sequence[str], table: np.ndarray) -> None:

@@ -241,7 +241,8 @@ class _Pairs:
         for start, stop in chunks(tiles.images, tiles.chunk_images):
             row_tiles = [(i, tiles(row_networks[i], start, stop)) for i in _tiled(len(row_networks))]
             for j in _tiled(len(column_networks)):
-                column_tile = tiles(column_networks[j], start, stop)
+                of_rows = (tile for i, tile in row_tiles if np.array_equal(row_networks[i], column_networks[j]))
+                column_tile = next(of_rows, None) or tiles(column_networks[j], start, stop)
                 for i, row_tile in row_tiles:
                     cosines, row_usable, column_usable = tiles.compare(row_tile, column_tile)
                     self.usable[order[row_networks[i]], start:stop] = row_usable.T

@@ -58,7 +58,8 @@ def network_refs(networks: Zoo | Iterable[Network]) -> list[NetworkRef]:
     if others := [entry for entry in networks if not isinstance(entry, Network)]:
         type_name = type(others[0]).__name__
         raise JaxTransferError(f"networks must hold Network(name, apply, params) only, not a {type_name}.")
-    return [_in_memory(network) for network in networks]
+    with ThreadPoolExecutor() as pool:  # hashing all weights on one core takes longer than a GPU's passes
+        return [*pool.map(_in_memory, networks)]
 
 
 def _in_zoo(zoo: Zoo, name: str, manifest: Mapping[str, Any]) -> NetworkRef:

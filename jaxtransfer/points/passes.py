@@ -285,8 +285,12 @@ def evidence_of_row(evidence: Evidence, row: int) -> Evidence:
     return jax.tree.map(first, evidence)
 
 
+@functools.lru_cache(maxsize=256)
 def bytes_needed(program: jax.stages.Compiled) -> int:
-    """Returns the memory that a program uses on a device, with its arguments; 0 where the compiler does not say."""
+    """Returns the memory that a program uses on a device, with its arguments; 0 where the compiler does not say.
+
+    The compiler takes up to a tenth of a second to say it, so it is asked once about a program.
+    """
     sizes = program.memory_analysis()
     return sizes.temp_size_in_bytes + sizes.argument_size_in_bytes + sizes.output_size_in_bytes if sizes else 0
 

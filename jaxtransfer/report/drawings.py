@@ -22,22 +22,24 @@ def method_drawings(affinity: Affinity, view: MethodView, groups: Mapping[str, s
         f"heat_map_{view.name}",
         functools.partial(
             figures.heat_map,
-            affinity[view.name][np.ix_(view.order, view.order)],
-            [affinity.names[i] for i in view.order],
+            affinity[view.name][np.ix_(view.order, view.order)] if affinity.square else affinity[view.name],
+            [affinity.sources[i] for i in view.order],
+            targets=None if affinity.square else affinity.targets,
             title=f"{measure.name.capitalize()}{view.by}{', in the order of the tree' if view.tree else ''}",
             quantity=measure.name,
             smaller_is_nearer=measure.smaller_is_nearer,
             directed=measure.directed,
-            groups=groups,
+            groups=groups if affinity.square else None,
         ),
     )
     if view.tree is not None:
         title = f"Task similarity tree{view.by}{', from the symmetric part' if measure.directed else ''}"
         yield f"tree_{view.name}", functools.partial(figures.tree, view.tree, title=title, groups=groups)
-    best = "" if len(affinity.names) <= _NETWORKS_PER_PAGE + 1 else ", the ten best"
-    for targets, suffix, page in pages(affinity.names):
+    best = "" if len(affinity.sources) - affinity.square <= _NETWORKS_PER_PAGE else ", the ten best"
+    for targets, suffix, page in pages(affinity.targets):
         rankings = {target: affinity.rank(target, method=view.name) for target in targets}
-        title = f"Sources{view.by}{best} ({measure.name} ± standard error, {measure.direction}){page}"
+        direction = measure.direction if affinity.square else measure.direction.replace("nearer", "better")
+        title = f"Sources{view.by}{best} ({measure.name} ± standard error, {direction}){page}"
         yield f"sources_{view.name}{suffix}", functools.partial(figures.ranked_sources, rankings, title=title)
 
 

@@ -19,8 +19,9 @@ class MethodView:
     Attributes:
         name: The method.
         measure: What its values are.
-        tree: The tree of the networks whose affinities are all known; None where they are fewer than three.
-        order: Indices of the networks in the order of the tree, followed by those that are not in it.
+        tree: The tree of the networks whose affinities are all known; None where they are fewer than three, and where
+            targets have names of their own.
+        order: Indices of the sources in the order of the tree, followed by those that are not in it.
     """
 
     name: str
@@ -36,11 +37,12 @@ class MethodView:
 
 def method_view(affinity: Affinity, method: str) -> MethodView:
     """Returns what the figures and tables of a method need."""
-    known = affinity.complete(method)
-    tree = task_tree(known, method=method) if len(known.names) > 2 else None
+    tree = None
+    if affinity.square and len((known := affinity.complete(method)).names) > 2:
+        tree = task_tree(known, method=method)
     ordered = () if tree is None else tree.ordered
-    others = [name for name in affinity.names if name not in ordered]
-    order = [affinity.names.index(name) for name in (*ordered, *others)]
+    others = [name for name in affinity.sources if name not in ordered]
+    order = [affinity.sources.index(name) for name in (*ordered, *others)]
     return MethodView(method, affinity.measure(method), tree, order)
 
 
@@ -49,9 +51,11 @@ def method_data(affinity: Affinity, view: MethodView) -> dict[str, Any]:
 
     Every ranked source is [index, value, standard error, probability to rank above the next, more images needed].
     """
-    index = {name: i for i, name in enumerate(affinity.names)}
+    index = {name: i for i, name in enumerate(affinity.sources)}
     counts = affinity.counts(view.name)
-    off_diagonal = counts[~np.eye(len(counts), dtype=bool)].reshape(len(counts), -1)
+    compared = counts
+    if affinity.square:
+        compared = counts[~np.eye(len(counts), dtype=bool)].reshape(len(counts), -1)
     unusable = [network for network, _ in affinity.unusable[view.name]]
     return {
         "name": view.name,
@@ -72,10 +76,10 @@ def method_data(affinity: Affinity, view: MethodView) -> dict[str, Any]:
                 ]
                 for source in certain_ranking(affinity, target, method=view.name)
             ]
-            for target in affinity.names
+            for target in affinity.targets
         ],
-        "counts": off_diagonal.min(axis=1, initial=int(counts.max(initial=0))).tolist(),
-        "unusable": [unusable.count(name) for name in affinity.names],
+        "counts": compared.min(axis=1, initial=int(counts.max(initial=0))).tolist(),
+        "unusable": [unusable.count(name) for name in affinity.targets],
     }
 
 

@@ -18,6 +18,7 @@ from jaxtransfer.evaluation.rooms_scores import best_first, reason_for_first
 from jaxtransfer.files import atomic_directory, atomic_write
 from jaxtransfer.report.drawings import method_drawings
 from jaxtransfer.report.gallery import Gallery
+from jaxtransfer.report.measures import measure_table, measured_data, measured_transfer, task_table
 from jaxtransfer.report.methods import MethodView, method_data, method_view
 from jaxtransfer.report.provenance import (
     control_rows,
@@ -50,8 +51,9 @@ def write_report(
     replaced before the new files are complete.
 
     Args:
-        directory: The directory of a run of attribution maps or of principal gradients.
-        oracle: Measured transfer to compare the rankings with; None: the report has no curves.
+        directory: The directory of a run of any command.
+        oracle: Measured transfer to compare the rankings with, and to show beside the scores of labelled tasks; None:
+            the report has no curves.
         groups: The group of each network by name; None: no groups. Names that are not in the run are ignored.
         relevant: The number of sources of each target that count as relevant.
         progress: Called with the number of figures drawn, the number of all figures and the name of the next.
@@ -66,11 +68,12 @@ def write_report(
     directory = Path(directory)
     record = finished_record(directory)
     affinity = affinity_of(directory, record)
-    group_of = None if groups is None else {name: groups.get(name, figures.OTHER) for name in affinity.names}
+    group_of = None if groups is None else {name: groups.get(name, figures.OTHER) for name in affinity.sources}
     methods = best_first(affinity.methods)
     views = [method_view(affinity, method) for method in methods]
     scores = None if oracle is None else Scores(affinity, methods, oracle, relevant)
     gallery = Gallery(directory, record, affinity)
+    measured = {} if affinity.square else measured_transfer(directory, affinity, oracle)
 
     drawings = [drawing for view in views for drawing in method_drawings(affinity, view, group_of)]
     drawings += gallery.drawings()
@@ -87,12 +90,16 @@ def write_report(
         run=Path(os.path.abspath(directory)).name,
         noun="task" if record["kind"] == "pge" else "network",
         pge=record["kind"] == "pge",
-        data=_as_script(_data(directory, record, affinity, views, group_of, gallery)),
-        names=affinity.names,
+        square=affinity.square,
+        data=_as_script(_data(directory, record, affinity, views, group_of, gallery, measured)),
+        targets=affinity.targets,
         faults=in_sentences(affinity.faults),
         methods=methods,
         reason=reason_for_first(methods),
-        trees={view.name: _tree_element(affinity, view, inline) for view in views},
+        trees={view.name: _tree_element(affinity, view, inline) for view in views if affinity.square},
+        measures=None if affinity.square else measure_table(affinity, methods, measured),
+        seconds=record.get("processor_seconds_of_measures"),
+        tasks=None if affinity.square else task_table(record),
         scores=scores,
         curves=inline.get("curves"),
         gallery=gallery,
@@ -147,19 +154,22 @@ def _data(
     views: list[MethodView],
     groups: Mapping[str, str] | None,
     gallery: Gallery,
+    measured: dict[str, Oracle],
 ) -> dict[str, Any]:
     """Returns what the page's script shows."""
-    faults = ["; ".join(describe_fault(fault) for fault in affinity.faults.get(name, ())) for name in affinity.names]
+    faults = ["; ".join(describe_fault(fault) for fault in affinity.faults.get(name, ())) for name in affinity.sources]
     pge = record["kind"] == "pge"
     return {
-        "names": affinity.names,
+        "names": affinity.sources,
+        "targets": None if affinity.square else affinity.targets,
         "faults": faults,
-        "groups": None if groups is None else [groups[name] for name in affinity.names],
+        "groups": None if groups is None else [groups[name] for name in affinity.sources],
         "colours": {} if groups is None else figures.group_colours(groups.values()),
         "scale": figures.value_colours(_VALUE_COLOURS),
         "methods": [method_data(affinity, view) for view in views],
         "gallery": gallery.data(),
         "control": control_rows(directory) if pge else [],
+        "measured": measured_data(affinity, measured),
     }
 
 

@@ -3,6 +3,7 @@
 import math
 import shlex
 from pathlib import Path
+from typing import Any
 
 from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.runs.gradient_results import read_control
@@ -11,8 +12,11 @@ from jaxtransfer.runs.record import Record
 
 def headline_facts(record: Record, affinity: Affinity) -> list[str]:
     """Returns the facts beside the page's title, a few words each."""
-    count = len(affinity.names)
-    if record["kind"] == "pge":
+    count = len(affinity.sources)
+    if not affinity.square:
+        tasks = len(affinity.targets)
+        facts = [f"{tasks} task{'s' if tasks > 1 else ''}", f"{count} network{'s' if count > 1 else ''}"]
+    elif record["kind"] == "pge":
         facts = [f"{count} task{'s' if count > 1 else ''}", f"backbone {record['settings'].get('backbone', 'unknown')}"]
     else:
         facts = [f"{count} networks"]
@@ -50,17 +54,25 @@ def hash_rows(record: Record) -> list[tuple[str, str]]:
     """Returns (name, SHA-256) of the images, the networks and the data sets."""
     probe = [("all probe images", record["probe"]["sha256"])] if "probe" in record else []
     networks = [(name, network["weights_sha256"]) for name, network in record.get("networks", {}).items()]
-    datasets = [(name, dataset["sha256"]) for name, dataset in record.get("datasets", {}).items()]
+    datasets = [(name, dataset["sha256"]) for name, dataset in _datasets(record).items()]
     return [*probe, *networks, *datasets]
 
 
 def skipped_rows(record: Record) -> list[tuple[str, str]]:
-    """Returns (file or class, reason) of what was not used."""
+    """Returns (file, class or column of labels, reason) of what was not used."""
     rows = [tuple(pair) for pair in record.get("probe", {}).get("skipped", [])]
-    for name, dataset in record.get("datasets", {}).items():
+    for name, dataset in _datasets(record).items():
         rows += [(f"{name}: {file}", reason) for file, reason in dataset["skipped"]]
-        rows += [(f"{name}: class {label}", f"only {count} images") for label, count in dataset["left_out"]]
+        if dataset.get("kind", "classes") == "classes":
+            rows += [(f"{name}: class {label}", f"only {count} images") for label, count in dataset["left_out"]]
+        else:
+            rows += [(f"{name}: {column}", "all its labels are equal") for column, _ in dataset["left_out"]]
     return rows
+
+
+def _datasets(record: Record) -> dict[str, dict[str, Any]]:
+    """Returns what a record says of the labelled data sets of a run of principal gradients or of scores."""
+    return record.get("datasets", {}) | record.get("tasks", {})
 
 
 def unusable_rows(record: Record) -> list[tuple[str, str, str]]:

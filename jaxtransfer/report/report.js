@@ -1,6 +1,8 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
-const names = data.names, count = names.length;
+// Networks that are compared with one another are targets and sources alike; else targets have their own names.
+const names = data.names, square = data.targets === null, targets = square ? names : data.targets;
+const nearer = square ? "nearer" : "better";
 const state = {method: 0, target: 0, words: [], names: false, row: 0, column: 0};
 const $ = id => document.getElementById(id);
 
@@ -28,6 +30,7 @@ const decimals = values => {
 };
 const signed = text => text.replace("-", "\u2212");
 const fixed = (value, digits) => value === null ? "not known" : signed(value.toFixed(digits));
+const withError = (value, error) => { const digits = decimals([value]); return fixed(value, digits) + (error === null ? "" : ` \u00b1 ${fixed(error, digits)}`); };
 const share = value => value === null ? "" : value > 0.995 ? "> 99 %" : value < 0.005 ? "< 1 %" : `${Math.round(100 * value)} %`;
 
 // A table whose columns are objects: `value` is what rows are sorted by, `cell` what is shown.
@@ -89,15 +92,17 @@ function errorBar(value, error, low, high) {
 }
 
 function choose(i, scroll = false) {
-  state.target = (i + count) % count;
+  state.target = (i + targets.length) % targets.length;
   showTarget();
   if (scroll) { $("sources").scrollIntoView(); $("target").focus({preventScroll: true}); }
 }
 const targetButton = i => {
-  const button = make("button", {type: "button", className: "link"}, ...parts(names[i]));
+  const button = make("button", {type: "button", className: "link"}, ...parts(targets[i]));
   button.addEventListener("click", () => choose(i, true));
   return button;
 };
+const sourceCell = i => [...(square ? [targetButton(i)] : parts(names[i])), faultMark(i)];
+const targetMark = i => square ? faultMark(i) : "";
 const faultMark = i => data.faults[i] ? make("span", {className: "fault", role: "img", title: data.faults[i], "aria-label": `Its maps mean little: ${data.faults[i]}`}) : "";
 
 // On a telephone the groups come behind the numbers, which would be out of sight.
@@ -107,10 +112,10 @@ const groupsLast = columns => narrow.matches ? [...columns.filter(({key}) => key
 const ranking = new Table($("ranking"), "rank");
 function showTarget() {
   const method = data.methods[state.method], rows = method.ranked[state.target];
-  $("target").value = names[state.target];
+  $("target").value = targets[state.target];
   const digits = decimals(rows.map(row => row[1]));
   const low = Math.min(...rows.map(row => row[1] - (row[2] ?? 0))), high = Math.max(...rows.map(row => row[1] + (row[2] ?? 0)));
-  const answer = [make("p", {className: "soft"}, "For ", ...parts(names[state.target]), faultMark(state.target), " start from")];
+  const answer = [make("p", {className: "soft"}, "For ", ...parts(targets[state.target]), targetMark(state.target), " start from")];
   if (rows.length) {
     const [best, value, error, above, more] = rows[0];
     answer.push(make("p", {className: "best"}, ...parts(names[best]), faultMark(best)));
@@ -124,7 +129,11 @@ function showTarget() {
   } else {
     answer.push(make("p", {className: "best"}, "No source is known"), make("p", {}, "There is no value for this target."));
   }
-  if (method.directed) answer.push(make("p", {className: "sure", id: "direction"}, `By ${method.name}, row = target: these values are of ${names[state.target]} as the target, its row of the heat map; its column is for it as a source.`));
+  for (const {name, values} of data.measured) {
+    const known = values[state.target].flatMap((pair, j) => pair ? [[j, ...pair]] : []).sort((a, b) => b[1] - a[1]);
+    if (known.length) answer.push(make("p", {className: "sure measured"}, `Best of ${known.length} measured (${name}): `, make("strong", {}, ...parts(names[known[0][0]])), `, ${withError(known[0][1], known[0][2])}.`));
+  }
+  if (method.directed && square) answer.push(make("p", {className: "sure", id: "direction"}, `By ${method.name}, row = target: these values are of ${names[state.target]} as the target, its row of the heat map; its column is for it as a source.`));
   $("answer").replaceChildren(...answer);
   const others = data.methods.flatMap((other, m) => m === state.method ? [] : [[other, other.ranked[state.target][0]]]);
   $("elsewhere").replaceChildren(...(others.length ? [
@@ -138,23 +147,27 @@ function showTarget() {
   const hasConfidence = method.ranked.some(ranking => ranking.some(row => row[3] !== null));
   const columns = [
     {key: "rank", label: "rank", numeric: true, value: row => row.rank},
-    {key: "source", label: "source", kind: "name", value: row => names[row[0]], cell: row => [targetButton(row[0]), faultMark(row[0])]},
+    {key: "source", label: "source", kind: "name", value: row => names[row[0]], cell: row => sourceCell(row[0])},
     ...(data.groups ? [{key: "group", label: "group", value: row => groupOf(row[0]), cell: row => groupTag(row[0])}] : []),
     {key: "value", label: method.quantity, numeric: true, kind: "bar-cell", descending: method.sign > 0, value: row => row[1], cell: row => [fixed(row[1], digits), errorBar(row[1], row[2], low, high)]},
     {key: "error", label: "std. error", numeric: true, value: row => row[2], cell: row => fixed(row[2], digits + 1)},
+    ...data.measured.map(({name, values}, m) => {
+      const of = row => values[state.target][row[0]];
+      return {key: `measured${m}`, label: `measured (${name})`, numeric: true, descending: true, value: row => of(row)?.[0] ?? null, cell: row => of(row) ? withError(...of(row)) : ""};
+    }),
     ...(hasConfidence ? [
       {key: "above", label: "above next", numeric: true, descending: true, value: row => row[3], cell: row => share(row[3])},
       {key: "more", label: `more ${method.sampled}`, numeric: true, value: row => row[4], cell: row => row[4] === null ? "" : row[4] === 0 ? "0" : row[4].toLocaleString("en")},
     ] : []),
   ];
   ranking.show(groupsLast(columns), rows.map((row, i) => Object.assign([...row], {rank: i + 1})).filter(row => matches(row[0])));
-  $("ranking-note").textContent = `${method.sign > 0 ? "Larger" : "Smaller"} is nearer; bars are plus and minus one standard error.`
+  $("ranking-note").textContent = `${method.sign > 0 ? "Larger" : "Smaller"} is ${nearer}; bars are plus and minus one standard error.`
     + (hasConfidence ? ` "above next": probability that this source truly ranks above the next one. "more ${method.sampled}": about how many more would raise it to 95 %.` : "");
 }
 
 const everything = new Table($("everything"), "name");
 function showOverview() {
-  const method = data.methods[state.method], chosen = Array(count).fill(0);
+  const method = data.methods[state.method], chosen = Array(names.length).fill(0);
   for (const rows of method.ranked) if (rows.length) chosen[rows[0][0]] += 1;
   const cellAt = (shown, k) => {
     const digits = decimals(shown.ranked.flatMap(rows => rows.slice(0, 1).map(row => row[1])));
@@ -163,25 +176,25 @@ function showOverview() {
   const nameAt = (shown, k) => i => shown.ranked[i][k] ? names[shown.ranked[i][k][0]] : "";
   const many = data.methods.length > 1;
   const columns = [
-    {key: "name", label: "name", kind: "name", value: i => names[i], cell: i => [targetButton(i), faultMark(i)]},
-    ...(data.groups ? [{key: "group", label: "group", value: groupOf, cell: groupTag}] : []),
+    {key: "name", label: "name", kind: "name", value: i => targets[i], cell: i => [targetButton(i), targetMark(i)]},
+    ...(data.groups && square ? [{key: "group", label: "group", value: groupOf, cell: groupTag}] : []),
     ...data.methods.map((other, m) => ({key: `best${m}`, label: many ? `best by ${other.name}` : "best source", kind: "pair", value: nameAt(other, 0), cell: cellAt(other, 0)})),
     {key: "second", label: many ? `second by ${method.name}` : "second", kind: "pair", value: nameAt(method, 1), cell: cellAt(method, 1)},
-    {key: "chosen", label: "best source for", numeric: true, descending: true, value: i => chosen[i]},
+    ...(square ? [{key: "chosen", label: "best source for", numeric: true, descending: true, value: i => chosen[i]}] : []),
     {key: "counts", label: method.sampled, numeric: true, value: i => method.counts[i]},
     ...(method.unusable.some(Boolean) ? [{key: "unusable", label: "unusable", numeric: true, descending: true, value: i => method.unusable[i]}] : []),
   ];
-  const shown = [...names.keys()].filter(matches);
+  const shown = [...targets.keys()].filter(i => !square || matches(i));
   everything.show(groupsLast(columns), shown);
-  $("matches").textContent = `${shown.length === count ? "All" : shown.length + " of"} ${count} shown.`;
+  $("matches").textContent = `${shown.length === targets.length ? "All" : shown.length + " of"} ${targets.length} shown.`;
 }
 
 // The heat map is drawn on a canvas, because a table of hundreds of rows would be slow.
 const canvas = document.querySelector("#map canvas");
 let heat = null;
 function heatValues(method) {
-  const values = new Float64Array(count * count).fill(NaN), errors = new Float64Array(count * count).fill(NaN);
-  method.ranked.forEach((rows, i) => rows.forEach(([j, value, error]) => { values[i * count + j] = value; errors[i * count + j] = error ?? NaN; }));
+  const width = names.length, values = new Float64Array(targets.length * width).fill(NaN), errors = values.slice();
+  method.ranked.forEach((rows, i) => rows.forEach(([j, value, error]) => { values[i * width + j] = value; errors[i * width + j] = error ?? NaN; }));
   return {values, errors};
 }
 function shorten(context, text, width) {
@@ -192,73 +205,81 @@ function shorten(context, text, width) {
   }
   return "\u2026";
 }
-function showHeat() {
-  const method = data.methods[state.method], {order} = method, {values, errors} = heatValues(method);
+function range(values) {
   const known = values.filter(Number.isFinite);
-  let low = known.reduce((a, b) => Math.min(a, b), Infinity), high = known.reduce((a, b) => Math.max(a, b), -Infinity);
-  if (!known.length) [low, high] = [0, 1];
-  const digits = decimals([low, high]), span = high - low || 1;
+  return known.length ? [known.reduce((a, b) => Math.min(a, b)), known.reduce((a, b) => Math.max(a, b))] : [0, 1];
+}
+function showHeat() {
+  const method = data.methods[state.method], {order} = method, {values, errors} = heatValues(method), columns = order.length;
+  const rows = square ? order : [...targets.keys()];
+  const [low, high] = range(values), digits = decimals([low, high]);
   const context = canvas.getContext("2d"), font = '12px system-ui, "DejaVu Sans", sans-serif';
   context.font = font;
-  const label = Math.ceil(Math.min(230, Math.max(...names.map(name => context.measureText(name).width)))) + 10;
-  const room = $("map-box").clientWidth - 2, strip = data.groups ? 12 : 0;
-  const readable = (room - label - strip) / count >= 15, named = readable || state.names;
-  const margin = named ? label : 0;
-  const cell = named ? Math.max(15, Math.min(34, Math.floor((room - margin - strip) / count))) : Math.max(2, Math.floor((room - strip) / count));
+  const widest = texts => Math.ceil(Math.min(230, Math.max(...texts.map(text => context.measureText(text).width)))) + 10;
+  const label = widest(targets), above = widest(names);
+  const room = $("map-box").clientWidth - 2, strip = data.groups && square ? 12 : 0;
+  const readable = (room - label - strip) / columns >= 15, named = readable || state.names;
+  const margin = named ? label : 0, top = named ? above : 0;
+  const cell = named ? Math.max(15, Math.min(34, Math.floor((room - margin - strip) / columns))) : Math.max(2, Math.floor((room - strip) / columns));
   $("zoom").hidden = readable;
   $("map-box").classList.toggle("taller", named && !readable);
-  const width = margin + strip + cell * count, height = margin + cell * count, ratio = Math.min(devicePixelRatio || 1, 12000 / width);
+  const width = margin + strip + cell * columns, height = top + cell * rows.length, ratio = Math.min(devicePixelRatio || 1, 12000 / width);
   canvas.width = Math.round(width * ratio); canvas.height = Math.round(height * ratio);
   canvas.style.width = `${width}px`; canvas.style.height = `${height}px`;
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
   const style = getComputedStyle(document.body);
   context.clearRect(0, 0, width, height);
-  const left = margin + strip, top = margin, gap = cell > 8 ? 1 : 0;
+  const left = margin + strip, gap = cell > 8 ? 1 : 0;
   const empty = getComputedStyle($("heat")).borderTopColor;
-  order.forEach((i, row) => order.forEach((j, column) => {
-    const value = values[i * count + j], near = (value - low) / span;
-    context.fillStyle = Number.isNaN(value) ? empty : data.scale[Math.round((method.sign > 0 ? near : 1 - near) * (data.scale.length - 1))];
-    context.fillRect(left + column * cell, top + row * cell, cell - gap, cell - gap);
-  }));
-  if (data.groups) order.forEach((i, row) => {
+  rows.forEach((i, row) => {
+    // Scores of several tasks need not have one scale.
+    const [least, most] = square ? [low, high] : range(values.slice(i * columns, (i + 1) * columns)), span = most - least || 1;
+    order.forEach((j, column) => {
+      const value = values[i * columns + j], near = (value - least) / span;
+      context.fillStyle = Number.isNaN(value) ? empty : data.scale[Math.round((method.sign > 0 ? near : 1 - near) * (data.scale.length - 1))];
+      context.fillRect(left + column * cell, top + row * cell, cell - gap, cell - gap);
+    });
+  });
+  if (strip) order.forEach((i, row) => {
     context.fillStyle = data.colours[groupOf(i)];
     context.fillRect(margin + 2, top + row * cell, 7, cell - gap);
   });
   if (named) {
     context.font = font; context.fillStyle = style.color; context.textBaseline = "middle";
-    order.forEach((i, row) => {
-      const text = shorten(context, names[i], label - 8), middle = row * cell + cell / 2;
-      context.textAlign = "right"; context.fillText(text, margin - 4, top + middle);
-      context.save(); context.translate(left + middle, margin - 4); context.rotate(-Math.PI / 2);
-      context.textAlign = "left"; context.fillText(text, 0, 0); context.restore();
+    context.textAlign = "right";
+    rows.forEach((i, row) => context.fillText(shorten(context, targets[i], label - 8), margin - 4, top + row * cell + cell / 2));
+    context.textAlign = "left";
+    order.forEach((j, column) => {
+      context.save(); context.translate(left + column * cell + cell / 2, top - 4); context.rotate(-Math.PI / 2);
+      context.fillText(shorten(context, names[j], above - 8), 0, 0); context.restore();
     });
   }
-  heat = {order, values, errors, left, top, cell, digits, method};
-  $("low").textContent = fixed(low, digits); $("high").textContent = fixed(high, digits);
+  heat = {rows, order, values, errors, left, top, cell, digits, method};
+  $("low").textContent = square ? fixed(low, digits) : "lowest"; $("high").textContent = square ? fixed(high, digits) : "highest";
   const ramp = method.sign > 0 ? data.scale : [...data.scale].reverse();
   $("ramp").style.background = `linear-gradient(to right, ${ramp.filter((_, k) => k % 7 === 0).join(", ")})`;
-  $("heat-note").textContent = `${method.directed ? "Row: target, column: source. " : ""}${method.tree ? "In the order of the tree. " : ""}Brighter is nearer${method.sign > 0 ? "" : " (a smaller gap)"}; the colours span the values off the diagonal.`;
-  canvas.setAttribute("aria-label", `Heat map of ${method.quantity}, ${count} rows; the table of sources has its values.`);
+  $("heat-note").textContent = `${method.directed ? "Row: target, column: source. " : ""}${method.tree ? "In the order of the tree. " : ""}Brighter is ${nearer}${method.sign > 0 ? "" : " (a smaller gap)"}; the colours span the values ${square ? "off the diagonal" : "of each target"}.`;
+  canvas.setAttribute("aria-label", `Heat map of ${method.quantity}, ${rows.length} rows; the table of sources has its values.`);
   $("cross").style.display = "none";
 }
 function pointAt(row, column) {
-  if (row < 0 || column < 0 || row >= count || column >= count) return;
+  if (row < 0 || column < 0 || row >= heat.rows.length || column >= heat.order.length) return;
   Object.assign(state, {row, column});
-  const i = heat.order[row], j = heat.order[column], {cell} = heat, at = i * count + j;
+  const i = heat.rows[row], j = heat.order[column], {cell} = heat, at = i * names.length + j;
   Object.assign($("cross").style, {display: "block", left: `${heat.left + column * cell - 2}px`, top: `${heat.top + row * cell - 2}px`, width: `${cell + 4}px`, height: `${cell + 4}px`});
   const value = heat.values[at], error = heat.errors[at];
-  $("readout").textContent = i === j ? names[i] : `${names[j]} for ${names[i]}: ${Number.isNaN(value) ? "not known" : fixed(value, heat.digits) + (Number.isNaN(error) ? "" : ` \u00b1 ${fixed(error, heat.digits + 1)}`)}`;
+  $("readout").textContent = square && i === j ? names[i] : `${names[j]} for ${targets[i]}: ${Number.isNaN(value) ? "not known" : fixed(value, heat.digits) + (Number.isNaN(error) ? "" : ` \u00b1 ${fixed(error, heat.digits + 1)}`)}`;
 }
 canvas.addEventListener("mousemove", event => {
   const box = canvas.getBoundingClientRect();
   pointAt(Math.floor((event.clientY - box.top - heat.top) / heat.cell), Math.floor((event.clientX - box.left - heat.left) / heat.cell));
 });
-canvas.addEventListener("click", () => choose(heat.order[state.row], true));
+canvas.addEventListener("click", () => choose(heat.rows[state.row], true));
 canvas.addEventListener("focus", () => pointAt(state.row, state.column));
 canvas.addEventListener("keydown", event => {
   const step = {ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1]}[event.key];
   if (step) { event.preventDefault(); pointAt(state.row + step[0], state.column + step[1]); $("cross").scrollIntoView({block: "nearest", inline: "nearest"}); }
-  if (event.key === "Enter") choose(heat.order[state.row], true);
+  if (event.key === "Enter") choose(heat.rows[state.row], true);
 });
 $("zoom").addEventListener("click", () => {
   state.names = !state.names;
@@ -303,16 +324,16 @@ function showAll() {
 }
 
 const input = $("target");
-input.addEventListener("input", () => { const i = names.indexOf(input.value); if (i >= 0) { state.target = i; showTarget(); } });
+input.addEventListener("input", () => { const i = targets.indexOf(input.value); if (i >= 0) { state.target = i; showTarget(); } });
 input.addEventListener("change", () => {
-  const typed = input.value.toLowerCase(), i = typed ? names.findIndex(name => name.toLowerCase().includes(typed)) : -1;
-  choose(names.includes(input.value) ? names.indexOf(input.value) : i >= 0 ? i : state.target);
+  const typed = input.value.toLowerCase(), i = typed ? targets.findIndex(name => name.toLowerCase().includes(typed)) : -1;
+  choose(targets.includes(input.value) ? targets.indexOf(input.value) : i >= 0 ? i : state.target);
 });
 input.addEventListener("focus", () => input.select());
 input.addEventListener("keydown", event => {
   // While a name is being typed, the arrow keys move through the list of suggestions.
   const step = {ArrowUp: -1, ArrowDown: 1}[event.key];
-  if (step && input.value === names[state.target]) { event.preventDefault(); choose(state.target + step); input.select(); }
+  if (step && input.value === targets[state.target]) { event.preventDefault(); choose(state.target + step); input.select(); }
 });
 $("previous").addEventListener("click", () => choose(state.target - 1));
 $("next").addEventListener("click", () => choose(state.target + 1));

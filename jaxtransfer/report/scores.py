@@ -21,13 +21,16 @@ class Scores:
         name: The name of the oracle.
         relevant: The number of sources of each target that count as relevant.
         targets: The targets that were scored.
+        sampled: What the bands of a method are over: "images", "restarts" or "labelled examples".
     """
 
     def __init__(self, affinity: Affinity, methods: Sequence[str], oracle: Oracle, relevant: int) -> None:
         self._evaluations = evaluate_all(affinity, oracle, methods, relevant)
         self.name = oracle.name
         self.relevant = relevant
-        self.targets = next(iter(self._evaluations.by_method.values())).curve.targets
+        first = next(iter(self._evaluations.by_method.values()))
+        self.targets = first.curve.targets
+        self.sampled = first.bands.sampled
 
     def drawing(self) -> Drawing:
         """Returns the figure of the curves."""

@@ -178,6 +178,22 @@ def compare_runs(
     return comparison, evaluations
 
 
+def mean_rank_correlation(
+    one: Float[np.ndarray, "targets sources"],
+    other: Float[np.ndarray, "targets sources"],
+    known: Bool[np.ndarray, "targets sources"],
+) -> float:
+    """Averages Spearman's correlation of the known values of each row over the rows that have one; NaN if none has."""
+    from scipy.stats import spearmanr
+
+    by_target = [
+        float(np.asarray(spearmanr(a[kept], b[kept]))[0])
+        for a, b, kept in zip(one, other, known, strict=True)
+        if kept.any() and np.ptp(a[kept]) > 0 and np.ptp(b[kept]) > 0
+    ]
+    return float(np.mean(by_target)) if by_target else math.nan
+
+
 def _in_common(affinities: Mapping[str, Affinity]) -> dict[str, Affinity]:
     """Selects the networks that are in all affinities with all values, or the targets and sources that all share.
 
@@ -226,13 +242,6 @@ def _agreement(
     known: Bool[np.ndarray, "targets sources"],
 ) -> Agreement:
     """Computes how far two matrices agree, of which larger values are nearer, without a test."""
-    from scipy.stats import spearmanr
-
-    by_target = [
-        float(np.asarray(spearmanr(a[kept], b[kept]))[0])
-        for a, b, kept in zip(one, other, known, strict=True)
-        if np.ptp(a[kept]) > 0 and np.ptp(b[kept]) > 0
-    ]
-    mean = float(np.mean(by_target)) if by_target else math.nan
+    mean = mean_rank_correlation(one, other, known)
     varies = min(np.ptp(one[known]), np.ptp(other[known])) > 0
     return Agreement(mean, float(np.corrcoef(one[known], other[known])[0, 1]) if varies else math.nan, math.nan)

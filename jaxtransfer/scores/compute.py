@@ -186,7 +186,7 @@ class Scoring:
 
     def _scores(self, features: Features, task: LabelledTask) -> tuple[dict[str, Score], int]:
         """Returns the scores of a network for a task, computed or stored, and the number of examples behind them."""
-        target = features.usable(self.targets[task.name])
+        target = self.targets[task.name]
         scores, fingerprints = {}, {}
         for name in self._measures:
             kinds = features.kinds(of_head=MEASURES[name].needs_probabilities)
@@ -207,7 +207,7 @@ class Scoring:
         for name, score in computed.items():
             stored = {"fingerprint": np.array(fingerprints[name]), **score._asdict()}
             features.points.write_arrays(f"scores/{task.name}/{name}", features.network, stored)
-        return scores | computed, len(target.labelled)
+        return scores | computed, features.usable(target)
 
 
 def score_layers(

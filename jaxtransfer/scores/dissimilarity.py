@@ -13,16 +13,20 @@ _EXAMPLES = 500
 def parc(features: Shaped[np.ndarray, "examples units"], labels: Int[np.ndarray, " examples"]) -> float:
     """Computes PARC: 100 times the rank correlation of the dissimilarities of features with those of labels.
 
-    Of each pair of examples, the dissimilarity is 1 less the Pearson correlation: of their features along the first 32
-    principal axes, each axis divided by its standard deviation; and of their labels as one-hot vectors. The rank
-    correlation is Spearman's. Of more than 500 examples 500 are drawn, each class by its share, always the same.
+    Of each pair of examples, the dissimilarity is 1 less the cosine of their features along the first 32 principal
+    axes, each axis divided by its standard deviation; and 1 less the Pearson correlation of their labels as one-hot
+    vectors. The rank correlation is Spearman's. Of more than 500 examples 500 are drawn, each class by its share,
+    always the same.
+
+    The paper has the Pearson correlation of features too. Along principal axes it depends on the sign that a program
+    happens to give to each axis, and scores with it; the cosine is proportional to its mean over all signs.
 
     Args:
         features: Features of the examples.
         labels: Class of each example.
 
     Returns:
-        The score, -100 to 100; 0 if the features vary along fewer than two axes. It does not change when units are
+        The score, -100 to 100; 0 if the features do not vary. It does not change when units are
         rotated, or all multiplied by one number.
 
     Raises:
@@ -44,9 +48,8 @@ def rank_correlation(examples: Examples) -> float:
     variances, components = np.linalg.eigh(members @ members.T)
     varying = variances > len(members) * np.finfo(float).eps * variances[-1]
     points = components[:, varying][:, -_AXES:]
-    points = points - points.mean(1, keepdims=True)
     lengths = np.linalg.norm(points, axis=1, keepdims=True)
-    points = np.divide(points, lengths, out=np.zeros_like(points), where=lengths > 1e-12 * lengths.max(initial=0))
+    points = np.divide(points, lengths, out=np.zeros_like(points), where=lengths > 1e-12 * lengths.max())
     pairs = np.triu_indices(len(members), 1)
     classes = examples.class_number[drawn]
     unlike = (classes[:, None] != classes)[pairs]

@@ -4,6 +4,7 @@ import numpy as np
 import scipy.optimize
 from jaxtyping import Float, Shaped
 
+from jaxtransfer.scores.examples import by_missing
 from jaxtransfer.scores.spectra import Examples
 
 # The ratio a / b is searched from the first to the last of these shares of the sum of all squared features.
@@ -46,12 +47,10 @@ def log_evidence(examples: Examples) -> float:
     """Computes LogME of examples; columns that are 0 for all of them are left out."""
     if examples.labels.ndim == 1:
         return float(np.mean(_evidences(examples, examples.one_hot)))
-    missing = np.isnan(examples.labels)
-    patterns, column = np.unique(missing, axis=1, return_inverse=True)
     evidences = []
-    for i, pattern in enumerate(patterns.T):
-        part = examples.without(pattern) if pattern.any() else examples
-        targets = part.labels[:, column.ravel() == i]
+    for known, columns in by_missing(examples.labels):
+        part = examples if known.all() else examples.without(~known)
+        targets = part.labels[:, columns]
         if (targets := targets[:, targets.any(0)]).size:
             evidences.extend(_evidences(part, targets))
     return float(np.mean(evidences)) if evidences else 0.0

@@ -72,10 +72,10 @@ class Features:
         """Opens the layers, or the probabilities of the head as one layer without places."""
         return [Layer(self.points.open(self.network, kind)) for kind in self.kinds(of_head=of_head)]
 
-    def usable(self, target: Target) -> Target:
-        """Returns a target without the examples at which a feature is not finite."""
+    def usable(self, target: Target) -> int:
+        """Counts the labelled examples at which all features are finite."""
         finite = finite_images({kind: self.points.open(self.network, kind) for kind in self.keys}).all(0)
-        return target if finite.all() else dataclasses.replace(target, group=np.where(finite, target.group, -1))
+        return int(finite[target.labelled].sum())
 
 
 def kinds_of_networks(

@@ -48,7 +48,7 @@ def challenged_likelihood(examples: Examples) -> float:
     """Computes SFDA of examples."""
     if len(examples.class_counts) < 2:
         return 0.0
-    points, own = examples.projected(len(examples.variances)), examples.class_number
+    points, own = examples.coordinates, examples.class_number
     covariance = np.diag(examples.variances)
     shrinkage = max(np.exp(-_RATE * _largest(_within(covariance, points, examples))), _LEAST_SHRINKAGE)
     logits = _logits(covariance, points, examples, shrinkage)

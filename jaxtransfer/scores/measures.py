@@ -6,7 +6,6 @@ is taken, so they share decompositions (`spectra`), and only one is held at a ti
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Protocol, Self
 
@@ -14,24 +13,23 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxtransfer.comparison.statistics import pseudo_values
-from jaxtransfer.comparison.streaming import MAX_ELEMENTS, Representation
 from jaxtransfer.data.datasets import TargetType
 from jaxtransfer.errors import JaxTransferError, unknown_name
-from jaxtransfer.points.store import chunks
 from jaxtransfer.scores.dissimilarity import rank_correlation
 from jaxtransfer.scores.evidence import log_evidence
+from jaxtransfer.scores.examples import Layer, pooled, usable_examples
 from jaxtransfer.scores.fisher import challenged_likelihood
-from jaxtransfer.scores.knn import knn
+from jaxtransfer.scores.logistic_regression import logistic
 from jaxtransfer.scores.mixture import mixture_score
+from jaxtransfer.scores.nearest_neighbours import knn
 from jaxtransfer.scores.pac_bayes import negative_bound
-from jaxtransfer.scores.ridge import ridge
+from jaxtransfer.scores.ridge_regression import ridge
 from jaxtransfer.scores.scatter import between_share, bhattacharyya, coding_rate_gain, shrunk_between_share
 from jaxtransfer.scores.score import Score
 from jaxtransfer.scores.source_classes import Predictions, log_expected_prediction, negative_entropy
 from jaxtransfer.scores.spectra import Examples
 from jaxtransfer.scores.target import Target
 
-_LEAST_GROUPS = 4
 _IN_WORDS: dict[TargetType, str] = {
     "classes": "classes",
     "numbers": "numbers",
@@ -67,7 +65,7 @@ class MeasureSpec:
         """Whether the measure needs the probabilities of the network's own classes instead of its features."""
         return self.takes == "predictions"
 
-    def run(self, values: Representation, target: Target) -> Score:
+    def run(self, values: Layer, target: Target) -> Score:
         """Computes the measure of a network.
 
         Args:
@@ -86,10 +84,18 @@ class MeasureSpec:
 _SPECS = [
     MeasureSpec(
         "ridge",
-        "Share of the variance of the labels that a cross-validated ridge regression predicts.",
-        "closed form; see `ridge`",
+        "Share of the variance of the labels that a linear map predicts on held-out examples.",
+        "Ridge regression; as a probe: Alain and Bengio, arXiv 1610.01644",
         ridge,
         ("classes", "numbers", "multilabel", "dense", "dense_classes"),
+        takes="features",
+    ),
+    MeasureSpec(
+        "logistic",
+        "Accuracy of logistic regression on held-out examples; average precision of several labels an image.",
+        "As a probe: Alain and Bengio, arXiv 1610.01644",
+        logistic,
+        ("classes", "multilabel"),
         takes="features",
     ),
     MeasureSpec(
@@ -205,8 +211,8 @@ def run_measures(
     names: Iterable[str],
     target: Target,
     *,
-    features: Representation | None = None,
-    probabilities: Representation | None = None,
+    features: Layer | None = None,
+    probabilities: Layer | None = None,
 ) -> dict[str, Score]:
     """Computes several measures of a network, which share decompositions.
 
@@ -232,33 +238,11 @@ def run_measures(
     for takes, values, of in (("examples", features, Examples.of), ("predictions", probabilities, Predictions.of)):
         statistics = {spec.name: spec.compute for spec in specs if spec.takes == takes}
         if statistics and values is not None:
-            kept, pooled = _pooled(values, target)
-            groups = int(target.group.max()) + 1
-            scores |= jackknife(statistics, of(pooled, target.values[kept]), target.group[kept], groups)
+            kept = usable_examples([values], target)
+            examples = of(pooled(values, kept), target.values[kept])
+            scores |= jackknife(statistics, examples, target.group[kept], int(target.group.max()) + 1)
     scores |= {spec.name: spec.compute(features, target) for spec in specs if spec.takes == "features"}
     return {spec.name: scores[spec.name] for spec in specs}
-
-
-def _pooled(
-    values: Representation, target: Target
-) -> tuple[Int[np.ndarray, " kept"], Float[np.ndarray, "kept columns"]]:
-    """Returns the examples that have a label and finite values, and the means of these over places."""
-    if len(values) != len(target.group):
-        raise JaxTransferError(
-            f"There are features of {len(values)} examples and labels of {len(target.group)}; the numbers must be "
-            "equal."
-        )
-    size = max(1, MAX_ELEMENTS // math.prod(values.shape[1:]))
-    pieces = (np.asarray(values[start:stop], np.float64) for start, stop in chunks(len(values), size))
-    means = np.concatenate([piece.reshape(len(piece), -1, piece.shape[-1]).mean(1) for piece in pieces])
-    kept = np.flatnonzero((target.group >= 0) & np.isfinite(means).all(1))
-    groups = len(np.unique(target.group[kept]))
-    if groups < _LEAST_GROUPS:
-        raise JaxTransferError(
-            f"The features are finite for {len(kept)} of {len(target.labelled)} labelled examples, which lie in "
-            f"{groups} groups; a score needs examples of {_LEAST_GROUPS} groups. Leave the network out."
-        )
-    return kept, means[kept]
 
 
 class _Divisible(Protocol):

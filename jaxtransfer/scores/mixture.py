@@ -55,7 +55,7 @@ def _points(examples: Examples) -> Float[np.ndarray, "examples axes"]:
     if shares[-1] == 0:
         return np.zeros((len(examples), 1))
     axes = min(int(np.searchsorted(shares, _SHARE * shares[-1], side="right")) + 1, examples.rank)
-    return examples.projected(axes) / np.sqrt(shares[axes - 1] / axes)
+    return examples.coordinates[:, :axes] / np.sqrt(shares[axes - 1] / axes)
 
 
 def _posteriors(examples: Examples) -> Float[np.ndarray, "examples components"]:

@@ -151,11 +151,12 @@ def bhattacharyya(examples: Examples) -> float:
         classes = len(examples.class_counts)
         return float(classes - classes**2)
     means = examples.class_means[:, :axes]
-    deviations = examples.projected(axes) - means[examples.class_number]
+    deviations = examples.coordinates[:, :axes] - means[examples.class_number]
     squares = examples.one_hot.T @ np.square(deviations).mean(1)
     variances = np.maximum(squares / examples.class_counts, _LEAST_VARIANCE)
     pooled = (variances[:, None] + variances) / 2
     distances = cdist(means, means, "sqeuclidean") / (8 * pooled)
     distances += axes / 2 * np.log(pooled / np.sqrt(variances[:, None] * variances))
     overlaps = np.exp(-distances)
-    return float(np.trace(overlaps) - overlaps.sum())
+    np.fill_diagonal(overlaps, 0)
+    return -float(overlaps.sum())

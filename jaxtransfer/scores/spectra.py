@@ -120,9 +120,10 @@ class Examples:
         """Number of axes along which the examples vary."""
         return int(np.count_nonzero(self.variances))
 
-    def projected(self, axes: int) -> Float[np.ndarray, "examples axes"]:
-        """Returns the examples less their mean along the first principal axes."""
-        return (self.values - self.mean) @ self.axes[:, :axes]
+    @cached_property
+    def coordinates(self) -> Float[np.ndarray, "examples axes"]:
+        """The examples less their mean, along the principal axes."""
+        return (self.values - self.mean) @ self.axes
 
     @cached_property
     def class_number(self) -> Int[np.ndarray, " examples"]:

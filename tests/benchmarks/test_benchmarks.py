@@ -100,7 +100,7 @@ def test_scaling_of_affinities_and_restarts(tmp_path: Path, monkeypatch: pytest.
 def test_accelerator(mode: str, tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 12, 12, 3), np.uint8)
     networks = [convolutional(f"n{i}", (4, 6), i) for i in range(3)]
-    options = argparse.Namespace(batch_sizes=[2, 3], rounds=1, library_images=2, out=tmp_path)
+    options = argparse.Namespace(batch_sizes=[2, 3], steps=accelerator.STEPS, rounds=1, library_images=2, out=tmp_path)
     params = [network.params for network in networks]
     module = twin if importlib.util.find_spec("torch") else None
     record = accelerator.measure(mode, convolutions, module, params, images, options)

@@ -13,7 +13,7 @@ from jaxtransfer.comparison import rows
 from jaxtransfer.comparison.rows import compare_maps
 from jaxtransfer.comparison.similarity import similarities
 from jaxtransfer.devices import device_mesh
-from jaxtransfer.points.store import Points
+from jaxtransfer.points.store import Point, Points
 
 NETWORKS, IMAGES, SIZE = 23, 9, (5, 7)
 MAPS = np.random.default_rng(0).normal(size=(NETWORKS, IMAGES, *SIZE)).astype(np.float32)
@@ -79,6 +79,14 @@ def test_equal_a_dense_computation(points, similarity, shape):
     np.testing.assert_allclose(result.stderr[off], stderr[off], atol=1e-6)
     parts = np.stack([squareform(np.where(off, each, 0), checks=False) for each in by_image])
     np.testing.assert_allclose(result.pseudo_values, parts, atol=1e-6)
+
+
+def test_a_map_is_read_once(points, monkeypatch):
+    images_read: list[range] = []
+    read = Point.read
+    monkeypatch.setattr(Point, "read", lambda self, i: images_read.append(range(IMAGES)[i]) or read(self, i))
+    _compare(points, range(8))  # as many as the tiles of rows that are held
+    assert sorted(n for images in images_read for n in images) == sorted([*range(IMAGES)] * 8)
 
 
 def test_one_more_network_costs_one_row(points, compared):

@@ -18,7 +18,7 @@ from jaxtransfer.evaluation.groups import taskonomy_groups
 from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.report import write_report
 from jaxtransfer.taskonomy.tasks import TASKS
-from support.report_runs import AWKWARD, attribution_run, gap_run
+from support.report_runs import AWKWARD, attribution_run, gap_run, score_run
 
 webdriver = pytest.importorskip("selenium.webdriver")
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
@@ -183,6 +183,32 @@ def test_the_answer_says_what_a_row_is(browser, tmp_path):
     assert "linear_predictivity comes first because it predicts transfer best on Rooms" in _find(browser, "main").text
     browser.find_elements("css selector", "#methods label")[1].click()
     assert "row = target" not in _find(browser, "#answer").text
+    assert browser.get_log("browser") == []
+
+
+def test_scores_of_labelled_tasks(browser, tmp_path):
+    """A target is a task, a source a network; measured values stand beside the scores."""
+    networks = [f"network_{j}" for j in range(7)] + ["signs"]
+    run = score_run(tmp_path / "run", ["flowers", "signs"], networks, measured=True)
+    browser.get(write_report(run).as_uri())
+    ranked = _column(browser, "ranking", "source")
+    assert {*ranked} == {*networks}
+    assert [bool(text) for text in _column(browser, "ranking", "measured0")] == [True] * 3 + [False] * 5
+    assert "Best of 3 measured (frozen)" in _find(browser, "#answer").text
+    assert _column(browser, "everything", "name") == ["flowers", "signs"]
+    browser.find_elements("css selector", "#everything tbody button")[1].click()
+    assert _find(browser, "#target").get_attribute("value") == "signs"
+    assert _column(browser, "ranking", "source") != ranked
+    browser.find_elements("css selector", "#methods label")[2].click()
+    assert "No source is known" in _find(browser, "#answer").text
+    browser.find_elements("css selector", "#methods label")[0].click()
+    canvas = _find(browser, "#map canvas")
+    canvas.send_keys(Keys.ARROW_DOWN, Keys.ARROW_RIGHT)
+    assert "network_1 for signs: 0." in _find(browser, "#readout").text
+    canvas.send_keys(Keys.ARROW_DOWN, Keys.ARROW_UP, Keys.ENTER)
+    assert _find(browser, "#target").get_attribute("value") == "flowers"
+    _find(browser, "#search").send_keys("network_3")
+    assert _column(browser, "ranking", "source") == ["network_3"]
     assert browser.get_log("browser") == []
 
 

@@ -12,18 +12,22 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
+from scipy import stats
 from typer.testing import CliRunner
 
+import jaxtransfer as jt
 from jaxtransfer import FAULTS, JaxTransferError, Oracle, figures
 from jaxtransfer.cli.app import app
 from jaxtransfer.evaluation.groups import load_groups, taskonomy_groups
 from jaxtransfer.evaluation.tree import task_tree
 from jaxtransfer.figures import style
 from jaxtransfer.report import write_report
+from jaxtransfer.report.measures import measure_table, measured_transfer
 from jaxtransfer.report.svg import inline_svg
+from jaxtransfer.runs.load import load_run
 from jaxtransfer.taskonomy.tasks import TASKS
 from support.helpers import affinity_of, complaint
-from support.report_runs import AWKWARD, METHODS, attribution_run, gap_run
+from support.report_runs import AWKWARD, MEASURES, METHODS, attribution_run, gap_run, score_run
 
 VOID = {"meta", "link", "input", "img", "br", "wbr", "path", "use"}
 
@@ -150,6 +154,79 @@ def test_few_networks_and_no_maps(tmp_path):
     assert "A tree needs three networks or more" in text
     assert "maps of this run are no longer stored with it" in text
     assert page.data["gallery"] is None
+
+
+def test_scores_of_labelled_tasks(tmp_path):
+    """Targets and sources have their own names; one task has that of a network."""
+    networks = [f"network {j}" for j in range(22)] + ["flowers"]
+    run = score_run(tmp_path / "run", ["flowers", "signs"], networks, measured=True)
+    page = Page(write_report(run, groups={"flowers": "plants"}))
+    _check_self_contained(page)
+    assert _pairs(run / "figures") == {f"{kind}_{method}" for kind in ("heat_map", "sources") for method in MEASURES}
+    data, affinity = page.data, load_run(run)
+    assert (data["names"], data["targets"]) == (networks, ["flowers", "signs"])
+    assert [len(rows) for rows in data["methods"][0]["ranked"]] == [23, 23]
+    assert [len(rows) for rows in data["methods"][2]["ranked"]] == [23, 0], "a measure that a task does not allow"
+    for rows, target in zip(data["methods"][0]["ranked"], affinity.targets, strict=True):
+        assert [networks[row[0]] for row in rows] == [name for name, *_ in affinity.rank(target, method="ridge")]
+        (measured,) = data["measured"]
+        known = [networks[j] for j, pair in enumerate(measured["values"][affinity.row(target)]) if pair is not None]
+        assert {*known} == {name for name, *_ in affinity.rank(target, method="ridge")[:3]} - {target}
+    assert data["methods"][0]["sampled"] == "labelled examples"
+    text = " ".join(page.words)
+    for expected in (
+        "2 tasks",
+        "23 networks",
+        "measured (frozen)",
+        "took 1.88 seconds",
+        "class tulip",
+        "signs: column 2",
+    ):
+        assert expected in text
+    assert not {attributes.get("id") for _, attributes in page.elements} & {"trees", "gallery", "control"}
+
+
+def test_measures_agree_by_the_definition(tmp_path):
+    run = score_run(tmp_path / "run", ["flowers", "signs"], [f"n{j}" for j in range(8)], measured=True)
+    affinity, measured = load_run(run), measured_transfer(run, load_run(run), None)
+    header, rows = measure_table(affinity, MEASURES, measured)
+    assert header == ["measure", *MEASURES, "measured (frozen)"]
+    assert [row[0] for row in rows] == [*MEASURES]
+
+    def mean(pairs):
+        return f"{np.mean([np.asarray(stats.spearmanr(a, b))[0] for a, b in pairs]):.2f}"
+
+    ridge, knn, leep = (affinity[method].astype(float) for method in MEASURES)
+    assert rows[0][1:4] == ["", mean(zip(ridge, knn, strict=True)), mean([(ridge[0], leep[0])])]
+    of_targets = measured["frozen"].scores.values()
+    columns = [[affinity.column(name) for name in of_target] for of_target in of_targets]
+    scores = [[*of_target.values()] for of_target in of_targets]
+    assert rows[1][4] == mean((knn[i, columns[i]], scores[i]) for i in range(2))
+    single = jt.Affinity.of("ab", {"m": np.eye(2)}, targets="xy")
+    assert measure_table(single, ["m"], {}) == (["measure"], [["m"]])
+
+
+def test_a_report_of_scores_against_an_oracle(tmp_path):
+    networks = [f"n{j}" for j in range(8)]
+    run = score_run(tmp_path / "run", ["flowers", "signs", "n2"], networks)
+    rows = [f"{s},{t},{i * j % 5}" for i, s in enumerate(networks) for j, t in enumerate(["flowers", "signs", "n2"])]
+    (tmp_path / "oracle.csv").write_text("\n".join(["source,target,score", *rows]))
+    result = CliRunner().invoke(app, ["report", str(run), "--oracle", str(tmp_path / "oracle.csv"), "--relevant", "2"])
+    assert result.exit_code == 0, result.output
+    text = " ".join(Page(run / "report.html").words)
+    assert "other labelled examples, the same networks" in text
+    assert "measured (oracle.csv)" in text
+    assert "curves" in _pairs(run / "figures")
+    (run / "measured_ridge.csv").write_text((tmp_path / "oracle.csv").read_text())
+    assert measured_transfer(run, load_run(run), None) == {}, "the values of a method are not shown beside it"
+    ranked = CliRunner().invoke(app, ["rank", str(run), "n2", "--method", "ridge"])
+    assert ranked.exit_code == 0, ranked.output
+    assert "more labelled examples" in " ".join(ranked.stdout.split())
+    assert " n2 " in ranked.stdout.split("Sources for n2")[1]
+    judged = CliRunner().invoke(app, ["evaluate", str(run), "--oracle", str(tmp_path / "oracle.csv")])
+    assert judged.exit_code == 0, judged.output
+    assert "networks and labelled examples like these" in " ".join(judged.stdout.split())
+    assert "There is no target 'n9'" in complaint(CliRunner().invoke(app, ["rank", str(run), "n9"]))
 
 
 def test_photos_that_are_gone(tmp_path):

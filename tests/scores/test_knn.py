@@ -7,7 +7,7 @@ import pytest
 
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.scores import knn as module
-from jaxtransfer.scores.knn import knn
+from jaxtransfer.scores.nearest_neighbours import knn
 from jaxtransfer.scores.target import Target
 
 Array = np.ndarray

@@ -6,7 +6,7 @@ import pytest
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.points.store import Points
 from jaxtransfer.scores import ridge as module
-from jaxtransfer.scores.ridge import ridge
+from jaxtransfer.scores.ridge_regression import ridge
 from jaxtransfer.scores.target import Target
 
 Array = np.ndarray

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxtransfer import Affinity
+from jaxtransfer import Affinity, Measure
 from jaxtransfer.comparison.affinity import MethodResult
 from jaxtransfer.files import write_csv
 from jaxtransfer.points.store import Points
@@ -89,6 +89,56 @@ def gap_run(directory: Path, names: Sequence[str], *, unknown: int | None = None
     ).split()
     rows = [[name, 64, 0.5, 12.5, 52, 0.1, 0.01, (True, False, None)[i % 3], False] for i, name in enumerate(names)]
     write_csv(directory / "control.csv", [header, *rows])
+    return directory
+
+
+MEASURES = ("ridge", "knn", "leep")
+
+
+def score_run(directory: Path, tasks: Sequence[str], networks: Sequence[str], *, measured: bool = False) -> Path:
+    """A finished run of scores: a row for each task, which `leep` has only of the first; perhaps measured transfer.
+
+    Transfer was measured for the three networks of each task that `ridge` ranks first.
+    """
+    rng = np.random.default_rng(0)
+    shape, samples = (len(tasks), len(networks)), 10
+    quality = rng.normal(size=shape) + rng.normal(size=len(networks))
+    results = {}
+    for method in MEASURES:
+        drawn = 0.5 + 0.1 * quality.ravel() + 0.1 * rng.normal(size=(samples, quality.size))
+        if method == "leep":
+            drawn[:, len(networks) :] = np.nan
+        values, errors = drawn.mean(0).reshape(shape), (drawn.std(0, ddof=1) / samples**0.5).reshape(shape)
+        results[method] = MethodResult(
+            values.astype(np.float32),
+            np.where(np.isnan(errors), np.inf, errors).astype(np.float32),
+            np.full(shape, 300),
+            pseudo_values=drawn.astype(np.float32),
+            measure=Measure("score", directed=True, sampled="labelled examples"),
+        )
+    about = {
+        "settings": {"measures": list(MEASURES), "layers": None},
+        "tasks": {
+            name: {
+                "kind": "numbers" if i else "classes", "images": 302, "classes": None if i else 4, "sha256": "2" * 64,
+                "labelled": 300, "missing": 2, "unlabelled": i, "left_out": [["column 2" if i else "tulip", 1]],
+                "skipped": [["broken.png", "it is not an image of a known format"]],
+            }
+            for i, name in enumerate(tasks)
+        },
+        "networks": {name: {"weights_sha256": "0" * 64, "preprocess": {}} for name in networks},
+    }  # fmt: skip
+    _finish(directory, "score", about, {"processor_seconds_of_measures": 1.875})
+    affinity = Affinity(networks, "cosine", results, targets=tasks)
+    affinity.save(directory)
+    if measured:
+        best = {task: [name for name, *_ in affinity.rank(task, method="ridge")[:3]] for task in tasks}
+        rows = [
+            [task, name, round(0.8 + 0.05 * quality[i, networks.index(name)], 4), 0.01]
+            for i, task in enumerate(tasks)
+            for name in best[task]
+        ]
+        write_csv(directory / "measured_frozen.csv", [["target", "source", "score", "stderr"], *rows])
     return directory
 
 

@@ -84,7 +84,8 @@ def ridge(features: Layer | Sequence[Layer], labels: Target | Shaped[np.ndarray,
     else:
         columns = outputs(target, examples)
         grids = [(layer, (size, size)) for layer in layers for size in (1, AREAS) if size == 1 or _is_fine(layer)]
-        results = [_of_images(layer, grid, columns, examples, target.group[examples]) for layer, grid in grids]
+        folds = int(target.group.max()) + 1
+        results = [_of_images(layer, grid, columns, examples, target.group[examples], folds) for layer, grid in grids]
     explained, deviations = (list(part) for part in zip(*results, strict=True))
     return _nested(np.concatenate(explained), np.repeat(deviations, len(RIDGES), axis=0))
 
@@ -184,9 +185,9 @@ def _of_images(
     columns: Float[np.ndarray, "usable outputs"],
     examples: Int[np.ndarray, " usable"],
     fold: Int[np.ndarray, " usable"],
+    folds: int,
 ) -> tuple[_ByRidges, _ByFolds]:
     """Computes what each ridge explains of the labels of images, and the labels' deviations."""
-    folds = int(fold.max()) + 1
     explained, deviations = np.zeros((len(RIDGES), folds, folds)), np.zeros((folds, folds))
     for known, some in by_missing(columns):
         whole = _Rows(np.empty(0), columns[known][:, some], fold[known], np.zeros(known.sum(), int))
@@ -209,7 +210,7 @@ def _of_places(layer: Layer, target: Target, examples: Int[np.ndarray, " usable"
     grid = as_grid(layer[:1]).shape[1:3]
     patches = _Patches(target, examples, grid)
     fold = target.group[examples]
-    folds, places = int(fold.max()) + 1, math.prod(grid)
+    folds, places = int(target.group.max()) + 1, math.prod(grid)
     ranges = [slice(*part) for part in pieces(layer, len(examples), patches.size)]
 
     kept = np.concatenate([~np.isnan(patches.read(examples[part])[1]).any(2) for part in ranges])

@@ -44,8 +44,8 @@ def knn(features: Layer, labels: Target | Shaped[np.ndarray, "n ..."]) -> Score:
         raise JaxTransferError("knn predicts labels of images, not dense labels; use ridge for these.")
     examples = usable_examples([features], target)
     units = _standardised(pooled(features, examples))
-    columns, group = outputs(target, examples), target.group[examples]
-    explained, whole = np.zeros((len(NEIGHBOURS), group.max() + 1)), np.zeros(group.max() + 1)
+    columns, group, groups = outputs(target, examples), target.group[examples], target.group.max() + 1
+    explained, whole = np.zeros((len(NEIGHBOURS), groups)), np.zeros(groups)
     for known, some in by_missing(columns):
         values, of_known = columns[known][:, some], group[known]
         neighbours = _nearest(units[known], max(NEIGHBOURS))
@@ -57,8 +57,8 @@ def knn(features: Layer, labels: Target | Shaped[np.ndarray, "n ..."]) -> Score:
             of_mean = np.square((values - values.mean(0)) * (len(values) / (len(values) - 1))).sum(1)
             means = [values[neighbours[:, :count]].mean(1) for count in NEIGHBOURS]
             gains = [of_mean - np.square(values - mean).sum(1) for mean in means]
-        explained += [np.bincount(of_known, gain, len(whole)) for gain in gains]
-        whole += np.bincount(of_known, of_mean, len(whole))
+        explained += [np.bincount(of_known, gain, groups) for gain in gains]
+        whole += np.bincount(of_known, of_mean, groups)
     return _crossfitted(explained, whole)
 
 

@@ -1,0 +1,14 @@
+from .dissimilarity import parc as parc
+from .evidence import logme as logme
+from .fisher import sfda as sfda
+from .logistic_regression import logistic as logistic
+from .mixture import nleep as nleep
+from .nearest_neighbours import knn as knn
+from .pac_bayes import pactran as pactran
+from .ridge_regression import ridge as ridge
+from .scatter import gbc as gbc
+from .scatter import hscore as hscore
+from .scatter import hscore_shrunk as hscore_shrunk
+from .scatter import transrate as transrate
+from .source_classes import leep as leep
+from .source_classes import nce as nce
