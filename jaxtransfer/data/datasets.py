@@ -23,7 +23,7 @@ def read_tasks(
     *,
     size: int,
     limit: int | None = None,
-    ways: int = 1,
+    ways: int = 0,
     smallest: int = 1,
     strict: bool = False,
     missing: bool = False,
