@@ -71,10 +71,12 @@ class LabelledTask:
 
     def take(self, kept: Shaped[np.ndarray, " kept"]) -> Self:
         """Returns the task with the images of these indices, or those where a mask is True."""
+        kept = np.arange(len(self.images))[kept]
         return dataclasses.replace(
             self,
             images=self.images[kept],
             labels=self.labels[kept],
+            sha256=hashlib.sha256(f"{self.sha256} {kept.tolist()}".encode()).hexdigest(),
             image_names=tuple(np.array(self.image_names)[kept].tolist()) if self.image_names else (),
             groups=None if self.groups is None else self.groups[kept],
         )

@@ -134,6 +134,8 @@ class _Fit(NamedTuple):
     ) -> Float[np.ndarray, ""]:
         """Sums the log losses; a class that the fit has not seen counts nothing, since no penalty can predict it."""
         varying = np.isnan(self.constant)
+        if not varying.any():
+            return np.zeros(())
         return _losses(self.predict(axes, rows)[:, varying], values[rows][:, varying], self.one_hot)[0].sum()
 
 
@@ -151,6 +153,10 @@ def _fits(
     constant = np.where(ones == 0, -np.inf, np.where(ones == counts, np.inf, np.nan))
     varying = np.isnan(constant)
     values, counts = values[:, varying], counts[varying]
+    if not varying.any():
+        weights = np.empty((features.shape[1], 0))
+        yield from [_Fit(weights, np.empty(0), constant, one_hot)] * len(penalties)
+        return
     rates = ones[varying] / counts
     curvature = (rates * (1 - rates)).mean()
     weights, intercept = np.zeros((features.shape[1], len(counts))), np.zeros(len(counts))
@@ -206,8 +212,8 @@ def _mean_average_precision(
         known = np.flatnonzero(~np.isnan(truth))
         order = known[np.argsort(-of_column[known], kind="stable")]
         hits = np.cumsum(truth[order])
-        ends = np.flatnonzero(np.append(of_column[order][1:] != of_column[order][:-1], True))  # examples that tie
-        if hits[-1] > 0:
+        ends = np.flatnonzero(np.append(of_column[order][1:] != of_column[order][:-1], True))  # of those that tie
+        if hits.any():
             gains = np.diff(hits[ends], prepend=0) / hits[-1]
             precisions.append((gains * hits[ends] / (ends + 1)).sum())
-    return np.asarray(np.mean(precisions))
+    return np.asarray(np.mean(precisions) if precisions else np.nan)

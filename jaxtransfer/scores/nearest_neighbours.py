@@ -22,7 +22,8 @@ def knn(features: Layer, labels: Target | Shaped[np.ndarray, "n ..."]) -> Score:
 
     Features are averaged over all places, and each unit has its mean subtracted and is divided by its standard
     deviation over the examples, without their labels; then similarity is the cosine. So the scale of a unit does not
-    matter, but a rotation of the units does.
+    matter, but a rotation of the units does. Examples that belong together (`Target.units`) are not each other's
+    neighbours.
 
     A class is predicted by a vote; of classes with equally many votes, that with the nearest neighbour wins. Numbers
     are predicted by the neighbours' mean; a missing entry is left out of its column, as example and as neighbour. The
@@ -44,11 +45,14 @@ def knn(features: Layer, labels: Target | Shaped[np.ndarray, "n ..."]) -> Score:
         raise JaxTransferError("knn predicts labels of images, not dense labels; use ridge for these.")
     examples = usable_examples([features], target)
     units = _standardised(pooled(features, examples))
+    belongs_to = examples if target.units is None else target.units[examples]
     columns, group, groups = outputs(target, examples), target.group[examples], target.group.max() + 1
     explained, whole = np.zeros((len(NEIGHBOURS), groups)), np.zeros(groups)
     for known, some in by_missing(columns):
         values, of_known = columns[known][:, some], group[known]
-        neighbours = _nearest(units[known], max(NEIGHBOURS))
+        if len(np.unique(belongs_to[known])) < 2:  # nothing can be predicted from other examples
+            continue
+        neighbours = _nearest(units[known], belongs_to[known], max(NEIGHBOURS))
         if target.target_type == "classes":
             of_mean = np.ones(len(values))
             gains = [_is_hit(values.argmax(1), neighbours[:, :count]) for count in NEIGHBOURS]
@@ -65,7 +69,7 @@ def knn(features: Layer, labels: Target | Shaped[np.ndarray, "n ..."]) -> Score:
 def _crossfitted(explained: Float[np.ndarray, "counts groups"], whole: Float[np.ndarray, " groups"]) -> Score:
     """Judges each group with the number of neighbours that is best for the others."""
     if not whole.sum() > 0:
-        raise JaxTransferError("The labels are the same for all examples with finite features; leave the network out.")
+        raise JaxTransferError("The labels do not vary over the examples with finite features; leave the network out.")
 
     def value(groups: Int[np.ndarray, " some"]) -> Float[np.ndarray, ""]:
         others = explained[:, groups].sum(1, keepdims=True) - explained[:, groups]
@@ -84,13 +88,18 @@ def _is_hit(classes: Int[np.ndarray, " rows"], neighbours: Int[np.ndarray, "rows
     return of_neighbours[np.arange(len(classes)), votes.argmax(1)] == classes  # argmax: the nearest comes first
 
 
-def _nearest(units: Float[np.ndarray, "rows units"], count: int) -> Int[np.ndarray, "rows nearest"]:
-    """Returns the most similar other rows, the nearest first; of equally near ones the first."""
-    count = min(count, len(units) - 1)
+def _nearest(
+    units: Float[np.ndarray, "rows units"], belongs_to: Int[np.ndarray, " rows"], count: int
+) -> Int[np.ndarray, "rows nearest"]:
+    """Returns the most similar rows that do not belong to the same, the nearest first; of equally near ones the first.
+
+    There are `count`, or fewer if some row has no more.
+    """
+    count = min(count, len(units) - int(np.unique(belongs_to, return_counts=True)[1].max()))
     nearest = np.empty((len(units), count), int)
     for start, stop in chunks(len(units), max(1, _BLOCK_ELEMENTS // len(units))):
         distances = -units[start:stop] @ units.T
-        distances[np.arange(stop - start), np.arange(start, stop)] = np.inf
+        distances[belongs_to[start:stop, None] == belongs_to] = np.inf
         some = np.sort(np.argpartition(distances, count - 1, axis=1)[:, :count], axis=1)
         order = np.argsort(np.take_along_axis(distances, some, 1), axis=1, kind="stable")
         nearest[start:stop] = np.take_along_axis(some, order, 1)

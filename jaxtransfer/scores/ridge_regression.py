@@ -44,6 +44,7 @@ MAX_ROWS = 6000
 MAX_UNITS = 2048
 """Fits by second moments reduce features with more units to this number, see `places.reduce_units`."""
 
+_MOST_LEFT_OUT = 2  # folds that a fit leaves out; there must be another one, at every place
 _BLOCK = 2048  # units whose inner products are taken at a time
 
 # By the fold that is left out beside the predicted one (or the predicted one itself), and the predicted fold.
@@ -55,8 +56,9 @@ def ridge(features: Layer | Sequence[Layer], labels: Target | Shaped[np.ndarray,
     """Computes how well a ridge map predicts labels from features.
 
     Classes are one-hot columns. Columns of numbers, and of several labels an image, are divided by their standard
-    deviation. A missing entry is left out of its column; columns that miss the same examples share their fits. Features
-    are averaged over all places, or to 4x4 areas if their grid is that fine, as the inner folds choose.
+    deviation. A missing entry is left out of its column; columns that miss the same examples share their fits, and a
+    column with entries in fewer than three groups of examples is left out. Features are averaged over all places, or to
+    4x4 areas if their grid is that fine, as the inner folds choose.
 
     Dense labels are predicted place by place: one map, shared by all places, leads from the units at a place to the
     labels there, both less their mean at that place. The labels at a place are averaged to at most 8x8 areas; R2 is
@@ -102,7 +104,7 @@ def _nested(
     of_one = np.arange(explained.shape[1])
     own, own_deviations = explained[:, of_one, of_one], deviations[:, of_one, of_one]
     if not (own_deviations.sum(1) > 0).all():
-        raise JaxTransferError("The labels are the same for all examples with finite features; leave the network out.")
+        raise JaxTransferError("The labels do not vary over the examples with finite features; leave the network out.")
     others = ~np.eye(len(of_one), dtype=bool)
     with np.errstate(invalid="ignore"):  # labels that vary in one fold alone have no error
         inner = np.sum(explained, axis=2, where=others) / np.sum(deviations, axis=2, where=others)
@@ -190,6 +192,8 @@ def _of_images(
     """Computes what each ridge explains of the labels of images, and the labels' deviations."""
     explained, deviations = np.zeros((len(RIDGES), folds, folds)), np.zeros((folds, folds))
     for known, some in by_missing(columns):
+        if len(np.unique(fold[known])) <= _MOST_LEFT_OUT:
+            continue
         whole = _Rows(np.empty(0), columns[known][:, some], fold[known], np.zeros(known.sum(), int))
         sums = _Sums(folds, 1, len(some))
         sums.add(*whole[1:])
@@ -214,8 +218,7 @@ def _of_places(layer: Layer, target: Target, examples: Int[np.ndarray, " usable"
     ranges = [slice(*part) for part in pieces(layer, len(examples), patches.size)]
 
     kept = np.concatenate([~np.isnan(patches.read(examples[part])[1]).any(2) for part in ranges])
-    # Without any two folds a place must still have a mean.
-    kept &= np.array([len(np.unique(fold[of_place])) > 2 for of_place in kept.T])
+    kept &= np.array([len(np.unique(fold[of_place])) > _MOST_LEFT_OUT for of_place in kept.T])
     if not kept.any():
         raise JaxTransferError(
             f"No place of the {grid[0]}x{grid[1]} grid of the features has labels in three groups of examples; label "

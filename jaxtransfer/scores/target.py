@@ -33,6 +33,7 @@ class Target:
         classes: Names of the classes, in the order of their numbers; empty for other types.
         left_out: Name and number of examples of the classes with one example, or whose examples all belong together;
             their labels count as missing; and of constant columns.
+        units: A number for each example that examples which belong together share; None: none belong together.
     """
 
     target_type: TargetType
@@ -40,6 +41,7 @@ class Target:
     group: Int[np.ndarray, " n"]
     classes: tuple[str, ...] = ()
     left_out: tuple[tuple[str, int], ...] = ()
+    units: Int[np.ndarray, " n"] | None = None
 
     @property
     def labelled(self) -> Int[np.ndarray, " labelled"]:
@@ -117,7 +119,7 @@ class Target:
                 f"{subject} has labelled examples of {count} groups that belong together; a score needs "
                 f"{_LEAST_EXAMPLES}."
             )
-        return cls(target_type, values, deal_units(units, strata, labelled, GROUPS), classes, left_out)
+        return cls(target_type, values, deal_units(units, strata, labelled, GROUPS), classes, left_out, units)
 
 
 def _groups(strata: Int[np.ndarray, " n"], labelled: Bool[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:

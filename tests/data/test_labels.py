@@ -613,3 +613,12 @@ def test_a_folder_by_any_path(photos, monkeypatch):
     monkeypatch.chdir(photos / "deep")
     names = [_only(Path(path)).name for path in ("..", "../labels.csv", "../../link", "../deep/../../photos")]
     assert names == ["photos", "photos", "link", "photos"]
+
+
+def test_a_part_of_a_task_has_a_hash_of_its_own():
+    task = LabelledTask.of(_pixels(0, (6, 4, 4)), np.arange(6) % 2)
+    mask = np.arange(6) > 2
+    part, same, other = task.take(mask), task.take(np.flatnonzero(mask)), task.take(~mask)
+    assert part.sha256 == same.sha256
+    assert len({task.sha256, part.sha256, other.sha256}) == 3
+    assert part.image_names == ("3", "4", "5")

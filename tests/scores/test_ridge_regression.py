@@ -5,7 +5,7 @@ import pytest
 
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.points.store import Points
-from jaxtransfer.scores import ridge as module
+from jaxtransfer.scores import ridge_regression as module
 from jaxtransfer.scores.ridge_regression import ridge
 from jaxtransfer.scores.target import Target
 
@@ -107,6 +107,15 @@ def test_numbers_with_missing_entries(solver):
     score = ridge(x, target)
     np.testing.assert_allclose(score.value, value, rtol=1e-7)
     np.testing.assert_allclose(score.pseudo_values, pseudo_values, atol=1e-6)
+
+
+def test_a_column_known_in_two_groups_is_left_out(solver):
+    x, y = data()
+    target = Target.of_labels(y)
+    values = np.where((target.group[:, None] > 1) & (np.arange(2) == 1), np.nan, target.values)
+    score = ridge(x, Target("numbers", values, target.group))
+    expected = ridge(x, Target("numbers", target.values[:, :1], target.group))
+    np.testing.assert_allclose(score.value, expected.value, rtol=1e-12)
 
 
 def test_layers_and_grids_are_chosen_in_the_inner_folds(solver):
@@ -320,7 +329,7 @@ class TestErrors:
         labels = np.zeros(40)
         labels[:2] = 1
         x[:2] = np.nan
-        with pytest.raises(JaxTransferError, match="The labels are the same for all examples with finite features"):
+        with pytest.raises(JaxTransferError, match="The labels do not vary over the examples with finite features"):
             ridge(x, labels)
 
     def test_no_place_with_enough_labels(self):

@@ -1,12 +1,13 @@
 """Nearest neighbours against a search with loops, and properties."""
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.scores import knn as module
+from jaxtransfer.scores import nearest_neighbours as module
 from jaxtransfer.scores.nearest_neighbours import knn
 from jaxtransfer.scores.target import Target
 
@@ -96,6 +97,26 @@ def test_of_classes_with_equally_many_votes_the_nearest_wins():
         assert module._is_hit(classes, np.repeat(neighbours, 6, 0)).tolist() == (classes == names[1]).tolist()
 
 
+@pytest.mark.parametrize("numbers", [False, True])
+def test_examples_that_belong_together_are_no_neighbours(numbers):
+    rng = np.random.default_rng(0)
+    units = np.repeat(np.arange(50), 4)
+    x = rng.normal(size=(50, 6))[units] + 1e-3 * rng.normal(size=(200, 6))  # four photos of each of fifty things
+    labels = rng.normal(size=50)[units] if numbers else (np.arange(50) % 2)[units]
+    target = Target.of_labels(labels)
+    assert knn(x, target).value > 0.99
+    assert knn(x, dataclasses.replace(target, units=units)).value < (0.1 if numbers else 0.65)
+    assert knn(x, dataclasses.replace(target, units=np.arange(200))).value == knn(x, target).value
+
+
+def test_a_column_known_in_one_unit_is_left_out():
+    x, labels = clusters()
+    y = np.stack([labels + 0.5, np.where(np.arange(60) < 3, np.arange(60.0), np.nan)], 1)
+    target = dataclasses.replace(Target.of_labels(y), units=np.arange(60) // 3)
+    of_first = dataclasses.replace(target, values=target.values[:, :1])
+    assert knn(x, target).value == knn(x, of_first).value
+
+
 def test_places_are_averaged():
     x, labels = clusters()
     maps = x[:, None, None] + np.array([[-1.0, 1], [2, -2]])[:, :, None]
@@ -171,5 +192,5 @@ def test_labels_that_vary_only_where_features_are_not_finite():
     x, _ = clusters()
     y = np.where(np.arange(60) < 2, 1.0, 0.0)
     x[:2] = np.nan
-    with pytest.raises(JaxTransferError, match="The labels are the same"):
+    with pytest.raises(JaxTransferError, match="The labels do not vary"):
         knn(x, y)

@@ -8,7 +8,7 @@ import scipy.optimize
 import scipy.special
 
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.scores import logistic as module
+from jaxtransfer.scores import logistic_regression as module
 from jaxtransfer.scores.logistic_regression import PENALTIES, logistic
 from jaxtransfer.scores.target import Target
 
@@ -216,6 +216,26 @@ class TestKnownValues:
         # Scored on its own training data, it would be 1 with 200 units.
         rng = np.random.default_rng(0)
         assert logistic(rng.normal(size=(80, units)), in_folds(np.arange(80) % 4)).value < 0.45
+
+    def test_a_class_that_some_fits_have_not_seen(self):
+        # Without their two folds there is a single class: the fit predicts it, and has no log loss.
+        x, _ = clusters(24, spread=0.1)
+        labels = np.zeros(24, int)
+        labels[[3, 8]] = 1
+        x[[3, 8]] += 5
+        assert logistic(x, in_folds(labels)).value == 1
+
+    def test_columns_that_are_known_or_vary_in_a_few_folds(self):
+        x, y = columns(40)
+        target = in_folds(y)
+        expected = logistic(x, dataclasses.replace(target, values=target.values[:, :1]))
+        target.values[target.group > 0, 1] = np.nan  # known in a single fold
+        target.values[:, 2] = 0
+        target.values[np.flatnonzero(target.group == 2)[:2], 2] = 1  # positive in a single fold
+        score = logistic(x, target)
+        assert np.isfinite(score.value)
+        assert np.isfinite(score.pseudo_values).all()
+        assert 0 < score.value < expected.value
 
     def test_features_that_do_not_vary_predict_the_largest_class(self):
         labels = np.where(np.arange(40) < 25, 3, 5)
