@@ -7,14 +7,15 @@ folder of images whose names begin with their class and an underscore; scikit-le
 EfficientNet-Lite0, 1 and 2 with published weights, encoders of Rooms, and for each architecture a network with its
 weights shuffled.
 
-Each data set is divided: all measures score the networks on one part, and a linear readout is trained and judged,
-cross-validated, on the other (`jaxtransfer.transfer`). Images of `--films` whose names agree up to the last underscore
-stay together. Finished features and trainings are kept in `--work`, so the same command resumes.
+Each data set is divided: all measures score the networks on one part (`jaxtransfer.score`), and a linear readout is
+trained and judged, cross-validated, on the other (`jaxtransfer.transfer`). Images of `--films` whose names agree up to
+the last underscore stay together. Finished features and trainings are kept in `--work`, so the same command resumes.
 """
 
 import argparse
 import dataclasses
 import importlib
+import itertools
 import json
 import math
 import tempfile
@@ -36,16 +37,9 @@ from benchmarks import harness
 from jaxtransfer import rooms
 from jaxtransfer.converters import torch_export
 from jaxtransfer.data.probe import files_below
-from jaxtransfer.devices import default_mesh
 from jaxtransfer.files import write_csv
 from jaxtransfer.networks.network import ApplyFn
-from jaxtransfer.points.compute import PointComputation, PointSettings, ProgressFn
-from jaxtransfer.points.network_refs import NetworkRef, network_refs
-from jaxtransfer.points.store import Points
-from jaxtransfer.scores.features import Features, kinds_of_networks
-from jaxtransfer.scores.measures import MEASURES, run_measures
-from jaxtransfer.scores.ridge_regression import ridge
-from jaxtransfer.scores.score import Score
+from jaxtransfer.points.network_refs import network_refs
 from jaxtransfer.scores.target import GROUPS, Target
 from jaxtransfer.training.random_weights import random_twins
 
@@ -53,7 +47,6 @@ _SIZES = {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-li
 _MEAN, _STD = (127 / 255,) * 3, (128 / 255,) * 3
 _ENCODERS = "autoencoding class_object class_scene depth_zbuffer edge_texture jigsaw normal segment_semantic".split()
 _RANDOM = "random"
-_Scores = dict[str, dict[str, dict[str, Score]]]  # by task, network and measure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,49 +124,6 @@ def divide(task: jt.LabelledTask, examples: int) -> tuple[jt.LabelledTask, jt.La
     return task.take(np.flatnonzero((group >= 0) & (group < share))), task.take(np.flatnonzero(group >= share))
 
 
-def score(refs: Sequence[NetworkRef], tasks: Sequence[jt.LabelledTask], work: Path, progress: ProgressFn) -> _Scores:
-    """Computes the features of networks once, and all measures of them."""
-    scores: _Scores = {}
-    for task in tasks:
-        scores[task.name], target = {}, Target.of(task)
-        kinds = kinds_of_networks(refs, task.images.shape[1:], None, with_head=True)
-        points = Points(work / "scores" / task.images_sha256[:16])
-        for of_group in dict.fromkeys(kinds.values()):
-            group = [ref for ref in refs if kinds[ref.name] == of_group]
-            settings = PointSettings(of_group)
-            computation = PointComputation(group, task.images, settings, batch_size=None, mesh=default_mesh())
-            computation.run(points, lambda done, total, name, task=task: progress(done, total, f"{task.name}, {name}"))
-            for ref in group:
-                features = Features(ref.name, computation.keys[ref.name], points)
-                scores[task.name][ref.name] = measure(features, target)
-    return scores
-
-
-def measure(features: Features, target: Target) -> dict[str, Score]:
-    """Computes every measure that a network allows."""
-    [layer], heads = features.open(of_head=False), features.open(of_head=True)
-    names = [name for name, spec in MEASURES.items() if heads or not spec.needs_probabilities]
-    scores = run_measures(names, target, features=layer[:], probabilities=heads[0][:] if heads else None)
-    return scores if "ridge" in scores else {"ridge": ridge(layer[:], target), **scores}
-
-
-def table_of_scores(scores: _Scores, names: Sequence[str]) -> jt.Affinity:
-    """Arranges scores as tasks x networks, one method for each measure; NaN where there is no score."""
-    measures = dict.fromkeys(
-        name for by_network in scores.values() for values in by_network.values() for name in values
-    )
-    matrices = {
-        name: np.array(
-            [
-                [values[name].value if name in (values := by_network[network]) else math.nan for network in names]
-                for by_network in scores.values()
-            ]
-        )
-        for name in measures
-    }
-    return jt.Affinity.of(names, matrices, targets=[*scores])
-
-
 def static_scores(accuracies: Float[np.ndarray, "tasks networks"]) -> Float[np.ndarray, "tasks networks"]:
     """Scores each network by its mean accuracy on the other tasks: an order that does not look at the task."""
     return (accuracies.sum(0) - accuracies) / (len(accuracies) - 1)
@@ -209,22 +159,16 @@ def agreement(scores: jt.Affinity, measured: jt.Oracle, method: str) -> dict[str
     }
 
 
-def write(out: Path, scores: _Scores, measured: jt.Affinity, measures: Sequence[str]) -> None:
+def write(out: Path, scores: jt.Affinity, measured: jt.Affinity) -> None:
     """Writes the accuracies and the scores of all networks, with standard errors, to a CSV file."""
-    both = [f"{name}{end}" for name in ("accuracy", *measures) for end in ("", "_stderr")]
-    rows: list[list[Any]] = [["task", "network", *both]]
-    values, errors = measured["accuracy"], measured.stderr("accuracy")
-    for task, by_network in scores.items():
-        for network, by_measure in by_network.items():
-            place = measured.targets.index(task), measured.sources.index(network)
-            cells: list[Any] = [float(values[place]), float(errors[place])]
-            for name in measures:
-                if (score := by_measure.get(name)) is None:
-                    cells += [None, None]
-                else:
-                    samples = score.pseudo_values
-                    cells += [score.value, float(np.std(samples, ddof=1) / math.sqrt(len(samples)))]
-            rows.append([task, network, *cells])
+    tables = {"accuracy": (measured, "accuracy"), **{name: (scores, name) for name in scores.methods}}
+    rows: list[list[Any]] = [["task", "network", *(f"{name}{end}" for name in tables for end in ("", "_stderr"))]]
+    for task, network in itertools.product(scores.targets, scores.sources):
+        row: list[Any] = [task, network]
+        for table, method in tables.values():
+            place = table.targets.index(task), table.sources.index(network)
+            row += [float(table[method][place]), float(table.stderr(method)[place])]
+        rows.append(row)
     out.mkdir(parents=True, exist_ok=True)
     write_csv(out / "labelled.csv", rows)
 
@@ -271,23 +215,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         networks = [efficientnet(name, size) for name, size in _SIZES.items() if name in wanted]
         networks += [rooms.zoo()[name] for name in _ENCODERS if name in wanted]
         refs = network_refs(networks)
-        refs += random_twins(refs, _RANDOM, [ref.name for ref in refs])
+        twins = [ref.load() for ref in random_twins(refs, _RANDOM, [ref.name for ref in refs])]
         data = read_data(options.datasets, options.photos, options.films, work, options.size, options.limit)
         to_score, to_train = zip(*(divide(task, options.examples) for task in data), strict=True)
-        scores = score(refs, to_score, work, progress)
+        scores = jt.score([*networks, *twins], to_score, measures="all", directory=work / "score", progress=progress)
         measured = jt.transfer(
-            networks, to_train, seeds=options.seeds, steps=options.steps, directory=work, progress=progress
+            networks,
+            to_train,
+            seeds=options.seeds,
+            steps=options.steps,
+            directory=work / "transfer",
+            progress=progress,
         )
-    names = [ref.name for ref in refs]
-    columns = [measured.sources.index(name) for name in names]
-    table = table_of_scores(scores, names)
-    static = static_scores(measured["accuracy"][:, columns]) if len(data) > 1 else None
-    matrices = {name: table[name] for name in table.methods} | ({} if static is None else {"static": static})
-    table = jt.Affinity.of(names, matrices, targets=table.targets)
+    matrices = {name: scores[name] for name in scores.methods}
+    if len(data) > 1:
+        matrices["static"] = static_scores(measured["accuracy"][:, [*map(measured.sources.index, scores.sources)]])
+    table = jt.Affinity.of(scores.sources, matrices, targets=scores.targets)
     agreements = {name: agreement(table, measured.oracle("accuracy"), name) for name in table.methods}
     show(agreements, table.targets)
     if options.out is not None:
-        write(options.out, scores, measured, [name for name in table.methods if name != "static"])
+        write(options.out, scores, measured)
         shapes = {
             f"{task.name}, to {use}": task.images.shape
             for use, tasks in (("score", to_score), ("train", to_train))

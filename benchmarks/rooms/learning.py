@@ -92,11 +92,6 @@ def losses(
     return (values * labelled).sum(inner) / jnp.maximum(count, 1), (count > 0).astype(jnp.float32)
 
 
-def mean_loss(values: Float[Array, " images"], counts: Float[Array, " images"]) -> Float[Array, ""]:
-    """Averages the losses of the images whose count is 1."""
-    return (values * counts).sum() / jnp.maximum(counts.sum(), 1)
-
-
 def optimiser(settings: Learning) -> optax.GradientTransformation:
     """Returns AdamW with a linear warm-up over a twentieth of the steps and cosine decay to 0."""
     rate = optax.warmup_cosine_decay_schedule(

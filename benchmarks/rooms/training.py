@@ -1,6 +1,5 @@
 """Trains encoders from scratch, together with a readout, on a single task."""
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,19 +7,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx, traverse_util
-from jaxtyping import Array, Float, PyTree
-from orbax.checkpoint import v1 as ocp
+from jaxtyping import Array, Float, Int, PyTree
 
 from benchmarks.rooms import learning
 from benchmarks.rooms.examples import Examples, unpacked
 from benchmarks.rooms.learning import Prior
 from benchmarks.rooms.settings import Learning
+from jaxtransfer.devices import default_mesh
 from jaxtransfer.networks.network import Network
 from jaxtransfer.pge.layers import convolution
 from jaxtransfer.rooms import Task
 from jaxtransfer.rooms.networks import WIDTH, Encoder, PixelReadout, VectorReadout, encode, preprocess
+from jaxtransfer.training.checkpoints import open_checkpoints
+from jaxtransfer.training.fit import Problem, fit, map_examples, start
 
 _BATCH = 250
 
@@ -60,20 +60,6 @@ def views(task: Task, example: dict[str, Array]) -> Float[Array, "images views h
     return images if task.views > 1 else images[:, None]
 
 
-class State(NamedTuple):
-    """The state of training.
-
-    Attributes:
-        weights: Trained weights.
-        seen: Running statistics of batch normalisation.
-        optimiser: State of the optimiser.
-    """
-
-    weights: PyTree
-    seen: PyTree
-    optimiser: PyTree
-
-
 class Trained(NamedTuple):
     """The result of training.
 
@@ -101,10 +87,8 @@ class Trainer:
         """
         self.task, self.settings, self.prior = task, settings, prior
         self._preprocess = preprocess(task.name)
-        self._optimiser = learning.optimiser(settings)
         self._graph = nnx.split(nnx.eval_shape(lambda: self._model(0)))[0]
-        self._step = jax.jit(self._one_step)
-        self._test = jax.jit(self._test_losses)
+        self._problem = Problem(self._training_losses, learning.optimiser(settings))
 
     def run(
         self,
@@ -126,53 +110,51 @@ class Trainer:
             checkpoints: Folder for the last checkpoint; None writes none.
             every: Steps between checkpoints.
         """
-        steps = self.settings.steps
+        steps, mesh = self.settings.steps, default_mesh()
         train, test = (part.of(self.task, self.settings.every) for part in (train, test))
-        with contextlib.ExitStack() as stack:
-            checkpointer, state, done = None, self._first(seed), 0
-            if checkpoints is not None:
-                last: Any = ocp.training.preservation_policies.LatestN(1)
-                checkpointer = ocp.training.Checkpointer(str(checkpoints.absolute()), preservation_policy=last)
-                stack.enter_context(checkpointer)
-                if checkpointer.latest is not None:
-                    latest = checkpointer.latest
-                    done, state = latest.step, checkpointer.load(latest, jax.tree.map(_on_this_device, state))
-            for step in range(done, steps):
-                rng = np.random.default_rng([seed, step])
-                state = self._step(state, train.take(np.sort(rng.choice(len(train), self.settings.batch, False))))
-                if checkpointer is not None and ((step + 1) % every == 0 or step + 1 == steps):
-                    checkpointer.save(step + 1, state)
-                progress(step + 1)
+
+        def batches(first: int, last: int) -> tuple[dict[str, np.ndarray], Int[np.ndarray, "1 steps batch"]]:
+            rngs = [np.random.default_rng([seed, step]) for step in range(first, last)]
+            numbers = [np.sort(rng.choice(len(train), self.settings.batch, False)) for rng in rngs]
+            return train.take(np.concatenate(numbers)), np.arange(np.size(numbers)).reshape(1, last - first, -1)
+
+        state = start(self._problem, *self._first(seed), mesh, validated=False)
+        with open_checkpoints(checkpoints) as kept:
+            done, state = kept.restore(state)
+            trainings = fit(
+                self._problem, state, np.ones(1, np.float32), batches, mesh, steps=steps, chunk=1, done=done
+            )
+            for step, state in trainings:
+                if checkpoints is not None and (step % every == 0 or step == steps):
+                    kept.save(step, state, seconds=0)
+                progress(step)
         parts = []
-        for start in range(0, len(test), _BATCH):
-            batch = test.take(np.arange(start, min(start + _BATCH, len(test))))
-            parts.append([np.asarray(part) for part in self._test(state, batch)])
-        losses, counts = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return Trained(_merge(state.weights["encoder"], state.seen["encoder"]), losses, counts)
+        for first in range(0, len(test), _BATCH):
+            batch = test.take(np.arange(first, min(first + _BATCH, len(test))))
+            numbers = np.arange(len(batch["label"]))[None]
+            weights, seen = state.weights, state.statistics
+            parts.append(map_examples(self._test_losses, weights, seen, batch, numbers, mesh, batch=_BATCH))
+        losses, counts = (np.concatenate(part, 1)[0] for part in zip(*parts, strict=True))
+        weights, seen = (jax.tree.map(lambda leaf: leaf[0], tree) for tree in (state.weights, state.statistics))
+        return Trained(_merge(weights["encoder"], seen["encoder"]), losses, counts)
 
     def _model(self, seed: int) -> Model:
         model = Model(self.task, self.settings, rngs=nnx.Rngs(seed))
         return nnx.with_attributes(model, only=nnx.BatchNorm, momentum=self.settings.momentum)
 
-    def _first(self, seed: int) -> State:
-        """Returns the state before the first step."""
+    def _first(self, seed: int) -> tuple[PyTree, PyTree]:
+        """Returns the weights and the statistics of batch normalisation before the first step, of one training."""
         _, weights, seen = nnx.split(self._model(seed), nnx.Param, ...)
-        weights, seen = nnx.to_pure_dict(weights), nnx.to_pure_dict(seen)
-        return State(weights, seen, self._optimiser.init(weights))
+        return jax.tree.map(lambda leaf: leaf[None], (nnx.to_pure_dict(weights), nnx.to_pure_dict(seen)))
 
-    def _one_step(self, state: State, batch: dict[str, Array]) -> State:
-        def loss(weights: PyTree) -> tuple[Array, PyTree]:
-            model = nnx.merge(self._graph, weights, state.seen, copy=True)
-            losses, counts = self._losses(model, batch)
-            _, _, seen = nnx.split(model, nnx.Param, ...)
-            return learning.mean_loss(losses, counts), nnx.to_pure_dict(seen)
+    def _training_losses(self, weights: PyTree, seen: PyTree, batch: dict[str, Array]) -> tuple[Array, Array, PyTree]:
+        model = nnx.merge(self._graph, weights, seen, copy=True)
+        losses, counts = self._losses(model, batch)
+        _, _, seen = nnx.split(model, nnx.Param, ...)
+        return losses, counts, nnx.to_pure_dict(seen)
 
-        gradient, seen = jax.grad(loss, has_aux=True)(state.weights)
-        change, optimiser = self._optimiser.update(gradient, state.optimiser, state.weights)
-        return State(optax.apply_updates(state.weights, change), seen, optimiser)
-
-    def _test_losses(self, state: State, batch: dict[str, Array]) -> tuple[Array, Array]:
-        model = nnx.view(nnx.merge(self._graph, state.weights, state.seen), use_running_average=True)
+    def _test_losses(self, weights: PyTree, seen: PyTree, batch: dict[str, Array]) -> tuple[Array, Array]:
+        model = nnx.view(nnx.merge(self._graph, weights, seen), use_running_average=True)
         return self._losses(model, batch)
 
     def _losses(self, model: Model, batch: dict[str, Array]) -> tuple[Array, Array]:
@@ -190,10 +172,6 @@ def untrained(name: str, examples: Examples) -> Network:
     encoder(preprocess(name)(images))
     _, weights, seen = nnx.split(encoder, nnx.Param, ...)
     return Network(name, encode, _merge(nnx.to_pure_dict(weights), nnx.to_pure_dict(seen)), preprocess(name))
-
-
-def _on_this_device(leaf: Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))
 
 
 def _merge(*trees: PyTree) -> PyTree:

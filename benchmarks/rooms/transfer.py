@@ -9,18 +9,19 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from benchmarks.rooms import learning
 from benchmarks.rooms.examples import Examples, unpacked
 from benchmarks.rooms.learning import Prior
 from benchmarks.rooms.settings import Transfer
 from benchmarks.rooms.training import readout, views
+from jaxtransfer.devices import default_mesh
 from jaxtransfer.networks.network import Network
 from jaxtransfer.rooms import Task
 from jaxtransfer.rooms.networks import PixelReadout, VectorReadout
+from jaxtransfer.training.fit import Problem, fit, map_examples, start
 
 _BATCH = 250
 
@@ -40,8 +41,8 @@ class Measured(NamedTuple):
 def represent(network: Network, task: Task, examples: Examples) -> Float[np.ndarray, "images h w channels"]:
     """Computes an encoder's representations of a task's inputs, concatenated over views; float16."""
     parts, examples = [], examples.of(task)
-    for start in range(0, len(examples), _BATCH):
-        batch = examples.take(np.arange(start, min(start + _BATCH, len(examples))))
+    for first in range(0, len(examples), _BATCH):
+        batch = examples.take(np.arange(first, min(first + _BATCH, len(examples))))
         parts.append(np.asarray(_represent_batch(network.apply, network.preprocess, task, network.params, batch)))
     return np.concatenate(parts)
 
@@ -70,11 +71,9 @@ class Target:
         """
         self.task, self.settings = task, settings
         self.prior: Prior = learning.prior(task, train, settings.every)
-        labels, self._test_labels = (_labels(part.of(task, settings.every)) for part in (train, held_out))
-        self._labels = labels.reshape(settings.seeds, -1, *labels.shape[1:])
+        self._labels, self._test_labels = (_labels(part.of(task, settings.every)) for part in (train, held_out))
         self._graph = nnx.split(nnx.eval_shape(self._fresh, jax.random.key(0)))[0]
-        self._learn = jax.jit(jax.vmap(self._one_seed, in_axes=(0, 0, 0)))
-        self._test = jax.jit(jax.vmap(self._losses, in_axes=(0, None, None)))
+        self._problem = Problem(self._training_losses, learning.optimiser(settings))
 
     def measure(
         self, few: Float[np.ndarray, "images h w channels"], many: Float[np.ndarray, "held_out h w channels"]
@@ -85,46 +84,50 @@ class Target:
             few: A source's representations of the training sets.
             many: The source's representations of the held-out examples.
         """
-        few = few.reshape(*self._labels.shape[:2], *few.shape[1:])
-        keys = jax.random.split(jax.random.key(0), self.settings.seeds)
+        settings, mesh, count = self.settings, default_mesh(), len(few) // self.settings.seeds
         # Makes the result independent of the scale of the source's representation.
         scale = np.sqrt(np.square(few, dtype=np.float32).mean())
-        weights = self._learn(keys, few / scale, self._labels)
+        train = {"features": few / scale, "labels": self._labels}
+        for_weights, for_batches = jax.vmap(jax.random.split, out_axes=1)(
+            jax.random.split(jax.random.key(0), settings.seeds)
+        )
+        weights = jax.vmap(lambda key: nnx.to_pure_dict(nnx.state(self._fresh(key))))(for_weights)
+        indices = np.asarray(_drawn_batches(for_batches, count, settings.steps, settings.batch))
+        indices = indices + count * np.arange(settings.seeds)[:, None, None]
+        state = start(self._problem, weights, (), mesh, validated=False)
+        rates = np.ones(settings.seeds, np.float32)
+        ((_, state),) = fit(
+            self._problem, state, rates, lambda *_: (train, indices), mesh, steps=settings.steps, chunk=settings.steps
+        )
         parts = []
-        for start in range(0, len(many), _BATCH):
-            batch = slice(start, start + _BATCH)
-            parts.append(self._test(weights, many[batch] / scale, self._test_labels[batch]))
-        losses, counts = (np.concatenate([np.asarray(part[i]) for part in parts], axis=-1) for i in range(2))
+        for first in range(0, len(many), _BATCH):
+            batch = slice(first, first + _BATCH)
+            examples = {"features": many[batch] / scale, "labels": self._test_labels[batch]}
+            numbers = np.tile(np.arange(len(examples["labels"])), (settings.seeds, 1))
+            parts.append(map_examples(self._losses, state.weights, (), examples, numbers, mesh, batch=_BATCH))
+        losses, counts = (np.concatenate(part, 1) for part in zip(*parts, strict=True))
         return Measured(losses, counts[0])
 
     def _fresh(self, key: Array) -> PixelReadout | VectorReadout:
         return readout(self.task, self.settings, nnx.Rngs(key))
 
-    def _losses(self, weights: PyTree, features: Array, labels: Array) -> tuple[Array, Array]:
-        predictions = nnx.merge(self._graph, weights)(features.astype(jnp.float32))
+    def _losses(self, weights: PyTree, _: PyTree, examples: dict[str, Array]) -> tuple[Array, Array]:
+        predictions = nnx.merge(self._graph, weights)(examples["features"].astype(jnp.float32))
         predictions += self.prior.predictions[None] if self.settings.from_prior else 0
-        return learning.losses(self.task, self.prior.units, predictions, labels)
+        return learning.losses(self.task, self.prior.units, predictions, examples["labels"])
 
-    def _one_seed(self, key: Array, features: Array, labels: Array) -> PyTree:
-        """Trains a readout and returns its weights."""
-        settings = self.settings
-        for_weights, for_batches = jax.random.split(key)
-        weights = nnx.to_pure_dict(nnx.state(self._fresh(for_weights)))
-        optimiser = learning.optimiser(settings)
+    def _training_losses(self, weights: PyTree, _: PyTree, examples: dict[str, Array]) -> tuple[Array, Array, PyTree]:
+        return *self._losses(weights, _, examples), ()
 
-        def step(state: tuple[PyTree, PyTree], number: Int[Array, ""]) -> tuple[tuple[PyTree, PyTree], None]:
-            weights, own = state
-            for_batch = jax.random.fold_in(for_batches, number)
-            chosen = jax.random.choice(for_batch, len(features), (settings.batch,), replace=False)
 
-            def loss(weights: PyTree) -> Array:
-                return learning.mean_loss(*self._losses(weights, features[chosen], labels[chosen]))
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _drawn_batches(keys: Key[Array, " seeds"], count: int, steps: int, batch: int) -> Int[Array, "seeds steps batch"]:
+    """Draws the examples of every step without repetitions."""
 
-            change, own = optimiser.update(jax.grad(loss)(weights), own, weights)
-            return (optax.apply_updates(weights, change), own), None
+    def draw(key: Key[Array, ""], step: Int[Array, ""]) -> Int[Array, " batch"]:
+        return jax.random.choice(jax.random.fold_in(key, step), count, (batch,), replace=False)
 
-        (weights, _), _ = jax.lax.scan(step, (weights, optimiser.init(weights)), jnp.arange(settings.steps))
-        return weights
+    return jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(keys, jnp.arange(steps))
 
 
 def _labels(examples: Examples) -> np.ndarray:

@@ -1,6 +1,8 @@
 """What the commands print about their results: tables and the sentences below them."""
 
+import math
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -209,7 +211,8 @@ def print_comparison(comparison: "Comparison") -> None:
     tested = comparison.targets == comparison.sources
     for column in ("rankings", "matrices", *(["p"] if tested else [])):
         table.add_column(column, justify="right")
-    by_agreement = sorted(comparison.agreements.items(), key=lambda item: -item[1].rank_correlation)
+    known = [item for item in comparison.agreements.items() if not math.isnan(item[1].rank_correlation)]
+    by_agreement = sorted(known, key=lambda item: -item[1].rank_correlation)
     for (first, second), agreement in by_agreement:
         correlations = (agreement.rank_correlation, agreement.matrix_correlation)
         shown = [f"{value:z.3f}" for value in correlations]
@@ -223,9 +226,14 @@ def print_comparison(comparison: "Comparison") -> None:
     for column in ("target", "source", "best rank", "worst rank"):
         table.add_column(column, overflow="fold")
     for disagreement in comparison.disagreements[:_SHOWN_DISAGREEMENTS]:
-        ranks = disagreement.places
-        extremes = [f"{rank} by {comparison.labels[ranks.index(rank)]}" for rank in (min(ranks), max(ranks))]
-        table.add_row(disagreement.target, disagreement.source, *extremes)
+        ranks = [
+            (rank, label)
+            for rank, label in zip(disagreement.places, comparison.labels, strict=True)
+            if rank is not None
+        ]
+        extremes = [extreme(ranks, key=itemgetter(0)) for extreme in (min, max)]
+        shown = [f"{rank} by {label}" for rank, label in extremes]
+        table.add_row(disagreement.target, disagreement.source, *shown)
     print_table(table)
 
 

@@ -23,7 +23,7 @@ def read_tasks(
     *,
     size: int,
     limit: int | None = None,
-    ways: int = 1,
+    ways: int = 0,
     smallest: int = 1,
     strict: bool = False,
     missing: bool = False,
@@ -131,7 +131,10 @@ def _without_small_classes(
             f"{len(counts) + len(task.left_out)} classes have enough; ask for fewer ways, shots or queries."
         )
     task = dataclasses.replace(task, left_out=tuple(sorted([*task.left_out, *small])))
-    return task.take(~np.isin(task.labels, [name for name, _ in small])) if small else task
+    if not small:
+        return task
+    kept = task.take(~np.isin(task.labels, [name for name, _ in small]))
+    return dataclasses.replace(kept, sha256=task.sha256)  # which runs have stored
 
 
 def _same_channels(tasks: Sequence[LabelledTask]) -> tuple[LabelledTask, ...]:

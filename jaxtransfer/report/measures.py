@@ -22,9 +22,13 @@ def measured_transfer(directory: Path, affinity: Affinity, oracle: Oracle | None
     It is what the tables `measured_<name>.csv` in its directory hold, in alphabetical order, then an oracle. The tables
     of a run of measured transfer hold the values of its methods, and are not shown beside them.
     """
-    files = {file.stem.removeprefix(_MEASURED): file for file in sorted(directory.glob(f"{_MEASURED}*.csv"))}
+    files = {_short(file.name): file for file in sorted(directory.glob(f"{_MEASURED}*.csv"))}
     measured = {name: Oracle.load(file) for name, file in files.items() if name not in affinity.methods}
-    return measured | ({} if oracle is None else {oracle.name: oracle})
+    return measured | ({} if oracle is None else {_short(oracle.name): oracle})
+
+
+def _short(name: str) -> str:
+    return name.removeprefix(_MEASURED).removesuffix(".csv")
 
 
 def measured_data(affinity: Affinity, measured: dict[str, Oracle]) -> list[dict[str, Any]]:
@@ -76,7 +80,7 @@ def _correlation(one: Float[np.ndarray, "targets sources"], other: Float[np.ndar
 
 
 def task_table(record: Record) -> tuple[list[str], list[list[str]]]:
-    """Tabulates the labelled examples of every task.
+    """Tabulates what a record says of the labels of every task.
 
     Returns:
         The header and the rows, one for each task.
@@ -89,8 +93,10 @@ def task_table(record: Record) -> tuple[list[str], list[list[str]]]:
         "missing": "missing labels",
         "unlabelled": "files without a label",
     }
+    tasks: dict[str, dict[str, Any]] = record.get("tasks", {})
+    known = [field for field in header if any(task.get(field) is not None for task in tasks.values())]
     rows = [
-        [name, *("" if task.get(field) is None else str(task[field]) for field in header)]
-        for name, task in record.get("tasks", {}).items()
+        [name, *("" if task.get(field) is None else str(task[field]) for field in known)]
+        for name, task in tasks.items()
     ]
-    return ["task", *header.values()], rows
+    return ["task", *(header[field] for field in known)], rows

@@ -53,9 +53,10 @@ def method_data(affinity: Affinity, view: MethodView) -> dict[str, Any]:
     """
     index = {name: i for i, name in enumerate(affinity.sources)}
     counts = affinity.counts(view.name)
-    compared = counts
+    of_targets = counts.max(axis=1, initial=0)
     if affinity.square:
-        compared = counts[~np.eye(len(counts), dtype=bool)].reshape(len(counts), -1)
+        off_diagonal = counts[~np.eye(len(counts), dtype=bool)].reshape(len(counts), -1)
+        of_targets = off_diagonal.min(axis=1, initial=int(counts.max(initial=0)))
     unusable = [network for network, _ in affinity.unusable[view.name]]
     return {
         "name": view.name,
@@ -78,7 +79,7 @@ def method_data(affinity: Affinity, view: MethodView) -> dict[str, Any]:
             ]
             for target in affinity.targets
         ],
-        "counts": compared.min(axis=1, initial=int(counts.max(initial=0))).tolist(),
+        "counts": of_targets.tolist(),
         "unusable": [unusable.count(name) for name in affinity.targets],
     }
 

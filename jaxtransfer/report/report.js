@@ -127,7 +127,7 @@ function showTarget() {
       answer.push(make("p", {className: "sure"}, `It ranks above the next source, ${next}, with probability ${share(above)}.${rest}`));
     }
   } else {
-    answer.push(make("p", {className: "best"}, "No source is known"), make("p", {}, "There is no value for this target."));
+    answer.push(make("p", {className: "best"}, "No source is known"), make("p", {}, square ? "There is no value for this target." : `${method.name} has no value for this task.`));
   }
   for (const {name, values} of data.measured) {
     const known = values[state.target].flatMap((pair, j) => pair ? [[j, ...pair]] : []).sort((a, b) => b[1] - a[1]);
@@ -135,7 +135,7 @@ function showTarget() {
   }
   if (method.directed && square) answer.push(make("p", {className: "sure", id: "direction"}, `By ${method.name}, row = target: these values are of ${names[state.target]} as the target, its row of the heat map; its column is for it as a source.`));
   $("answer").replaceChildren(...answer);
-  const others = data.methods.flatMap((other, m) => m === state.method ? [] : [[other, other.ranked[state.target][0]]]);
+  const others = data.methods.flatMap((other, m) => m === state.method || !square && !other.ranked[state.target].length ? [] : [[other, other.ranked[state.target][0]]]);
   $("elsewhere").replaceChildren(...(others.length ? [
     make("h3", {}, "Best by other methods"),
     make("ul", {className: "others"}, ...others.map(([other, row]) => make("li", {},

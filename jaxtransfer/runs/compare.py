@@ -43,17 +43,18 @@ class Disagreement(NamedTuple):
     Attributes:
         target: The target.
         source: The source.
-        places: Rank of the source in each matrix, 1 the nearest.
+        places: Rank of the source in each matrix, 1 the nearest; None in a matrix without values for the target.
     """
 
     target: str
     source: str
-    places: tuple[int, ...]
+    places: tuple[int | None, ...]
 
     @property
     def spread(self) -> int:
         """Computes the difference of the highest and the lowest rank."""
-        return max(self.places) - min(self.places)
+        known = [place for place in self.places if place is not None]
+        return max(known) - min(known)
 
 
 class Comparison(NamedTuple):
@@ -84,9 +85,9 @@ class Comparison(NamedTuple):
 def compare(affinities: Mapping[str, Affinity]) -> Comparison:
     """Compares matrices with one another.
 
-    Where one of them has targets apart from sources, all are compared on the targets and sources that they share,
-    without pairs that one of them has no value for: for a run that compared networks with one another, a network with
-    itself.
+    Where one of them has targets apart from sources, they are compared on the targets and sources that all runs have. A
+    matrix without any value for a target is left out there, since measures need not allow the labels of all tasks; the
+    others are compared on the sources that all of them have a value for.
 
     Args:
         affinities: Affinities by label, each with one method or more. A matrix has the label `label/method`. Gaps and
@@ -94,7 +95,7 @@ def compare(affinities: Mapping[str, Affinity]) -> Comparison:
 
     Raises:
         JaxTransferError: Fewer than two matrices, fewer than three networks that are in all of them, or no target with
-            two sources or more.
+            two sources or more in two of them.
     """
     if sum(len(affinity.methods) for affinity in affinities.values()) < 2:
         raise JaxTransferError("There is only one matrix; comparing needs two runs, or a run of two methods.")
@@ -105,19 +106,19 @@ def compare(affinities: Mapping[str, Affinity]) -> Comparison:
         for label, affinity in common.items()
         for method in affinity.methods
     }
-    known = ~np.eye(len(first.sources), dtype=bool) if first.square else _known(common)
-    places = np.stack([_places(matrix, known) for matrix, _ in matrices.values()])
+    known = dict(zip(matrices, _known(common), strict=True))
+    places = [_places(matrix, known[label]) for label, (matrix, _) in matrices.items()]
     agreements = {}
     for pair in itertools.combinations(matrices, 2):
         (one, one_directed), (other, other_directed) = (matrices[label] for label in pair)
-        agreement = _agreement(one, other, known)
+        agreement = _agreement(one, other, known[pair[0]] & known[pair[1]])
         if first.square and len(first.sources) > 3 and not math.isnan(agreement.matrix_correlation):
             test = mantel_test(one, other, directed=one_directed or other_directed)
             agreement = Agreement(agreement.rank_correlation, *test)
         agreements[pair] = agreement
     disagreements = [
-        Disagreement(first.targets[t], first.sources[s], tuple(map(int, places[:, t, s])))
-        for t, s in np.argwhere(known).tolist()
+        Disagreement(first.targets[t], first.sources[s], tuple(int(ranks[t, s]) or None for ranks in places))
+        for t, s in np.argwhere(np.any([*known.values()], axis=0)).tolist()
     ]
     disagreements.sort(key=lambda disagreement: -disagreement.spread)
     return Comparison(first.targets, first.sources, tuple(matrices), agreements, disagreements)
@@ -204,12 +205,13 @@ def _in_common(affinities: Mapping[str, Affinity]) -> dict[str, Affinity]:
         targets = [name for name in first.targets if all(name in other.targets for other in others)]
         sources = [name for name in first.sources if all(name in other.sources for other in others)]
         common = {label: affinity.only(targets=targets, sources=sources) for label, affinity in affinities.items()}
-        kept = [target for target, of_target in zip(targets, _known(common), strict=True) if of_target.sum() > 1]
-        if not kept:
+        compared = (_known(common).sum(2) > 1).sum(0) > 1
+        if not compared.any():
             raise JaxTransferError(
-                "Comparing needs a target with two sources or more that are in all runs; in common are the targets: "
-                f"{', '.join(targets) or 'none'}, and the sources: {', '.join(sources) or 'none'}."
+                "Comparing needs a target with two sources or more that all runs have values for; in common are the "
+                f"targets: {', '.join(targets) or 'none'}, and the sources: {', '.join(sources) or 'none'}."
             )
+        kept = [target for target, is_compared in zip(targets, compared, strict=True) if is_compared]
         return {label: affinity.only(targets=kept) for label, affinity in common.items()}
     names = [name for name in first.names if all(name in other.names for other in others)]
     for affinity in affinities.values():
@@ -222,18 +224,22 @@ def _in_common(affinities: Mapping[str, Affinity]) -> dict[str, Affinity]:
     return {label: affinity.only(names) for label, affinity in affinities.items()}
 
 
-def _known(affinities: Mapping[str, Affinity]) -> Bool[np.ndarray, "targets sources"]:
-    """Marks the pairs for which all methods of all affinities have a value."""
-    values = [affinity[method] for affinity in affinities.values() for method in affinity.methods]
-    return np.logical_and.reduce(~np.isnan(values))
+def _known(affinities: Mapping[str, Affinity]) -> Bool[np.ndarray, "matrices targets sources"]:
+    """Marks the pairs on which each matrix is compared with the others; see `compare`."""
+    matrices = [(affinity, method) for affinity in affinities.values() for method in affinity.methods]
+    known = np.array([~np.isnan(affinity[method]) for affinity, method in matrices])
+    if matrices[0][0].square:
+        return known & ~np.eye(known.shape[-1], dtype=bool)
+    has_values = known.any(2, keepdims=True)
+    return has_values & np.logical_and.reduce(known | ~has_values)
 
 
 def _places(
     matrix: Float[np.ndarray, "targets sources"], known: Bool[np.ndarray, "targets sources"]
 ) -> Int[np.ndarray, "targets sources"]:
-    """Ranks the known columns of each row, 1 the largest."""
+    """Ranks the known columns of each row, 1 the largest; 0 where not known."""
     values = np.where(known, matrix, -np.inf)
-    return 1 + np.argsort(np.argsort(-values, axis=1, kind="stable"), axis=1)
+    return known * (1 + np.argsort(np.argsort(-values, axis=1, kind="stable"), axis=1))
 
 
 def _agreement(
@@ -243,5 +249,5 @@ def _agreement(
 ) -> Agreement:
     """Computes how far two matrices agree, of which larger values are nearer, without a test."""
     mean = mean_rank_correlation(one, other, known)
-    varies = min(np.ptp(one[known]), np.ptp(other[known])) > 0
+    varies = known.any() and min(np.ptp(one[known]), np.ptp(other[known])) > 0
     return Agreement(mean, float(np.corrcoef(one[known], other[known])[0, 1]) if varies else math.nan, math.nan)

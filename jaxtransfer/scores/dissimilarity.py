@@ -16,7 +16,8 @@ def parc(features: Shaped[np.ndarray, "examples units"], labels: Int[np.ndarray,
     Of each pair of examples, the dissimilarity is 1 less the cosine of their features along the first 32 principal
     axes, each axis divided by its standard deviation; and 1 less the Pearson correlation of their labels as one-hot
     vectors. The rank correlation is Spearman's. Of more than 500 examples 500 are drawn, each class by its share,
-    always the same.
+    always the same. There are at most half as many axes as examples: along all axes that few examples have, the
+    dissimilarities of all pairs are equal.
 
     The paper has the Pearson correlation of features too. Along principal axes it depends on the sign that a program
     happens to give to each axis, and scores with it; the cosine is proportional to its mean over all signs.
@@ -47,7 +48,7 @@ def rank_correlation(examples: Examples) -> float:
     # The left singular vectors are the principal components, each with the same mean square.
     variances, components = np.linalg.eigh(members @ members.T)
     varying = variances > len(members) * np.finfo(float).eps * variances[-1]
-    points = components[:, varying][:, -_AXES:]
+    points = components[:, varying][:, -min(_AXES, len(members) // 2) :]
     lengths = np.linalg.norm(points, axis=1, keepdims=True)
     points = np.divide(points, lengths, out=np.zeros_like(points), where=lengths > 1e-12 * lengths.max())
     pairs = np.triu_indices(len(members), 1)

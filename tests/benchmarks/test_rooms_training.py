@@ -24,6 +24,7 @@ from jaxtransfer import rooms
 from jaxtransfer.networks.network import Network
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.rooms.networks import encode, preprocess
+from jaxtransfer.training.fit import mean_loss
 
 SETTINGS = settings.read()
 
@@ -65,7 +66,7 @@ def test_no_constant_answer_is_better_than_the_prior(name: str) -> None:
 
     def cost(answers: Array) -> Array:
         repeated = jnp.broadcast_to(answers, (len(labels), *answers.shape))
-        return learning.mean_loss(*learning.losses(task, prior.units, repeated, labels))
+        return mean_loss(*learning.losses(task, prior.units, repeated, labels))
 
     answers = jnp.asarray(prior.predictions)
     slope = jax.grad(cost)(answers)
@@ -90,7 +91,7 @@ def test_examples_without_an_answer_do_not_count() -> None:
     per_example, counts = learning.losses(task, learning.prior(task, examples, 1).units, answers, labels)
     np.testing.assert_array_equal(counts, labels >= 0)
     expected = -jax.nn.log_softmax(answers)[:, 1][labels >= 0].mean()
-    np.testing.assert_allclose(learning.mean_loss(per_example, counts), expected, rtol=1e-5)
+    np.testing.assert_allclose(mean_loss(per_example, counts), expected, rtol=1e-5)
 
 
 # Training

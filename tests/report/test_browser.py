@@ -200,8 +200,9 @@ def test_scores_of_labelled_tasks(browser, tmp_path):
     assert _find(browser, "#target").get_attribute("value") == "signs"
     assert _column(browser, "ranking", "source") != ranked
     browser.find_elements("css selector", "#methods label")[2].click()
-    assert "No source is known" in _find(browser, "#answer").text
+    assert "leep has no value for this task" in _find(browser, "#answer").text
     browser.find_elements("css selector", "#methods label")[0].click()
+    assert "leep" not in _find(browser, "#elsewhere").text
     canvas = _find(browser, "#map canvas")
     canvas.send_keys(Keys.ARROW_DOWN, Keys.ARROW_RIGHT)
     assert "network_1 for signs: 0." in _find(browser, "#readout").text

@@ -215,7 +215,7 @@ def test_a_report_of_scores_against_an_oracle(tmp_path):
     assert result.exit_code == 0, result.output
     text = " ".join(Page(run / "report.html").words)
     assert "other labelled examples, the same networks" in text
-    assert "measured (oracle.csv)" in text
+    assert "measured (oracle)" in text
     assert "curves" in _pairs(run / "figures")
     (run / "measured_ridge.csv").write_text((tmp_path / "oracle.csv").read_text())
     assert measured_transfer(run, load_run(run), None) == {}, "the values of a method are not shown beside it"

@@ -47,7 +47,7 @@ def test_equal_and_reversed_matrices():
     assert reverse.p_value > 0.99
     worst = comparison.disagreements[0]
     assert worst.spread == 5
-    assert sorted(worst.places[::2]) == [1, 6]
+    assert {*worst.places[::2]} == {1, 6}
     assert {row.spread for row in comparison.disagreements[-14:]} == {1}
     assert len(comparison.disagreements) == 7 * 6
 
@@ -190,6 +190,26 @@ def test_scores_beside_networks_compared_with_one_another():
     np.testing.assert_allclose(agreement.rank_correlation, np.mean(by_target), atol=1e-6)
     with pytest.raises(JaxTransferError, match="the targets: none, and the sources: a, b"):
         compare({"a": scores(1, ("a", "b"), ("x",)), "b": scores(1, ("a", "b"), ("y",))})
+
+
+def test_a_measure_that_a_task_does_not_allow_is_left_out_there():
+    """Each task is compared by the measures that have values for it; a pair that shares no task has no agreement."""
+    values = scores()["ridge"]
+    classes, numbers = values.copy(), 2 * values
+    classes[1:], numbers[0] = np.nan, np.nan
+    numbers[1, 3] = np.nan
+    few = Affinity.of(NAMES, {"accuracy": classes, "r2": numbers}, targets=TASKS_HERE)
+    comparison = compare({"a": scores(), "b": few})
+    assert comparison.targets == TASKS_HERE
+    agreements = {pair: agreement.rank_correlation for pair, agreement in comparison.agreements.items()}
+    np.testing.assert_allclose([*agreements.values()], [1, 1, np.nan])
+    assert {(row.target, row.source) for row in comparison.disagreements} == {
+        (target, source) for target in TASKS_HERE for source in NAMES if (target, source) != (TASKS_HERE[1], NAMES[3])
+    }
+    for row in comparison.disagreements:
+        ridge, accuracy, r2 = row.places
+        assert (accuracy, r2) == ((ridge, None) if row.target == TASKS_HERE[0] else (None, ridge))
+        assert row.spread == 0
 
 
 def test_command_on_scores(runs, tmp_path):

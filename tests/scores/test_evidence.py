@@ -58,7 +58,7 @@ def _iterated(features: np.ndarray, labels: np.ndarray, units_in_sum: int) -> fl
     left, values, _ = np.linalg.svd(features, full_matrices=False)
     squares, projected = values**2, (left.T @ labels) ** 2
     rest = (labels**2).sum() - projected.sum()
-    a = b = 1.0
+    a = b = weights = errors = 1.0
     for _ in range(300):
         t = a / b
         gamma = (squares / (squares + t)).sum()

