@@ -191,7 +191,7 @@ def _product(
     features: Float32[np.ndarray, "rows axes"], weights: Float[np.ndarray, "axes columns"]
 ) -> Float32[np.ndarray, "rows columns"]:
     """Multiplies in single precision."""
-    with np.errstate(invalid="ignore"):  # NumPy's BLAS rarely, and not reproducibly, reports this of finite numbers
+    with np.errstate(invalid="ignore"):  # raised once, and not reproducibly; the weights are checked instead
         return features @ weights.astype(np.float32)
 
 
