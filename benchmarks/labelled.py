@@ -8,8 +8,8 @@ EfficientNet-Lite0, 1 and 2 with published weights, encoders of Rooms, and for e
 weights shuffled.
 
 Each data set is divided: all measures score the networks on one part (`jaxtransfer.score`), and a linear readout is
-trained and judged, cross-validated, on the other (`jaxtransfer.transfer`). Images of `--films` whose names agree up to the last underscore
-stay together. Finished features and trainings are kept in `--work`, so the same command resumes.
+trained and judged, cross-validated, on the other (`jaxtransfer.transfer`). Images of `--films` whose names agree up to
+the last underscore stay together. Finished features and trainings are kept in `--work`, so the same command resumes.
 """
 
 import argparse

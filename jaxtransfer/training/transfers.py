@@ -261,7 +261,7 @@ class Measuring:
         """Measures the transfer from a source to a task; also returns the number of labelled examples."""
         target = self.targets[task.name]
         if features is not None:
-            target = features.usable(target)
+            target = features.restrict(target)
             readings = read_features(features.open(of_head=False), Readout.of(target))
             model = frozen_model(readings, target, self._learning, self.mesh)
         else:
