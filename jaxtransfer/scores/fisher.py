@@ -90,6 +90,7 @@ def _within(
 
 
 def _means(points: Float[np.ndarray, "examples axes"], examples: Examples) -> Float[np.ndarray, "classes axes"]:
+    """Returns the mean of each class."""
     return examples.one_hot.T @ points / examples.class_counts[:, None]
 
 

@@ -1,8 +1,8 @@
 """Features and labels of examples, with the decompositions that the measures share.
 
-The measures do not change when features are rotated. So features of more units than examples are first rotated into as
-many coordinates as there are examples, and one eigendecomposition of the covariance serves all measures. Sums over a
-part of the examples are those over the whole, less those over the examples left out.
+The measures do not change when features are rotated. So features of many more units than examples are first rotated
+into as many coordinates as there are examples, and one eigendecomposition of the covariance serves all measures. Sums
+over a part of the examples are those over the whole, less those over the examples left out.
 """
 
 import dataclasses
@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxtransfer.errors import JaxTransferError
+
+_WIDE = 1.05  # units per example from which a rotation costs less than the decomposition of further units
 
 
 @dataclasses.dataclass(eq=False)
@@ -55,7 +57,7 @@ class Examples:
         """
         features, labels = checked(features, labels, "Features")
         units = features.shape[1]
-        if units > len(features):
+        if units > _WIDE * len(features):
             features = np.asarray(np.linalg.qr(features.T, mode="r")).T
         origin = features.mean(0)
         return cls(units, origin, features - origin, labels)
