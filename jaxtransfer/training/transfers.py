@@ -1,5 +1,6 @@
 """Measures the transfer of networks to labelled tasks, by training."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -261,8 +262,8 @@ class Measuring:
         """Measures the transfer from a source to a task; also returns the number of labelled examples."""
         target = self.targets[task.name]
         if features is not None:
-            target = features.usable(target)
-            readings = read_features(features.open(of_head=False), Readout.of(target))
+            readings, finite = read_features(features.open(of_head=False), Readout.of(target))
+            target = dataclasses.replace(target, group=np.where(finite, target.group, -1))
             model = frozen_model(readings, target, self._learning, self.mesh)
         else:
             from_scratch = ref.name not in self._refs
