@@ -44,6 +44,7 @@ BENCHMARKS = (
     Benchmark("scaling", "--rounds 2", "--times 2"),
     Benchmark("many_networks", "--networks 60 --images 16 --sketch 64", ""),
     Benchmark("predictivity", "--rounds 2 --networks 60 --columns 20", ""),
+    Benchmark("scores", "--rounds 1 --examples 200 --units 256", "--rounds 2"),
     Benchmark("long_run", "--networks 48 --size 128", ""),
     Benchmark(
         "accelerator",

@@ -8,8 +8,8 @@ EfficientNet-Lite0, 1 and 2 with published weights, encoders of Rooms, and for e
 weights shuffled.
 
 Each data set is divided: all measures score the networks on one part (`jaxtransfer.score`), and a linear readout is
-trained and judged, cross-validated, on the other (`jaxtransfer.transfer`). Images of `--films` whose names agree up to the last underscore
-stay together. Finished features and trainings are kept in `--work`, so the same command resumes.
+trained and judged, cross-validated, on the other (`jaxtransfer.transfer`). Images of `--films` whose names agree up to
+the last underscore stay together. Finished features and trainings are kept in `--work`, so the same command resumes.
 """
 
 import argparse
@@ -110,11 +110,7 @@ def read_data(
     digits, classes = load_digits(return_X_y=True)
     np.savez(work / "digits.npz", x=np.rint(digits.reshape(-1, 8, 8) * 255 / 16).astype(np.uint8), y=classes)
     paths = [work / "tasks.toml"] * bool(tables) + [work / "digits.npz"]
-    tasks = jt.read_tasks(paths, size=size, limit=limit)
-    return tuple(
-        task if task.images.shape[-1] == 3 else dataclasses.replace(task, images=task.images.repeat(3, -1))
-        for task in tasks
-    )
+    return jt.read_tasks(paths, size=size, limit=limit)
 
 
 def divide(task: jt.LabelledTask, examples: int) -> tuple[jt.LabelledTask, jt.LabelledTask]:

@@ -110,6 +110,12 @@ def as_text(values: np.ndarray) -> np.ndarray:
     )
 
 
+def text_of_objects(values: np.ndarray) -> np.ndarray:
+    """Converts an array of text objects, in which None and NaN are missing, to text; others stay as they are."""
+    names = ["" if name is None or name != name else name for name in values.ravel().tolist()]
+    return np.array(names).reshape(values.shape) if all(isinstance(name, str) for name in names) else values
+
+
 def _check_shapes(x: np.ndarray, y: np.ndarray, names: ArrayNames) -> None:
     where, images, labels, _ = names
     if x.ndim not in (3, 4) or 0 in x.shape:
@@ -128,7 +134,7 @@ def _target_type(y: np.ndarray, names: ArrayNames, given: TargetType | None) -> 
     """Infers the type of the targets, or checks that the type which was given fits."""
     inferred: TargetType | None = None
     floating, binary = y.dtype.kind == "f", y.dtype.kind in "biuf" and bool(np.isin(y[y == y], (0, 1)).all())
-    if y.ndim == 1 and not floating:
+    if y.ndim == 1 and y.dtype.kind in "biuSU":
         inferred = "classes"
     elif y.ndim == 2 and y.dtype.kind in "biuf":
         inferred = "numbers" if floating else "multilabel" if binary and y.shape[1] > 1 else None
@@ -138,7 +144,7 @@ def _target_type(y: np.ndarray, names: ArrayNames, given: TargetType | None) -> 
         inferred = "dense"
     fits = {
         None: inferred is not None,
-        "classes": y.ndim == 1 and (not floating or bool((y == np.round(y)).all())),
+        "classes": inferred == "classes" or (y.ndim == 1 and floating and bool((y == np.round(y)).all())),
         "numbers": y.ndim in (1, 2) and y.dtype.kind in "iuf",
         "multilabel": y.ndim == 2 and binary,
         "dense": y.ndim == 4 and y.dtype.kind in "iuf",

@@ -9,7 +9,14 @@ import numpy as np
 from jaxtyping import Shaped
 from numpy.typing import ArrayLike
 
-from jaxtransfer.data.arrays import ArrayNames, LabelledArrays, TargetType, check_target_type, convert_arrays
+from jaxtransfer.data.arrays import (
+    ArrayNames,
+    LabelledArrays,
+    TargetType,
+    check_target_type,
+    convert_arrays,
+    text_of_objects,
+)
 from jaxtransfer.data.squares import resize_classes, resize_images, resize_numbers
 from jaxtransfer.errors import JaxTransferError
 
@@ -81,6 +88,12 @@ class LabelledTask:
             groups=None if self.groups is None else self.groups[kept],
         )
 
+    def in_colour(self) -> Self:
+        """Returns the task with images that networks take: grey is repeated over three channels."""
+        if self.images.shape[-1] != 1:
+            return self
+        return dataclasses.replace(self, images=np.repeat(self.images, 3, -1))
+
     @classmethod
     def of(
         cls,
@@ -96,7 +109,7 @@ class LabelledTask:
             images: [n, h, w] or [n, h, w, channels], integers 0 to 255, or floating point, which is used unchanged.
             labels: Classes [n], integers or text; floating-point numbers [n, outputs]; several labels an image [n,
                 outputs], integers 0 and 1; dense numbers [n, h, w, outputs], floating point; or dense classes [n, h,
-                w], integers. A missing label is an empty text, NaN, or a dense class below 0.
+                w], integers. A missing label is an empty text, NaN, None among text, or a dense class below 0.
             name: Name of the task.
             target_type: What the labels are; None: inferred from their type and shape.
 
@@ -106,7 +119,8 @@ class LabelledTask:
         check_name(name, "LabelledTask.of")
         check_target_type(target_type, f"the task {name!r}")
         names = ArrayNames(f"The task {name!r}", "images", "labels", "the argument target_type")
-        given = LabelledArrays(np.asarray(images), np.asarray(labels))
+        y = np.asarray(labels)
+        given = LabelledArrays(np.asarray(images), text_of_objects(y) if y.dtype == object else y)
         arrays, target_type = convert_arrays(given, names, target_type, missing=True)
         image_names = tuple(map(str, range(len(arrays.images))))
         return make_task(name, "", arrays, target_type, min(arrays.images.shape[1:3]), image_names)

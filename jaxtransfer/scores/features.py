@@ -74,8 +74,12 @@ class Features:
 
     def usable(self, target: Target) -> int:
         """Counts the labelled examples at which all features are finite."""
+        return len(self.restrict(target).labelled)
+
+    def restrict(self, target: Target) -> Target:
+        """Returns a target without the examples at which a feature is not finite."""
         finite = finite_images({kind: self.points.open(self.network, kind) for kind in self.keys}).all(0)
-        return int(finite[target.labelled].sum())
+        return target if finite.all() else dataclasses.replace(target, group=np.where(finite, target.group, -1))
 
 
 def kinds_of_networks(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from jaxtransfer.devices import replicate
 from jaxtransfer.points.store import chunks
@@ -27,9 +27,7 @@ _MAX_NUMBERS = 2**27
 _COPIES_OF_WEIGHTS = 5  # weights, best weights, gradient, and two moments of Adam
 
 
-def read_features(
-    layers: Sequence[Layer], readout: Readout
-) -> tuple[Float[np.ndarray, "n ..."], Bool[np.ndarray, " n"]]:
+def read_features(layers: Sequence[Layer], readout: Readout) -> Float[np.ndarray, "n ..."]:
     """Reads features as a readout takes them; units of several layers are put side by side.
 
     Args:
@@ -37,17 +35,13 @@ def read_features(
         readout: The readout.
 
     Returns:
-        The features, [n, units], or [n, h, w, units] for labels of pixels; and whether those of an example are finite,
-        without which they are zeros.
+        [n, units], or [n, h, w, units] for labels of pixels; zeros where a feature is not finite.
     """
     parts = [
         np.concatenate(readout.pool([layer[first:last] for layer in layers]), -1)
         for first, last in chunks(len(layers[0]), _IMAGES_PER_READ)
     ]
-    features = np.concatenate(parts)
-    finite = np.isfinite(features).all(tuple(range(1, features.ndim)))
-    features[~finite] = 0
-    return features, finite
+    return np.nan_to_num(np.concatenate(parts), nan=0, posinf=0, neginf=0)
 
 
 def frozen_model(features: Float[np.ndarray, "n ..."], target: Target, learning: Learning, mesh: Mesh) -> Model:

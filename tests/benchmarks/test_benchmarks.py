@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jaxtransfer as jt
-from benchmarks import accelerator, harness, long_run, scaling
+from benchmarks import accelerator, harness, long_run, scaling, scores
 from benchmarks import all as all_benchmarks
 from benchmarks.networks import convolutional, convolutions, taskonomy_params
 from jaxtransfer import taskonomy
@@ -172,3 +172,22 @@ def test_all_in_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         json.loads(file.read_text())["long_run"][f"long_run_{harness.device()}"]["command"]
     )
     assert "failed" in capsys.readouterr().out
+
+
+def test_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores.main([*"--examples 60 --units 16 --rounds 1 --out".split(), str(tmp_path)])
+    record = json.loads((tmp_path / f"scores_{harness.device()}.json").read_text())
+    assert record["seconds"].keys() == record["values"].keys() == {"logme", "hscore", "hscore_shrunk"}
+    assert "all measures with errors" in capsys.readouterr().out
+
+
+def test_only_a_folder_of_a_peer_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "a_peer"
+    (package / "part").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError")
+    (package / "part" / "__init__.py").write_text("value = 3")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = scores.peer("a_peer", "part")
+    assert module is not None
+    assert module.value == 3
+    assert scores.peer("no_such_peer", "part") is None

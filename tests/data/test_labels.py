@@ -554,6 +554,8 @@ def test_tasks_of_arrays_are_cropped_to_squares():
             "fit the target 'classes' that the argument target_type gives it",
         ),
         ((np.zeros((3, 8, 8)), np.full((3, 2), 2), "multilabel"), "gives it, 0 and 1"),
+        ((np.zeros((3, 8, 8)), [0, None, 1]), "The task 'task': labels is object 3; save classes as"),
+        ((np.zeros((3, 8, 8)), [0, None, 1], "classes"), "labels is object 3; that does not fit the target 'classes'"),
         ((np.zeros((3, 8, 8)), [0, 1, 0], "words"), "no target 'words' for the task 'task'; there are: classes"),
         ((np.zeros((3, 8, 8)), np.full((3, 1), np.inf)), "labels holds values that are not finite"),
         ((np.full((3, 8, 8), np.nan), [0, 1, 0]), "images holds values that are not finite"),
@@ -622,3 +624,17 @@ def test_a_part_of_a_task_has_a_hash_of_its_own():
     assert part.sha256 == same.sha256
     assert len({task.sha256, part.sha256, other.sha256}) == 3
     assert part.image_names == ("3", "4", "5")
+
+
+def test_text_objects_are_text():
+    labels = np.array(["a", None, float("nan"), "b"], object)
+    task = LabelledTask.of(np.zeros((4, 8, 8)), labels)
+    assert (task.target_type, task.labels.tolist(), task.missing) == ("classes", ["a", "", "", "b"], 2)
+
+
+def test_grey_images_in_colour():
+    grey = LabelledTask.of(_pixels(0, (4, 8, 8)), [0, 1, 0, 1])
+    colour = grey.in_colour()
+    np.testing.assert_array_equal(colour.images, np.stack([_pixels(0, (4, 8, 8))] * 3, -1))
+    assert colour.in_colour() is colour
+    assert colour.sha256 == grey.sha256
