@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxtransfer.comparison.places import as_grid, resample
-from jaxtransfer.comparison.streaming import Representation, Units, finite_images
+from jaxtransfer.comparison.streaming import CONSTANT_SHARE, Representation, Units, finite_images
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.points.store import chunks
 from jaxtransfer.scores.target import Target
@@ -36,9 +36,24 @@ def usable_examples(features: Sequence[Layer], target: Target) -> Int[np.ndarray
     if groups < _LEAST_GROUPS:
         raise JaxTransferError(
             f"The features are finite for {len(usable)} of {len(target.labelled)} labelled examples, which lie in "
-            f"{groups} groups; a score needs examples of {_LEAST_GROUPS} groups. Leave the network out."
+            f"{groups} groups; a score needs examples of {_LEAST_GROUPS} groups."
         )
     return usable
+
+
+def check_features(features: Layer, target: Target) -> None:
+    """Checks that features can be scored.
+
+    Raises:
+        JaxTransferError: They are the same for all usable examples, or as for `usable_examples`.
+    """
+    examples = usable_examples([features], target)
+    first = np.asarray(features[examples[:1]], np.float64)
+    for start, stop in pieces(features, len(examples)):
+        values = np.asarray(features[examples[start:stop]], np.float64)
+        if np.square(values - first).sum() > CONSTANT_SHARE * np.square(values).sum():
+            return
+    raise JaxTransferError("The features are the same for all labelled examples.")
 
 
 def pieces(features: Layer, count: int, numbers: int = 0) -> Iterable[tuple[int, int]]:

@@ -69,7 +69,7 @@ def knn(features: Layer, labels: Target | Shaped[np.ndarray, "n ..."]) -> Score:
 def _crossfitted(explained: Float[np.ndarray, "counts groups"], whole: Float[np.ndarray, " groups"]) -> Score:
     """Judges each group with the number of neighbours that is best for the others."""
     if not whole.sum() > 0:
-        raise JaxTransferError("The labels do not vary over the examples with finite features; leave the network out.")
+        raise JaxTransferError("The labels do not vary over the examples with finite features.")
 
     def value(groups: Int[np.ndarray, " some"]) -> Float[np.ndarray, ""]:
         others = explained[:, groups].sum(1, keepdims=True) - explained[:, groups]

@@ -104,7 +104,7 @@ def _nested(
     of_one = np.arange(explained.shape[1])
     own, own_deviations = explained[:, of_one, of_one], deviations[:, of_one, of_one]
     if not (own_deviations.sum(1) > 0).all():
-        raise JaxTransferError("The labels do not vary over the examples with finite features; leave the network out.")
+        raise JaxTransferError("The labels do not vary over the examples with finite features.")
     others = ~np.eye(len(of_one), dtype=bool)
     of_others = np.sum(deviations, axis=2, where=others)
     # Labels that vary in one fold alone have no error; their deviation in the others is 0 up to rounding.

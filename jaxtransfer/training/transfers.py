@@ -109,11 +109,13 @@ def transfer(
         progress: Called as `progress(done, total, name)`.
 
     Returns:
-        The metrics of every source for every task, NaN where they were not measured.
+        The metrics of every source for every task, NaN where they were not measured. A source that cannot be measured,
+        since its features are finite for too few examples or a training is not finite at any learning rate, is left
+        out with a warning; so are single examples for which features are not finite.
 
     Raises:
         JaxTransferError: Networks, tasks, scores or settings cannot be used, a task has too few examples for the
-            folds, or a training is not finite at any learning rate.
+            folds, or no source can be measured.
         OSError: A file cannot be written, because the disk is full for example.
 
     Examples:
@@ -214,9 +216,21 @@ class Measuring:
 
             try:
                 of_network = features.get((task.images_sha256, ref.name))
-                cells[task.name, ref.name] = self._cell(directory, task, ref, of_network, report)
+                cell = self._cell(directory, task, ref, of_network, report)
             except JaxTransferError as error:
-                raise JaxTransferError(f"Network {ref.name!r}, task {task.name!r}: {error}") from error
+                warnings.warn(
+                    f"The source {ref.name!r} has no result for the task {task.name!r}: {error}", stacklevel=3
+                )
+                continue
+            if cell.examples < (labelled := len(self.targets[task.name].labelled)):
+                warnings.warn(
+                    f"The results of the source {ref.name!r} for the task {task.name!r} are of {cell.examples} of "
+                    f"{labelled} labelled examples: its features are not finite for the others.",
+                    stacklevel=3,
+                )
+            cells[task.name, ref.name] = cell
+        if not cells:
+            raise JaxTransferError("No source has a result for any task; the warnings say why.")
         return self._table(cells)
 
     def _features(self, directory: Path, progress: ProgressFn | None) -> dict[tuple[str, str], Features]:
