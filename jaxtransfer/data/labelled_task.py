@@ -72,7 +72,7 @@ class LabelledTask:
     @property
     def copies(self) -> int:
         """Number of images that equal an earlier one: as examples they are not independent."""
-        return len(self.images) - len({hashlib.sha256(np.ascontiguousarray(image)).digest() for image in self.images})
+        return len(self.images) - len({hashlib.sha256(image.tobytes()).digest() for image in self.images})
 
     @functools.cached_property
     def images_sha256(self) -> str:

@@ -143,13 +143,13 @@ class Scoring:
 
     def _checked_measures(self) -> list[str]:
         """Returns the measures to compute; of all measures those that allow the labels of a task."""
-        target_types = {target.target_type for target in self.targets.values()}
-        allowed = [name for name, measure in MEASURES.items() if target_types & {*measure.target_types}]
+        target_types = [target.target_type for target in self.targets.values()]
+        allowed = [name for name, measure in MEASURES.items() if {*target_types} & {*measure.target_types}]
         if self._options.measures == ALL:
             return allowed
         for name in self._options.measures:
             if name not in allowed:
-                check_target_type(name, min(target_types))
+                check_target_type(name, target_types[0])
         return [*self._options.measures]
 
     def run(self, directory: str | Path, progress: ProgressFn | None = None) -> Affinity:

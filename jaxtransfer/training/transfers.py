@@ -275,7 +275,13 @@ class Measuring:
         """Measures the transfer from a source to a task; also returns the number of labelled examples."""
         target = self.targets[task.name]
         if features is not None:
+            labelled = len(target.labelled)
             target = features.restrict(target)
+            if len(np.unique(target.group[target.labelled])) < self._options.folds:
+                raise JaxTransferError(
+                    f"Its features are finite for {len(target.labelled)} of {labelled} labelled examples, too few for "
+                    f"{self._options.folds} folds."
+                )
             readings = read_features(features.open(of_head=False), Readout.of(target))
             model = frozen_model(readings, target, self._learning, self.mesh)
         else:

@@ -156,15 +156,15 @@ def test_a_network_that_cannot_be_measured_does_not_end_the_others() -> None:
         return mean(params, x) * jnp.nan
 
     nowhere = Network("nowhere", undefined, {"scale": np.ones(3, np.float32)})
-    with pytest.warns(UserWarning, match="'(random-)?nowhere' has no result for the task 'red': .* 0 labelled"):
+    with pytest.warns(
+        UserWarning, match="'(random-)?nowhere' has no result for the task 'red': Its features .* 0 of 48"
+    ):
         transfers = measured([network("whole"), nowhere], task())
     alone = measured([network("whole")], task())
     np.testing.assert_array_equal(transfers["accuracy"][:, 0], alone["accuracy"][:, 0])
     assert transfers.sources == ("whole", "random-whole")
-    with (
-        pytest.warns(UserWarning, match="nowhere"),
-        pytest.raises(JaxTransferError, match="No source has a result for any task"),
-    ):
+    message = "No source has a result for any task"
+    with pytest.warns(UserWarning, match="has no result"), pytest.raises(JaxTransferError, match=message):
         measured([nowhere], task())
 
 
