@@ -106,9 +106,9 @@ def _print_unused(tasks: "Sequence[LabelledTask]", out: Path) -> None:
             print(f"{task.name}: {task.unlabelled} images have no label and were not used.")
         if task.copies and task.groups is None:
             print(
-                f"{task.name}: {task.copies} of {len(task.images)} images are copies of others, which makes values look"
+                f"{task.name}: {task.copies} of {len(task.images)} images are copies of others, so values look better "
+                "and surer than they are; remove them, or name groups of images."
             )
-            print("better and surer than they are; remove them, or name groups of images.")
         if left_out := [name for name, _ in Target.of(task).left_out]:
             why = "are classes of one example or group" if task.target_type == "classes" else "do not vary"
             print(f"{task.name}: labels left out, since they {why}: {', '.join(left_out)}.")

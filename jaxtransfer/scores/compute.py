@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Shaped
 
+from jaxtransfer.arguments import check_unique
 from jaxtransfer.attribution.precision import Precision
 from jaxtransfer.comparison.affinity import Affinity, MethodResult
 from jaxtransfer.comparison.measure import Measure
@@ -130,8 +131,8 @@ class Scoring:
         """Checks and takes `score`'s arguments."""
         self._tasks = [task.in_colour() for task in ([tasks] if isinstance(tasks, LabelledTask) else tasks)]
         self._refs = network_refs(networks)
-        _check_names("task", [task.name for task in self._tasks])
-        _check_names("network", [ref.name for ref in self._refs])
+        check_unique("task", [task.name for task in self._tasks])
+        check_unique("network", [ref.name for ref in self._refs])
         if batch_size is not None and batch_size < 1:
             raise JaxTransferError(f"The batch size must be at least 1, not {batch_size}.")
         self._options, self._batch_size = options, batch_size
@@ -303,10 +304,3 @@ class _Table:
                 measure=Measure("score", directed=True, sampled="labelled examples"),
             )
         return Affinity(networks, "cosine", results, targets=tasks)
-
-
-def _check_names(kind: str, names: Sequence[str]) -> None:
-    if not names:
-        raise JaxTransferError(f"There are no {kind}s to score.")
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise JaxTransferError(f"Several {kind}s have the name {repeated[0]!r}; names must differ.")

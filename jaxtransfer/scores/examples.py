@@ -12,13 +12,14 @@ from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.points.store import chunks
 from jaxtransfer.scores.target import Target
 
-Layer = Representation | Units
+FeatureArray = Representation | Units
+"""Features of a layer as an array, or as a point that is read in pieces."""
 
 _LEAST_GROUPS = 4
 _PIECE_ELEMENTS = 8 * 2**20  # numbers of features or labels that are held at a time
 
 
-def usable_examples(features: Sequence[Layer], target: Target) -> Int[np.ndarray, " usable"]:
+def usable_examples(features: Sequence[FeatureArray], target: Target) -> Int[np.ndarray, " usable"]:
     """Returns the indices of the examples that have a label, and finite features in all layers of a network.
 
     Raises:
@@ -41,7 +42,7 @@ def usable_examples(features: Sequence[Layer], target: Target) -> Int[np.ndarray
     return usable
 
 
-def check_features(features: Layer, target: Target) -> None:
+def check_features(features: FeatureArray, target: Target) -> None:
     """Checks that features can be scored.
 
     Raises:
@@ -56,20 +57,20 @@ def check_features(features: Layer, target: Target) -> None:
     raise JaxTransferError("The features are the same for all labelled examples.")
 
 
-def pieces(features: Layer, count: int, numbers: int = 0) -> Iterable[tuple[int, int]]:
+def pieces(features: FeatureArray, count: int, numbers: int = 0) -> Iterable[tuple[int, int]]:
     """Splits `count` examples into ranges that are read at a time; `numbers`: what else is held of an example."""
     return chunks(count, max(1, _PIECE_ELEMENTS // max(1, numbers, math.prod(features.shape[1:]))))
 
 
 def read(
-    features: Layer, examples: Int[np.ndarray, " some"], grid: tuple[int, int]
+    features: FeatureArray, examples: Int[np.ndarray, " some"], grid: tuple[int, int]
 ) -> Float[np.ndarray, "some height width units"]:
     """Reads features and averages them over the areas of a grid; all but [n, height, width, units] has one place."""
     values = as_grid(features[examples])
     return resample(values.astype(np.float64), grid).astype(np.result_type(values.dtype, np.float32))
 
 
-def pooled(features: Layer, examples: Int[np.ndarray, " usable"]) -> Float[np.ndarray, "usable units"]:
+def pooled(features: FeatureArray, examples: Int[np.ndarray, " usable"]) -> Float[np.ndarray, "usable units"]:
     """Reads features and averages them over all places."""
     parts = [read(features, examples[start:stop], (1, 1))[:, 0, 0] for start, stop in pieces(features, len(examples))]
     return np.concatenate(parts).astype(np.float64)

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
+from jaxtransfer.arguments import check_unique
 from jaxtransfer.comparison.affinity import Affinity, MethodResult
 from jaxtransfer.data.datasets import LabelledTask
 from jaxtransfer.devices import default_mesh
@@ -170,12 +171,8 @@ class Measuring:
         self._tasks = [task.in_colour() for task in ([tasks] if isinstance(tasks, LabelledTask) else tasks)]
         refs = network_refs(networks)
         self._refs = {ref.name: ref for ref in refs}
-        for kind, named in (("tasks", self._tasks), ("networks", refs)):
-            names = [entry.name for entry in named]
-            if not names:
-                raise JaxTransferError(f"There are no {kind} to measure transfer with.")
-            if len({*names}) < len(names):
-                raise JaxTransferError(f"Several {kind} have one name; names must differ.")
+        check_unique("task", [task.name for task in self._tasks])
+        check_unique("network", [ref.name for ref in refs])
         self._options = options
         self.mesh = default_mesh() if mesh is None else mesh
         self.targets = {task.name: Target.of(task) for task in self._tasks}
