@@ -17,7 +17,7 @@ from jaxtransfer.arguments import check_unique
 from jaxtransfer.attribution.precision import Precision
 from jaxtransfer.comparison.affinity import Affinity, MethodResult
 from jaxtransfer.comparison.measure import Measure
-from jaxtransfer.data.datasets import LabelledTask
+from jaxtransfer.data.datasets import LabelledTask, TargetType
 from jaxtransfer.devices import allgather, default_mesh, synchronised
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.networks.network import Network
@@ -144,7 +144,7 @@ class Scoring:
 
     def _checked_measures(self) -> list[str]:
         """Returns the measures to compute; of all measures those that allow the labels of a task."""
-        target_types = [target.target_type for target in self.targets.values()]
+        target_types: list[TargetType] = [target.target_type for target in self.targets.values()]
         allowed = [name for name, measure in MEASURES.items() if {*target_types} & {*measure.target_types}]
         if self._options.measures == ALL:
             return allowed
