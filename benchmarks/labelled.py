@@ -110,11 +110,7 @@ def read_data(
     digits, classes = load_digits(return_X_y=True)
     np.savez(work / "digits.npz", x=np.rint(digits.reshape(-1, 8, 8) * 255 / 16).astype(np.uint8), y=classes)
     paths = [work / "tasks.toml"] * bool(tables) + [work / "digits.npz"]
-    tasks = jt.read_tasks(paths, size=size, limit=limit)
-    return tuple(
-        task if task.images.shape[-1] == 3 else dataclasses.replace(task, images=task.images.repeat(3, -1))
-        for task in tasks
-    )
+    return jt.read_tasks(paths, size=size, limit=limit)
 
 
 def divide(task: jt.LabelledTask, examples: int) -> tuple[jt.LabelledTask, jt.LabelledTask]:

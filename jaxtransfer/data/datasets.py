@@ -141,10 +141,7 @@ def _same_channels(tasks: Sequence[LabelledTask]) -> tuple[LabelledTask, ...]:
     """Gives all tasks the same number of channels: grey is repeated if other tasks have three."""
     channels = {task.images.shape[-1] for task in tasks}
     if channels == {1, 3}:
-        return tuple(
-            dataclasses.replace(task, images=np.repeat(task.images, 3, -1)) if task.images.shape[-1] == 1 else task
-            for task in tasks
-        )
+        return tuple(task.in_colour() for task in tasks)
     if len(channels) > 1:
         counts = ", ".join(f"{task.name} {task.images.shape[-1]}" for task in tasks)
         raise JaxTransferError(f"The images of all tasks must have the same number of channels, not {counts}.")

@@ -88,6 +88,12 @@ class LabelledTask:
             groups=None if self.groups is None else self.groups[kept],
         )
 
+    def in_colour(self) -> Self:
+        """Returns the task with images that networks take: grey is repeated over three channels."""
+        if self.images.shape[-1] != 1:
+            return self
+        return dataclasses.replace(self, images=np.repeat(self.images, 3, -1))
+
     @classmethod
     def of(
         cls,

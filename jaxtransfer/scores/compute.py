@@ -60,7 +60,8 @@ def score(
         networks: A zoo, or networks with different names. A network may return several arrays in a dict, its layers;
             one called "logits" or "probabilities" is the output of its head for the classes it was trained on, which
             `nce` and `leep` need.
-        tasks: One labelled task or several, see `read_tasks` and `LabelledTask.of`.
+        tasks: One labelled task or several, see `read_tasks` and `LabelledTask.of`. Grey images are repeated over three
+            channels.
         measures: One or several of `MEASURES`; "all" stands for all of them.
         layers: Names of the outputs whose features are used, joined by dots where outputs are nested. None: all but
             those of the head. With several, every task is scored from the layer that suits it best; the choice for a
@@ -122,7 +123,7 @@ class Scoring:
         mesh: Mesh | None,
     ) -> None:
         """Checks and takes `score`'s arguments."""
-        self._tasks = [tasks] if isinstance(tasks, LabelledTask) else list(tasks)
+        self._tasks = [task.in_colour() for task in ([tasks] if isinstance(tasks, LabelledTask) else tasks)]
         self._refs = network_refs(networks)
         _check_names("task", [task.name for task in self._tasks])
         _check_names("network", [ref.name for ref in self._refs])

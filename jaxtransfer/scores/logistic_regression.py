@@ -126,7 +126,7 @@ class _Fit(NamedTuple):
     def predict(self, axes: _Axes, rows: Bool[np.ndarray, " rows"]) -> Float[np.ndarray, "some columns"]:
         """Returns log odds (of classes, up to a number that they share)."""
         odds = np.tile(self.constant, (int(rows.sum()), 1))
-        odds[:, np.isnan(self.constant)] = axes.values[rows] @ self.weights.astype(np.float32) + self.intercept
+        odds[:, np.isnan(self.constant)] = _product(axes.values[rows], self.weights) + self.intercept
         return odds
 
     def loss(
@@ -165,11 +165,11 @@ def _fits(
 
         def objective(scaled, penalty=penalty, steepness=steepness):
             weights = scaled.reshape(len(steepness), -1) / steepness
-            odds = features @ weights[:-1].astype(np.float32) + weights[-1]
+            odds = _product(features, weights[:-1]) + weights[-1]
             losses, residuals = _losses(odds, values, one_hot)
             residuals /= counts
             gradient = np.empty_like(weights)
-            gradient[:-1] = features.T @ residuals.astype(np.float32) + penalty * weights[:-1]
+            gradient[:-1] = _product(features.T, residuals) + penalty * weights[:-1]
             gradient[-1] = residuals.sum(0)
             loss = (losses / counts).sum() + penalty / 2 * np.square(weights[:-1]).sum()
             return loss, (gradient / steepness).ravel()
@@ -177,12 +177,22 @@ def _fits(
         start = (np.concatenate([weights, intercept[None]]) * steepness).ravel()
         options = {"ftol": _TOLERANCE, "gtol": 1e-8, "maxiter": _MOST_STEPS}
         solution = scipy.optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x
+        if not np.isfinite(solution).all():
+            raise FloatingPointError("A logistic regression did not converge to finite weights.")
         solution = solution.reshape(len(steepness), -1) / steepness
         weights, intercept = solution[:-1], solution[-1]
-        residuals = _losses(features @ weights.astype(np.float32) + intercept, values, one_hot)[1]
+        residuals = _losses(_product(features, weights) + intercept, values, one_hot)[1]
         rates = residuals + np.where(known[:, varying], values, 0)
         curvature = np.maximum((rates * (1 - rates)).mean(), 1e-9)
         yield _Fit(weights, intercept, constant, one_hot)
+
+
+def _product(
+    features: Float32[np.ndarray, "rows axes"], weights: Float[np.ndarray, "axes columns"]
+) -> Float32[np.ndarray, "rows columns"]:
+    """Multiplies in single precision."""
+    with np.errstate(invalid="ignore"):  # raised once, and not reproducibly; the weights are checked instead
+        return features @ weights.astype(np.float32)
 
 
 def _losses(

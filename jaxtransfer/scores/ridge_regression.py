@@ -106,8 +106,10 @@ def _nested(
     if not (own_deviations.sum(1) > 0).all():
         raise JaxTransferError("The labels do not vary over the examples with finite features; leave the network out.")
     others = ~np.eye(len(of_one), dtype=bool)
-    with np.errstate(invalid="ignore"):  # labels that vary in one fold alone have no error
-        inner = np.sum(explained, axis=2, where=others) / np.sum(deviations, axis=2, where=others)
+    of_others = np.sum(deviations, axis=2, where=others)
+    # Labels that vary in one fold alone have no error; their deviation in the others is 0 up to rounding.
+    of_others[of_others <= CONSTANT_SHARE * own_deviations.sum(1, keepdims=True)] = np.nan
+    inner = np.sum(explained, axis=2, where=others) / of_others
     best = inner.argmax(0)
     value = own[best, of_one].sum() / own_deviations[best, of_one].sum()
     return Score(float(value), pseudo_values(value, inner[best, of_one]))

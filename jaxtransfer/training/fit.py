@@ -205,7 +205,7 @@ def _advance(problem: Problem, mesh: Mesh) -> Callable[..., State]:
     """Returns the program that takes some steps of all trainings."""
     # On each device's own trainings: without `shard_map` XLA gathers the weights of convolutions over the runs.
     program = jax.shard_map(
-        jax.vmap(functools.partial(_steps, problem), in_axes=(0, 0, None, 0)),
+        _over_runs(functools.partial(_steps, problem)),
         mesh=mesh,
         in_specs=(_RUNS, _RUNS, _ALL, _RUNS),
         out_specs=_RUNS,
@@ -222,13 +222,26 @@ def _mapped(function: Callable[..., PyTree], mesh: Mesh) -> Callable[..., PyTree
         return function(weights, statistics, _take(examples, indices))
 
     program = jax.shard_map(
-        jax.vmap(of_run, in_axes=(0, 0, None, 0)),
+        _over_runs(of_run),
         mesh=mesh,
         in_specs=(_RUNS, _RUNS, _ALL, _RUNS),
         out_specs=_RUNS,
         check_vma=False,
     )
     return jax.jit(program)
+
+
+def _over_runs(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """Maps a function of a run's arguments, all examples and a run's indices over the runs of a device."""
+
+    def mapped(first: PyTree, second: PyTree, examples: PyTree, indices: Int[Array, "runs ..."]) -> PyTree:
+        if len(indices) > 1:
+            return jax.vmap(function, in_axes=(0, 0, None, 0))(first, second, examples, indices)
+        # Without `vmap`, which makes grouped convolutions.
+        first, second = (jax.tree.map(lambda leaf: leaf[0], tree) for tree in (first, second))
+        return jax.tree.map(lambda leaf: leaf[None], function(first, second, examples, indices[0]))
+
+    return mapped
 
 
 def _steps(
@@ -250,6 +263,8 @@ def _steps(
         weights = optax.apply_updates(state.weights, updates)
         return state._replace(weights=weights, statistics=statistics, optimiser=optimiser), None
 
+    if len(indices) == 1:  # XLA computes gradients of convolutions in loops many times slower on CPUs
+        return step(state, indices[0])[0]
     return jax.lax.scan(step, state, indices)[0]
 
 

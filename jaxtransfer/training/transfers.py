@@ -92,7 +92,7 @@ def transfer(
 
     Args:
         networks: A zoo, or networks with different names.
-        tasks: One labelled task or several, see `read_tasks`.
+        tasks: One labelled task or several, see `read_tasks`. Grey images are repeated over three channels.
         protocol: "frozen": a linear readout of each network's features is trained, and of those of the same
             architecture with random weights, the source "random". "finetune": all weights are trained from each
             network's, and from random ones, the source "scratch". With several architectures the names are
@@ -165,7 +165,7 @@ class Measuring:
         """Checks and takes `transfer`'s arguments."""
         if jax.process_count() > 1:
             raise JaxTransferError("Transfer is measured by one process, which may have several devices.")
-        self._tasks = [tasks] if isinstance(tasks, LabelledTask) else list(tasks)
+        self._tasks = [task.in_colour() for task in ([tasks] if isinstance(tasks, LabelledTask) else tasks)]
         refs = network_refs(networks)
         self._refs = {ref.name: ref for ref in refs}
         for kind, named in (("tasks", self._tasks), ("networks", refs)):

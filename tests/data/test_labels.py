@@ -630,3 +630,11 @@ def test_text_objects_are_text():
     labels = np.array(["a", None, float("nan"), "b"], object)
     task = LabelledTask.of(np.zeros((4, 8, 8)), labels)
     assert (task.target_type, task.labels.tolist(), task.missing) == ("classes", ["a", "", "", "b"], 2)
+
+
+def test_grey_images_in_colour():
+    grey = LabelledTask.of(_pixels(0, (4, 8, 8)), [0, 1, 0, 1])
+    colour = grey.in_colour()
+    np.testing.assert_array_equal(colour.images, np.stack([_pixels(0, (4, 8, 8))] * 3, -1))
+    assert colour.in_colour() is colour
+    assert colour.sha256 == grey.sha256

@@ -312,6 +312,16 @@ class TestKnownValues:
         assert abs(score.value - 0.5) < 4 * stderr < 0.1
 
 
+def test_labels_that_vary_in_one_group_alone_have_no_error(solver):
+    x, _ = data()
+    labels = np.full(40, 0.1)
+    target = Target.of_labels(np.arange(40.0))
+    labels[target.group == 2] = 0.7, 0.3, 0.1, 0.9
+    score = ridge(x, Target("numbers", labels[:, None], target.group))
+    assert score.value < 0.5
+    np.testing.assert_array_equal(np.isnan(score.pseudo_values), np.arange(10) == 2)
+
+
 class TestErrors:
     def test_too_few_finite_features(self):
         x, y = data()

@@ -133,6 +133,16 @@ def test_missing_labels_are_left_out():
     assert (scores.counts("ridge") == 40).all()
 
 
+def test_grey_images_are_scored_in_colour():
+    labels = np.where(IMAGES[..., 0].mean((1, 2)) > 127.5, "bright", "dark")
+    grey, colour = (
+        jt.LabelledTask.of(images, labels, name="brightness")
+        for images in (IMAGES[..., 0], np.repeat(IMAGES[..., :1], 3, -1))
+    )
+    scores = [jt.score(NETWORKS[:1], task) for task in (grey, colour)]
+    np.testing.assert_array_equal(scores[0]["ridge"], scores[1]["ridge"])
+
+
 def test_bad_input():
     with pytest.raises(jt.JaxTransferError, match="no measure 'rigde'; there are: ridge"):
         jt.score(NETWORKS, COLOURS, measures="rigde")
