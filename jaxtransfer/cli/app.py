@@ -429,9 +429,10 @@ def transfer(
 
     devices = connect_devices(mesh, None)
     import_modules(import_ or ())
+    collection = Zoo(zoo, modules=import_ or ())
     with progress_bar("Training") as advance:
         transfers, read = run_transfer(
-            Zoo(zoo, modules=import_ or ()),
+            collection,
             tasks,
             out,
             TransferOptions(protocol=protocol, seeds=seeds, folds=folds, steps=steps),
@@ -445,7 +446,7 @@ def transfer(
             mesh=devices,
             progress=advance,
         )
-    print_transfers(transfers, read, out)
+    print_transfers(transfers, read, collection.names, out)
 
 
 @app.command()
