@@ -393,7 +393,7 @@ def transfer(
         Path | None, typer.Option(metavar="SCORE_RUN", help="Directory of a finished run of `jaxtransfer score`.")
     ] = None,
     measure: Annotated[
-        str | None, typer.Option(help="The measure of SCORE_RUN.", show_default="the only one there is")
+        str | None, typer.Option(help="The measure of SCORE_RUN that says which are best.", show_default="its first")
     ] = None,
     protocol: Annotated[
         Literal["frozen", "finetune"],

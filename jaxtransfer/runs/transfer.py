@@ -52,7 +52,7 @@ def run_transfer(
         command: The command line, for `run.json`.
         scores: Directory of the score run whose best networks are measured; needed for `top`.
         top: Measure only this many networks for each task; None: all.
-        measure: The measure of the score run; may be omitted where it has only one.
+        measure: The measure of the score run that says which are best; None: its first.
         size: Height and width in pixels to which the images of tasks are resized.
         limit: Most images to use of each task; None: all.
         strict: Whether a file that is no usable image is an error; otherwise it is skipped.
