@@ -1,7 +1,8 @@
-"""Writes files that appear whole or not at all, and reads tables and arrays with errors a user understands."""
+"""Writes files that appear whole or not at all, and reads tables, JSON and arrays with errors a user understands."""
 
 import contextlib
 import csv
+import json
 import shutil
 import zipfile
 import zlib
@@ -10,11 +11,24 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import pydantic
 
 from jaxtransfer.errors import JaxTransferError
 
 # What NumPy raises for damaged `.npz` files and for files of other formats.
 _DAMAGED = (EOFError, MemoryError, ValueError, TypeError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+
+_MAX_JSON_BYTES = 64 * 2**20
+_MAX_SHOWN = 100  # characters of a wrong value in an error message
+
+
+class JsonObject(pydantic.BaseModel):
+    """The base of the schemas of JSON files, and of the objects in them; fields that a schema does not name are kept.
+
+    Schemas only check: what is read is the data as it stands in the file.
+    """
+
+    model_config = pydantic.ConfigDict(strict=True, extra="allow")
 
 
 def partial_path(file: Path) -> Path:
@@ -85,6 +99,66 @@ def read_arrays(
             with _damage_as_value_error():
                 arrays[name] = stored[name]
         return arrays
+
+
+def read_json(file: Path, schema: type[JsonObject]) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
+
+    Args:
+        file: The file, at most 64 MiB.
+        schema: What it must hold.
+
+    Raises:
+        OSError: The file cannot be read.
+        JaxTransferError: The file is not JSON, is too large or too deeply nested, or does not fit the schema; the
+            message names the file, the field and what was expected.
+    """
+    with file.open("rb") as stream:
+        content = stream.read(_MAX_JSON_BYTES + 1)
+    try:
+        return parse_json(content, schema)
+    except ValueError as error:
+        raise JaxTransferError(f"{file} cannot be used: {error}.") from error
+
+
+def parse_json(content: bytes, schema: type[JsonObject]) -> dict[str, Any]:
+    """Parses a JSON object and checks it, see `read_json`.
+
+    Raises:
+        ValueError: It does not fit the schema. The message is a clause for the caller to put after the name of the
+            file.
+    """
+    if len(content) > _MAX_JSON_BYTES:
+        raise ValueError(f"it has more than {_MAX_JSON_BYTES >> 20} MiB")
+    try:
+        schema.model_validate_json(content)
+    except pydantic.ValidationError as error:
+        raise ValueError(_complaint(error)) from error
+    return json.loads(content)
+
+
+def _complaint(error: pydantic.ValidationError) -> str:
+    """Says in a clause what the first thing is that does not fit a schema."""
+    first = error.errors(include_url=False)[0]
+    context = first.get("ctx", {})
+    field, value, message = _shortened(".".join(map(str, first["loc"]))), first["input"], first["msg"]
+    if first["type"] == "json_invalid":
+        return f"it is not JSON ({context['error']})"
+    if first["type"] == "value_error":
+        return f"{field and f'its {field} '}{_shortened(str(context['error']), 3 * _MAX_SHOWN)}"
+    if not field:
+        return "it does not hold an object"
+    if first["type"] == "missing":
+        return f"it has no {field}"
+    if field == "format" and first["type"] == "literal_error":
+        return f"it has format {_shortened(repr(value))}, but this version of jaxtransfer reads {context['expected']}"
+    expected = message.partition(" should ")[2]
+    return f"its {field} should {expected}, not {_shortened(repr(value))}" if expected else f"its {field}: {message}"
+
+
+def _shortened(text: str, length: int = _MAX_SHOWN) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[:length]}..."
 
 
 def write_csv(file: Path, rows: Iterable[Sequence[Any]]) -> None:

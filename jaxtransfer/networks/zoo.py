@@ -4,14 +4,16 @@ import dataclasses
 import functools
 import importlib
 import json
+import math
 import operator
+import os
 import shutil
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +21,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
+from pydantic import AfterValidator, Field
 
 from jaxtransfer.errors import JaxTransferError, unknown_name
+from jaxtransfer.files import JsonObject, parse_json, read_json
 from jaxtransfer.networks.network import ApplyFn, Network, Storable, is_key, weights_hash
 from jaxtransfer.networks.preprocess import Preprocess, PreprocessFn
 
-_FORMAT = 1
 _MANIFEST, _WEIGHTS = "network.json", "weights"
 
 # The functions of jaxtransfer that a manifest may name, and where each is defined. The names are part of the format of
@@ -97,24 +100,12 @@ class Zoo:
         """Reads the manifest of a network, its `network.json`.
 
         Raises:
-            JaxTransferError: The network does not exist, or its manifest cannot be read.
+            JaxTransferError: The network does not exist, or its manifest is damaged.
+            OSError: The manifest cannot be read.
         """
         if name not in self:
             raise unknown_name("network", name, self.names, where=f"in the zoo {self.path}")
-        file = self.path / name / _MANIFEST
-        try:
-            manifest = json.loads(file.read_text())
-            if manifest["format"] != _FORMAT:
-                raise JaxTransferError(
-                    f"{file} has format {manifest['format']}, but this version of jaxtransfer reads format {_FORMAT}."
-                )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, JaxTransferError):
-                raise
-            raise JaxTransferError(
-                f"{file} is not a readable manifest; remove its folder and add the network again."
-            ) from error
-        return manifest
+        return read_json(self.path / name / _MANIFEST, _Manifest)
 
     def preprocess(self, name: str) -> Preprocess | None:
         """Reads the preprocessing of a network without its weights.
@@ -189,7 +180,7 @@ class Zoo:
                 name = names.most_common(1)[0][0]
                 raise JaxTransferError(f"its params hold two arrays that a checkpoint calls {name!r}; rename one.")
             manifest = {
-                "format": _FORMAT,
+                "format": 1,
                 "name": network.name,
                 "apply": _apply_to_json(network.apply),
                 "preprocess": _preprocess_to_json(network.preprocess),
@@ -198,7 +189,8 @@ class Zoo:
                 "params": params,
             }
             text = json.dumps(manifest, indent=1)
-        except (JaxTransferError, TypeError) as error:
+            parse_json(text.encode(), _Manifest)  # so that what is added can be read
+        except (ValueError, TypeError, RecursionError) as error:
             raise JaxTransferError(f"Network {network.name!r} cannot be stored in a zoo: {error}") from error
         self.path.mkdir(parents=True, exist_ok=True)
         # Written under another name and renamed, so that a folder with the network's name is always complete.
@@ -233,6 +225,49 @@ class Zoo:
         if function is None or isinstance(function, type) != ("config" in stored):
             raise JaxTransferError(f"its function {name} is not the function of a network, or no longer exists.")
         return function.from_json(stored["config"]) if "config" in stored else function
+
+
+def _checked_preprocess(stored: dict[str, Any]) -> dict[str, Any]:
+    try:
+        _preprocess_from_json(stored)
+    except TypeError:
+        raise ValueError(f"should have the fields of a Preprocess, not {str(list(stored))[:100]}") from None
+    except JaxTransferError as error:
+        raise ValueError(f"cannot be used: {str(error).removesuffix('.')}") from error
+    return stored
+
+
+def _checked_params(description: Any) -> Any:
+    """Checks that a manifest describes weights, and that they are not larger than the memory."""
+    sizes = []
+
+    def measure(_: _Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        if not all(type(length) is int and length >= 0 for length in shape):
+            raise ValueError(f"the shape {shape}")
+        if not (jnp.issubdtype(dtype, jnp.number) or dtype == np.bool):
+            raise TypeError(f"the type {dtype}")
+        sizes.append(math.prod(shape) * dtype.itemsize)
+
+    try:
+        _rebuild(description, (), measure)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"should describe weights, but there is this: {str(error)[:100]}") from None
+    if sum(sizes) > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+        raise ValueError(f"describes weights of {sum(sizes):,} bytes, but the memory has {memory:,} bytes")
+    return description
+
+
+class _Function(JsonObject):
+    name: Annotated[str, Field(pattern=r"^[\w.:<>]*$", max_length=300)]
+
+
+class _Manifest(JsonObject):
+    format: Literal[1]
+    name: str
+    apply: _Function
+    preprocess: Annotated[dict[str, Any], AfterValidator(_checked_preprocess)] | None
+    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    params: Annotated[Any, AfterValidator(_checked_params)]
 
 
 def _advice(functions: Iterable[str]) -> str:
@@ -275,12 +310,22 @@ def _restore(path: Path, description: PyTree) -> PyTree:
             templates[path] = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) if exact else array
 
     _rebuild(description, (), expect)
+    # Compared first, since Orbax prints tracebacks of its own where they differ.
+    stored = ocp.metadata(str(path)).metadata if templates else {}
+    for key, template in templates.items():
+        if _at(stored, key).shape != template.shape:
+            raise ValueError("the manifest describes other weights than there are")
     loaded = ocp.load(str(path), _nested(templates)) if templates else {}
 
     def take(path: _Path, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-        return functools.reduce(operator.getitem, path or _SINGLE, loaded) if 0 not in shape else np.empty(shape, dtype)
+        return _at(loaded, path) if 0 not in shape else np.empty(shape, dtype)
 
     return _rebuild(description, (), take)
+
+
+def _at(nested: Any, path: _Path) -> Any:
+    """Returns the value at a path of what `_nested` made."""
+    return functools.reduce(operator.getitem, path or _SINGLE, nested)
 
 
 def _describe(node: Any, path: _Path, arrays: dict[_Path, np.ndarray]) -> Any:

@@ -156,8 +156,8 @@ def _truncate_largest(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "network.json").write_text("{"), "not a readable manifest"),
-        (lambda folder: (folder / "network.json").write_text("[]"), "not a readable manifest"),
+        (lambda folder: (folder / "network.json").write_text("{"), "network.json cannot be used: it "),
+        (lambda folder: (folder / "network.json").write_text("[]"), "network.json cannot be used: it "),
         (lambda folder: (folder / "network.json").write_text('{"format": 99}'), "has format 99"),
         (lambda folder: shutil.rmtree(folder / "weights"), "'a'.*is damaged"),
         (_truncate_largest, "'a'.*is damaged"),
