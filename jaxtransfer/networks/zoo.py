@@ -1,5 +1,6 @@
 """Stores networks in a directory: Orbax checkpoints beside manifests that a person can read."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -10,6 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,12 +25,13 @@ from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 from pydantic import AfterValidator, Field
 
-from jaxtransfer.errors import JaxTransferError, unknown_name
+from jaxtransfer.errors import JaxTransferError, operating_system_error, unknown_name
 from jaxtransfer.files import JsonObject, parse_json, read_json
-from jaxtransfer.networks.network import ApplyFn, Network, Storable, is_key, weights_hash
+from jaxtransfer.networks.network import ApplyFn, Network, Storable, is_key, is_name, weights_hash
 from jaxtransfer.networks.preprocess import Preprocess, PreprocessFn
 
 _MANIFEST, _WEIGHTS = "network.json", "weights"
+_PARTIAL, _SECONDS_OF_LEFTOVERS = ".adding-", 24 * 3600
 
 # The functions of jaxtransfer that a manifest may name, and where each is defined. The names are part of the format of
 # manifests and of the keys of points: they stay the same when a module moves.
@@ -75,17 +78,20 @@ class Zoo:
                 jaxtransfer. None: all modules that the program has imported, except those of Python itself.
 
         Raises:
-            JaxTransferError: `path` is something other than a directory.
+            JaxTransferError: `path` is something other than a directory, or has a backslash.
         """
         self.path = Path(path).absolute()
         if self.path.exists() and not self.path.is_dir():
             raise JaxTransferError(f"{path} is not a directory, so it cannot be a zoo.")
+        if "\\" in self.path.as_posix():  # TensorStore takes it for a slash
+            raise JaxTransferError(f"{path} cannot be a zoo, since its path has a backslash; choose another path.")
         self._modules = None if modules is None else tuple(modules)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Sorted names of all networks."""
-        return tuple(sorted(manifest.parent.name for manifest in self.path.glob(f"*/{_MANIFEST}")))
+        folders = (manifest.parent.name for manifest in self.path.glob(f"*/{_MANIFEST}"))
+        return tuple(sorted(name for name in folders if is_name(name)))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -94,7 +100,7 @@ class Zoo:
         return (self[name] for name in self.names)
 
     def __contains__(self, name: str) -> bool:
-        return (self.path / name / _MANIFEST).is_file()
+        return is_name(name) and (self.path / name / _MANIFEST).is_file()
 
     def manifest(self, name: str) -> dict[str, Any]:
         """Reads the manifest of a network, its `network.json`.
@@ -138,6 +144,7 @@ class Zoo:
         Raises:
             JaxTransferError: The network does not exist, is damaged, or was changed after it was added, or its
                 function is not in a module that may be used.
+            OSError: Its files cannot be read.
         """
         manifest = self.manifest(name)
         try:
@@ -146,7 +153,13 @@ class Zoo:
             params = _restore(self.path / name / _WEIGHTS, manifest["params"])
         except JaxTransferError as error:
             raise JaxTransferError(f"Network {name!r} of the zoo {self.path}: {error}") from error
-        except Exception as error:  # Orbax and TensorStore raise many types; all mean the same to a user.
+        except MemoryError as error:
+            raise JaxTransferError(
+                f"There is not enough memory for the weights of network {name!r} of the zoo {self.path}."
+            ) from error
+        except Exception as error:  # Orbax and TensorStore raise many types
+            if system := operating_system_error(error, self.path / name):
+                raise system from error
             raise JaxTransferError(
                 f"Network {name!r} of the zoo {self.path} is damaged; remove its folder and add it again."
             ) from error
@@ -193,8 +206,9 @@ class Zoo:
         except (ValueError, TypeError, RecursionError) as error:
             raise JaxTransferError(f"Network {network.name!r} cannot be stored in a zoo: {error}") from error
         self.path.mkdir(parents=True, exist_ok=True)
+        self._remove_leftovers()
         # Written under another name and renamed, so that a folder with the network's name is always complete.
-        partial = Path(tempfile.mkdtemp(prefix=".adding-", dir=self.path))
+        partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=self.path))
         try:
             if saved := {path: array for path, array in arrays.items() if array.size}:
                 ocp.save(str(partial / _WEIGHTS), _nested(saved))
@@ -205,6 +219,13 @@ class Zoo:
             partial.rename(self.path / network.name)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+    def _remove_leftovers(self) -> None:
+        """Removes what programs left that were killed while they added a network; younger folders may be in use."""
+        for folder in self.path.glob(f"{_PARTIAL}*"):
+            with contextlib.suppress(OSError):
+                if time.time() - folder.stat().st_mtime > _SECONDS_OF_LEFTOVERS:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def _may_use(self, function: str) -> bool:
         """Whether a stored function is part of jaxtransfer or of a module that may be used."""
@@ -312,7 +333,7 @@ def _restore(path: Path, description: PyTree) -> PyTree:
     _rebuild(description, (), expect)
     # Compared first, since Orbax prints tracebacks of its own where they differ.
     stored = ocp.metadata(str(path)).metadata if templates else {}
-    for key, template in templates.items():
+    for key, template in templates.items() if stored is not None else ():
         if _at(stored, key).shape != template.shape:
             raise ValueError("the manifest describes other weights than there are")
     loaded = ocp.load(str(path), _nested(templates)) if templates else {}

@@ -8,8 +8,6 @@ other images), counts as missing.
 import contextlib
 import io
 import json
-import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +18,7 @@ from jaxtyping import Float
 from pydantic import AfterValidator, Field
 
 from jaxtransfer.attribution.diagnostics import FAULTS
-from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.errors import JaxTransferError, operating_system_error
 from jaxtransfer.files import JsonObject, parse_json, read_arrays
 
 Key = dict[str, Any]
@@ -146,11 +144,9 @@ class Points:
         except (ValueError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            text = str(error)
-            if code := re.search(r"os_error_code='(\d+)'", text):
-                number = int(code[1])
-                raise OSError(number, os.strerror(number), self.place) from error
-            raise JaxTransferError(f"The points in {self.place} cannot be used: {text.split(' [')[0]}") from error
+            if system := operating_system_error(error, self.place):
+                raise system from error
+            raise JaxTransferError(f"The points in {self.place} cannot be used: {str(error).split(' [')[0]}") from error
 
 
 class Point:

@@ -1,9 +1,11 @@
 """Zoos restore what was added, and refuse what is damaged."""
 
 import collections
+import errno
 import functools
 import json
 import math
+import os
 import re
 import shutil
 import sys
@@ -17,8 +19,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from orbax.checkpoint import v1 as ocp
 
 import jaxtransfer as jt
+from jaxtransfer.errors import in_words
 from jaxtransfer.networks.network import is_key, weights_hash
 from support import tiny_networks
 
@@ -168,6 +172,61 @@ def test_damage_is_reported(zoo: jt.Zoo, damage: Any, message: str) -> None:
     with pytest.raises(jt.JaxTransferError, match=message):
         zoo["a"]
     assert zoo["b"].name == "b"
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "x"), errno.EACCES),
+        (OSError(errno.EMFILE, "Too many open files"), errno.EMFILE),
+        (ValueError("PERMISSION_DENIED: Error opening [os_error_code='13'] [source locations='...']"), errno.EACCES),
+    ],
+)
+def test_an_error_of_the_system_is_not_called_damage(
+    zoo: jt.Zoo, monkeypatch: pytest.MonkeyPatch, error: Exception, number: int
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("loading failed") from error
+
+    monkeypatch.setattr(ocp, "load", fail)
+    with pytest.raises(OSError, match=os.strerror(number)) as raised:
+        zoo["a"]
+    assert raised.value.errno == number
+    assert str(zoo.path / "a") in in_words(raised.value)
+
+
+def test_a_manifest_that_may_not_be_read_is_not_called_damaged(zoo: jt.Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(file: Path, *_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(PermissionError, match=r"network\.json"):
+        zoo.manifest("a")
+
+
+def test_too_little_memory_is_not_called_damage(zoo: jt.Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(ocp, "load", fail)
+    with pytest.raises(jt.JaxTransferError, match="not enough memory for the weights of network 'a'"):
+        zoo["a"]
+
+
+def test_a_path_with_a_backslash_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(jt.JaxTransferError, match="has a backslash; choose another path"):
+        jt.Zoo(tmp_path / "a\\b")
+
+
+def test_what_a_killed_program_left_is_no_network_and_is_removed_when_it_is_old(zoo: jt.Zoo) -> None:
+    for name in (".adding-old", ".adding-new"):
+        shutil.copytree(zoo.path / "a", zoo.path / name)
+    os.utime(zoo.path / ".adding-old", (0, 0))
+    assert zoo.names == ("a", "b")
+    assert ".adding-old" not in zoo
+    assert [network.name for network in zoo] == ["a", "b"]
+    zoo.add(jt.Network("c", apply, PARAMS))
+    assert sorted(folder.name for folder in zoo.path.iterdir()) == [".adding-new", "a", "b", "c"]
 
 
 def test_opening_a_zoo_imports_no_foreign_code(zoo: jt.Zoo) -> None:
