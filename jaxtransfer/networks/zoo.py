@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -40,10 +40,13 @@ _FUNCTIONS = {
     "jaxtransfer.rooms.networks:encode": "jaxtransfer.rooms.networks:encode",
     "jaxtransfer.taskonomy:encode": "jaxtransfer.taskonomy.networks:encode",
 }
+# Names of the functions that the program has registered or added to a zoo.
+_registered: set[str] = set()
 _STORED_NAMES = {definition: name for name, definition in _FUNCTIONS.items()}
 # Marks in a manifest for containers and leaves that JSON does not have; no dict of weights holds a string.
 _KIND, _INTEGERS, _TUPLE, _KEY = "kind", "dict with integer keys", "tuple", "PRNG key"
 
+_F = TypeVar("_F", bound=Callable[..., Any])
 _Path = tuple[str, ...]
 # Name in a checkpoint of weights that are a single array.
 _SINGLE: _Path = ("params",)
@@ -57,7 +60,9 @@ class Zoo:
 
     A network's `apply` is stored by name, never as code: it must be a function at the top level of a module,
     or an object with `to_json()` whose class has `from_json(config)`. Opening a network imports nothing but
-    jaxtransfer itself; functions are looked up only in modules that the program has imported.
+    jaxtransfer itself. Besides the architectures of jaxtransfer, a network's function may be one that the program has
+    registered (`jaxtransfer.register`) or added to a zoo itself, or one of the modules that it names; anything else
+    is refused.
 
     Examples:
         >>> from jaxtransfer import rooms
@@ -69,13 +74,13 @@ class Zoo:
         True
     """
 
-    def __init__(self, path: str | Path, *, modules: Sequence[str] | None = None) -> None:
+    def __init__(self, path: str | Path, *, modules: Sequence[str] = ()) -> None:
         """Opens the zoo at `path`; the directory is created when the first network is added.
 
         Args:
             path: The directory.
-            modules: Names of imported modules and packages whose functions the networks may use besides those of
-                jaxtransfer. None: all modules that the program has imported, except those of Python itself.
+            modules: Names of imported modules and packages whose functions the networks may use. Name only what you
+                know to be harmless: a zoo can then have any function that they define called with its weights.
 
         Raises:
             JaxTransferError: `path` is something other than a directory, or has a backslash.
@@ -85,7 +90,7 @@ class Zoo:
             raise JaxTransferError(f"{path} is not a directory, so it cannot be a zoo.")
         if "\\" in self.path.as_posix():  # TensorStore takes it for a slash
             raise JaxTransferError(f"{path} cannot be a zoo, since its path has a backslash; choose another path.")
-        self._modules = None if modules is None else tuple(modules)
+        self._modules = tuple(modules)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -217,6 +222,7 @@ class Zoo:
             (partial / _MANIFEST).write_text(text)
             partial.chmod(0o755)
             partial.rename(self.path / network.name)
+            _registered.add(manifest["apply"]["name"])
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -228,12 +234,12 @@ class Zoo:
                     shutil.rmtree(folder, ignore_errors=True)
 
     def _may_use(self, function: str) -> bool:
-        """Whether a stored function is part of jaxtransfer or of a module that may be used."""
+        """Whether a stored function is part of jaxtransfer, or the program has registered it or named its module."""
         module = function.partition(":")[0]
         if module.split(".")[0] == "jaxtransfer":
             return True  # `_by_name` accepts only the functions in `_FUNCTIONS`
-        allowed = self._modules is None or any(f"{module}.".startswith(f"{name}.") for name in self._modules)
-        return allowed and module in sys.modules
+        named = any(f"{module}.".startswith(f"{name}.") for name in self._modules)
+        return function in _registered or (named and module in sys.modules)
 
     def _apply(self, stored: Mapping[str, Any]) -> ApplyFn:
         """Looks up the function that a manifest names."""
@@ -294,9 +300,48 @@ class _Manifest(JsonObject):
 def _advice(functions: Iterable[str]) -> str:
     modules = sorted({name.partition(":")[0] for name in functions})
     return (
-        f"a zoo imports nothing by itself, so import {' and '.join(modules)} before you open it, on the command line "
-        f"with {' '.join(f'--import {module}' for module in modules)}"
+        "a zoo uses functions of other modules only if you name them: if you trust it, import "
+        f"{' and '.join(modules)} and open it with modules={modules}, on the command line with "
+        f"{' '.join(f'--import {module}' for module in modules)}"
     )
+
+
+def register(function: _F) -> _F:
+    """Lets the zoos of this program use a function, wherever it is defined; may be used as a decorator.
+
+    Args:
+        function: The function of a network, or a class with `to_json` and `from_json`, at the top level of a module.
+
+    Returns:
+        The function.
+
+    Raises:
+        JaxTransferError: The function cannot be found by its name.
+
+    Examples:
+        >>> from jaxtransfer import rooms
+        >>> jt.register(rooms.networks.encode) is rooms.networks.encode
+        True
+    """
+    _registered.add(_findable_name(function))
+    return function
+
+
+def _findable_name(function: Any) -> str:
+    """Returns the name of a function or class, checked to lead back to it."""
+    if not hasattr(function, "__qualname__"):
+        raise JaxTransferError(f"{function!r} is not a function; make it one at the top level of a module.")
+    name = function_name(function)
+    if function.__module__ == "__main__":
+        raise JaxTransferError(
+            f"its function {function.__qualname__} stands in the program that runs, which other programs cannot "
+            "import; move it to a module of its own, a file like my_nets.py, and import it from there."
+        )
+    if _by_name(name) is not function:
+        raise JaxTransferError(
+            f"its function {name} cannot be found by that name; define it with def at the top level of a module."
+        )
+    return name
 
 
 def function_name(function: Any) -> str:
@@ -412,18 +457,7 @@ def _nested(flat: Mapping[_Path, Any]) -> dict[str, Any]:
 def _apply_to_json(apply: ApplyFn) -> dict[str, Any]:
     config = apply.to_json() if isinstance(apply, Storable) else None
     owner: Any = type(apply) if isinstance(apply, Storable) else apply
-    if not hasattr(owner, "__qualname__"):
-        raise JaxTransferError(f"{apply!r} is not a function; make it one at the top level of a module.")
-    name = function_name(owner)
-    if owner.__module__ == "__main__":
-        raise JaxTransferError(
-            f"its function {owner.__qualname__} stands in the program that runs, which other programs cannot import; "
-            "move it to a module of its own, a file like my_nets.py, and import it from there."
-        )
-    if _by_name(name) is not owner:
-        raise JaxTransferError(
-            f"its function {name} cannot be found by that name; define it with def at the top level of a module."
-        )
+    name = _findable_name(owner)
     return {"name": name} if config is None else {"name": name, "config": config}
 
 

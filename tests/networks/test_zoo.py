@@ -34,6 +34,12 @@ def apply(params: Any, images: jax.Array) -> jax.Array:
     return images.mean((1, 2, 3))[:, None] * params["block"]["kernel"].sum()
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other test has added a network or registered a function."""
+    monkeypatch.setattr("jaxtransfer.networks.zoo._registered", set())
+
+
 @pytest.fixture
 def zoo(tmp_path: Path) -> jt.Zoo:
     zoo = jt.Zoo(tmp_path / "zoo")
@@ -232,14 +238,14 @@ def test_what_a_killed_program_left_is_no_network_and_is_removed_when_it_is_old(
 def test_opening_a_zoo_imports_no_foreign_code(zoo: jt.Zoo) -> None:
     file = zoo.path / "a" / "network.json"
     file.write_text(file.read_text().replace(apply.__module__, "antigravity"))
-    with pytest.raises(jt.JaxTransferError, match="import antigravity before you open it"):
+    with pytest.raises(jt.JaxTransferError, match="import antigravity and open it with"):
         zoo["a"]
     assert "antigravity" not in sys.modules
 
 
-def _renamed(zoo: jt.Zoo, function: str) -> jt.Zoo:
-    """The zoo, after somebody put another function into the manifest of its network `a`."""
-    file = zoo.path / "a" / "network.json"
+def _renamed(zoo: jt.Zoo, function: str, network: str = "a") -> jt.Zoo:
+    """The zoo, after somebody put another function into the manifest of a network."""
+    file = zoo.path / network / "network.json"
     manifest = json.loads(file.read_text())
     file.write_text(json.dumps(manifest | {"apply": {"name": function}}))
     return zoo
@@ -250,7 +256,7 @@ FOREIGN += ["jaxtransfer.cli:main", "jaxtransfer.__main__:main", "jaxtransfer.zo
 FOREIGN += [f"{__name__}:np.savez", f"{__name__}:Callable", f"{__name__}:PARAMS", f"{__name__}:gone"]
 
 
-@pytest.mark.parametrize("modules", [None, (__name__,)])
+@pytest.mark.parametrize("modules", [(), (__name__,)])
 @pytest.mark.parametrize("function", [*FOREIGN, __name__, "", ":", f"{__name__}:apply.__call__"])
 def test_a_manifest_reaches_no_function_that_is_no_network(zoo: jt.Zoo, function: str, modules: Any) -> None:
     _renamed(zoo, function)
@@ -259,16 +265,29 @@ def test_a_manifest_reaches_no_function_that_is_no_network(zoo: jt.Zoo, function
     assert "jaxtransfer.__main__" not in sys.modules
 
 
+def test_a_function_may_be_registered(zoo: jt.Zoo) -> None:
+    _renamed(zoo, "support.tiny_networks:gelu")
+    with pytest.raises(jt.JaxTransferError, match=r"--import support\.tiny_networks"):
+        zoo["a"]  # although the module is imported
+    assert jt.register(tiny_networks.gelu) is tiny_networks.gelu
+    assert zoo["a"].apply is tiny_networks.gelu
+    with pytest.raises(jt.JaxTransferError, match=r"shutil:rmtree cannot be found by that name"):
+        jt.register(shutil.rmtree)
+    with pytest.raises(jt.JaxTransferError, match="cannot be found by that name"):
+        jt.register(lambda params, images: images)
+
+
 def test_only_modules_that_were_named_may_be_used(zoo: jt.Zoo) -> None:
     assert jt.Zoo(zoo.path, modules=[__name__])["a"].apply is apply
     _renamed(zoo, "numpy:save")
     with pytest.raises(jt.JaxTransferError, match="--import numpy"):
         jt.Zoo(zoo.path, modules=[__name__])["a"]
     _renamed(zoo, "support.tiny_networks:relu")
+    _renamed(zoo, "support.unknown:relu", network="b")
     for modules in ([], ["supp"], ["support.tiny_networks.relu"]):
         with pytest.raises(jt.JaxTransferError, match=r"--import support\.tiny_networks"):
             jt.Zoo(zoo.path, modules=modules)["a"]
-        with pytest.raises(jt.JaxTransferError, match=f"--import support.tiny_networks --import {__name__}"):
+        with pytest.raises(jt.JaxTransferError, match=r"--import support\.tiny_networks --import support\.unknown"):
             jt.affinity_matrix(jt.Zoo(zoo.path, modules=modules), np.zeros((2, 4, 4, 3), np.float32))
     assert jt.Zoo(zoo.path, modules=["support.tiny_networks"])["a"].apply is tiny_networks.relu
 
