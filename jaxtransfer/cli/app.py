@@ -1,6 +1,8 @@
 """The command line: `jaxtransfer`, or `python -m jaxtransfer`."""
 
 import errno
+import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -40,6 +42,13 @@ from jaxtransfer.training.options import TransferOptions
 # Packages that do the work are imported by the commands that need them: `--help` must not wait for JAX.
 
 
+_NO_BACKEND = "Unable to initialize backend"  # how JAX's error for a wrong JAX_PLATFORMS begins
+
+
+class _Ended(KeyboardInterrupt):
+    """Ends the program like Ctrl-C, after another signal."""
+
+
 class _Commands(TyperGroup):
     """All commands; an error that a user can cause ends in one sentence instead of a traceback."""
 
@@ -48,13 +57,20 @@ class _Commands(TyperGroup):
             with logging_to_console(), warnings.catch_warnings():
                 warnings.showwarning = lambda message, *_: print_error(f"Warning: {message}")
                 return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             print_error("Interrupted. Start the same command again to resume where it stopped.")
-            raise typer.Exit(130) from None
+            number = interrupt.args[0] if isinstance(interrupt, _Ended) else signal.SIGINT
+            raise typer.Exit(128 + number) from None
         except (JaxTransferError, OSError) as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise
             print_error(f"Error: {in_words(error)}")
+        except RuntimeError as error:
+            if not str(error).startswith(_NO_BACKEND):
+                raise
+            reason = " ".join(str(error).partition(" (set JAX_PLATFORMS")[0].split())
+            platforms = os.environ.get("JAX_PLATFORMS", "")
+            print_error(f"Error: JAX does not start with JAX_PLATFORMS={platforms!r}; unset it or correct it. {reason}")
         raise typer.Exit(2)
 
 
@@ -74,7 +90,17 @@ app.add_typer(_convert, name="convert")
 
 def main() -> None:
     """Runs the command line and ends the process with its exit status."""
+    os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}  # figures do not depend on the user's settings
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, _end)
     app()
+
+
+def _end(number: int, _: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one would disturb the end
+    raise _Ended(number)
 
 
 def _print_version(wanted: bool) -> None:
