@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import re
 import shutil
 import zipfile
 import zlib
@@ -17,6 +18,9 @@ from jaxtransfer.errors import JaxTransferError
 
 # What NumPy raises for damaged `.npz` files and for files of other formats.
 _DAMAGED = (EOFError, MemoryError, ValueError, TypeError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+
+# Cells that spreadsheets take for formulas, and such cells with an apostrophe. One that a text has itself is doubled.
+_FORMULA, _QUOTED = re.compile("'*[=+@\t\r-]"), re.compile("'+[=+@\t\r-]")
 
 _MAX_JSON_BYTES = 64 * 2**20
 _MAX_SHOWN = 100  # characters of a wrong value in an error message
@@ -162,13 +166,16 @@ def _shortened(text: str, length: int = _MAX_SHOWN) -> str:
 
 
 def write_csv(file: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Writes a CSV file; numbers read back exactly, and None and values that are not finite become empty cells."""
+    """Writes a CSV file; numbers read back exactly, and None and values that are not finite become empty cells.
+
+    Texts that a spreadsheet would take for a formula get an apostrophe in front, which `read_csv` removes.
+    """
     with atomic_write(file) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
 
 
 def read_csv(file: Path, content: str = "a table", *, delimiter: str = ",") -> list[list[str]]:
-    """Reads the rows of a CSV file as text, without blank lines.
+    """Reads the rows of a CSV file as text, without blank lines, and without the apostrophes of `write_csv`.
 
     Args:
         file: The file, in UTF-8.
@@ -180,10 +187,11 @@ def read_csv(file: Path, content: str = "a table", *, delimiter: str = ",") -> l
     """
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
-            return [row for row in csv.reader(stream, delimiter=delimiter) if row]
+            rows = [row for row in csv.reader(stream, delimiter=delimiter) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise JaxTransferError(f"{file} is not {content} that can be read: {reason}.") from error
+    return [[cell[_QUOTED.match(cell) is not None :] for cell in row] for row in rows]
 
 
 def read_records(file: Path) -> list[dict[str, str]]:
@@ -224,7 +232,20 @@ def read_table(
     return names, values.reshape(len(rows), len(names))
 
 
+def text_cell(text: str) -> str:
+    """Returns the text of a cell, with an apostrophe in front where a spreadsheet would take it for a formula."""
+    if not _FORMULA.match(text):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
 def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        return text_cell(value)
     if value is None or (isinstance(value, float | np.floating) and not np.isfinite(value)):
         return ""
     return str(value) if not isinstance(value, bool) else "yes" if value else "no"

@@ -21,7 +21,7 @@ from jaxtransfer.cli.arguments import (
     parse_rgb,
     resolve_task_name,
 )
-from jaxtransfer.cli.console import logging_to_console, print_error, progress_bar, require_extra
+from jaxtransfer.cli.console import logging_to_console, print_error, print_line, progress_bar, require_extra
 from jaxtransfer.cli.tables import (
     print_affinity,
     print_comparison,
@@ -105,7 +105,7 @@ def _end(number: int, _: object) -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"jaxtransfer {__version__}")
+        print_line(f"jaxtransfer {__version__}")
         raise typer.Exit
 
 
@@ -186,7 +186,7 @@ def demo(
     with progress_bar() as advance:
         result = run_demo(out, command=sys.argv, progress=advance)
     print_demo(result)
-    print(f"Open {out / 'run' / 'report.html'} in a browser, or {out / 'overview.png'}.")
+    print_line(f"Open {out / 'run' / 'report.html'} in a browser, or {out / 'overview.png'}.")
 
 
 @_download.command("taskonomy")
@@ -204,7 +204,7 @@ def download_taskonomy(
 
     with progress_bar("Downloading", DownloadColumn()) as advance:
         files = download(weights_dir, task, base_url=base_url or BASE_URL, on_progress=advance)
-    print(f"{len(files)} files are in {weights_dir}.")
+    print_line(f"{len(files)} files are in {weights_dir}.")
 
 
 @_convert.command("taskonomy")
@@ -216,7 +216,7 @@ def convert_taskonomy(weights_dir: _Weights, zoo: _Zoo) -> None:
 
         with progress_bar("Converting") as advance:
             added = taskonomy.convert(weights_dir, Zoo(zoo), advance)
-    print(f"Added to the zoo {zoo}: {', '.join(added) or 'nothing, since it already has all of them'}.")
+    print_line(f"Added to the zoo {zoo}: {', '.join(added) or 'nothing, since it already has all of them'}.")
 
 
 @_convert.command("torch")
@@ -249,7 +249,7 @@ def convert_torch(
 
         given = {key: value for key, value in scaling.items() if value is not None}
         torch_export.convert(file, Zoo(zoo), name, **given)
-    print(f"The zoo {zoo} now has {name}.")
+    print_line(f"The zoo {zoo} now has {name}.")
 
 
 @app.command()
@@ -525,7 +525,7 @@ def compare(
     print_comparison(comparison)
     if measured is not None and evaluations is not None:
         print_evaluation(evaluations, measured, out)
-    print(f"Agreements, disagreements and figures are in {out}.")
+    print_line(f"Agreements, disagreements and figures are in {out}.")
 
 
 @app.command()
@@ -555,7 +555,7 @@ def report(
             relevant=relevant,
             progress=advance,
         )
-    print(f"Open {page} in a browser; the figures are in {page.parent / 'figures'} as PNG and SVG.")
+    print_line(f"Open {page} in a browser; the figures are in {page.parent / 'figures'} as PNG and SVG.")
 
 
 @app.command()

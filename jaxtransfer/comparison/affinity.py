@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from jaxtransfer.comparison.measure import AFFINITY, Measure, Sampled, pair_columns, pair_count, pair_indices
 from jaxtransfer.errors import JaxTransferError, in_words, unknown_name
-from jaxtransfer.files import JsonObject, atomic_write, read_json, read_table
+from jaxtransfer.files import JsonObject, atomic_write, read_json, read_table, text_cell
 from jaxtransfer.points.directions import Similarity
 from jaxtransfer.points.store import Fault
 
@@ -481,6 +481,6 @@ def _index(names: Sequence[str], name: str, kind: str) -> int:
 def _write_table(file: Path, targets: Sequence[str], sources: Sequence[str], table: np.ndarray) -> None:
     with atomic_write(file) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["", *sources])
+        writer.writerow(["", *map(text_cell, sources)])
         # str() of a NumPy scalar is the shortest text that reads back as the same number.
-        writer.writerows([name, *map(str, row)] for name, row in zip(targets, table, strict=True))
+        writer.writerows([text_cell(name), *map(str, row)] for name, row in zip(targets, table, strict=True))
