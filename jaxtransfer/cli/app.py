@@ -419,7 +419,7 @@ def transfer(
         Path | None, typer.Option(metavar="SCORE_RUN", help="Directory of a finished run of `jaxtransfer score`.")
     ] = None,
     measure: Annotated[
-        str | None, typer.Option(help="The measure of SCORE_RUN.", show_default="the only one there is")
+        str | None, typer.Option(help="The measure of SCORE_RUN that says which are best.", show_default="its first")
     ] = None,
     protocol: Annotated[
         Literal["frozen", "finetune"],
@@ -455,9 +455,10 @@ def transfer(
 
     devices = connect_devices(mesh, None)
     import_modules(import_ or ())
+    collection = Zoo(zoo, modules=import_ or ())
     with progress_bar("Training") as advance:
         transfers, read = run_transfer(
-            Zoo(zoo, modules=import_ or ()),
+            collection,
             tasks,
             out,
             TransferOptions(protocol=protocol, seeds=seeds, folds=folds, steps=steps),
@@ -471,7 +472,7 @@ def transfer(
             mesh=devices,
             progress=advance,
         )
-    print_transfers(transfers, read, out)
+    print_transfers(transfers, read, collection.names, out)
 
 
 @app.command()

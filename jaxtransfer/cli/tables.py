@@ -1,7 +1,7 @@
 """What the commands print about their results: tables and the sentences below them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,8 +126,10 @@ def print_rankings(affinity: "Affinity", target: str, methods: Sequence[str], to
         print_line(reason)
 
 
-def print_transfers(transfers: "Transfers", tasks: Sequence["LabelledTask"], out: Path) -> None:
-    """Prints for each task the sources by measured transfer, and the one to take."""
+def print_transfers(
+    transfers: "Transfers", tasks: Sequence["LabelledTask"], networks: Collection[str], out: Path
+) -> None:
+    """Prints for each task the sources by measured transfer, and the one of the networks to take."""
     from jaxtransfer.evaluation.confidence import certain_ranking
     from jaxtransfer.training.metrics import METRICS
 
@@ -150,11 +152,20 @@ def print_transfers(transfers: "Transfers", tasks: Sequence["LabelledTask"], out
             row = [cells[metric].get(source.name, "") for metric in (first, *others)]
             table.add_row(source.name, *row, "" if source.above_next is None else f"{source.above_next:.0%}")
         print_table(table)
-        best, *rest = ranking
-        sentence = f"For {task.name}, take {best.name}: its {transfers.measure(first).name} is {best.affinity:.3f}"
+        quantity = transfers.measure(first).name
+        place = next((i for i, source in enumerate(ranking) if source.name in networks), None)
+        if place is None:
+            print_line(f"For {task.name}, no fold has labels that give a value of {quantity}.")
+            continue
+        best, *rest = ranking[place:]
+        sentence = f"For {task.name}, take {best.name}: its {quantity} is {best.affinity:.3f}"
         if rest:
             sure = "" if best.above_next is None else f", which is certain to {best.above_next:.0%}"
             sentence += f", measured {best.affinity - rest[0].affinity:.3f} better than that of {rest[0].name}{sure}"
+        if place:
+            sentence += (
+                f". But {ranking[0].name}, which needs no network, was measured better: {ranking[0].affinity:.3f}"
+            )
         print_line(f"{sentence}.")
     print_line(
         "Errors are those of the mean over folds. The tables are in "

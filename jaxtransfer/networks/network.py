@@ -15,7 +15,7 @@ from jaxtransfer import arguments
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.networks.preprocess import PreprocessFn
 
-ApplyFn = Callable[[Any, Float[Array, "images h w channels"]], Float[Array, "images ..."]]
+ApplyFn = Callable[[Any, Float[Array, "images h w channels"]], PyTree[Float[Array, "images ..."]]]
 
 
 @runtime_checkable
@@ -42,7 +42,8 @@ class Network:
 
     Attributes:
         name: Letters, digits and `. _ + -`, beginning with a letter or digit.
-        apply: Pure function `apply(params, images) -> [images, ...]` that returns the representation to compare.
+        apply: Pure function `apply(params, images) -> [images, ...]` that returns the representation to compare, or a
+            dict of several, the layers that `jaxtransfer.score` can tell apart.
             Networks of one architecture should share this object, so that it is compiled once for all of them.
         params: The weights, any pytree of arrays. It may also hold PRNG keys and Python numbers, as the states of
             `flax.nnx.split` do.

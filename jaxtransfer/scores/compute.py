@@ -144,7 +144,7 @@ class Scoring:
             return allowed
         for name in self._options.measures:
             if name not in allowed:
-                check_target_type(name, min(target_types))
+                check_target_type(name, next(iter(self.targets.values())).target_type)
         return [*self._options.measures]
 
     def run(self, directory: str | Path, progress: ProgressFn | None = None) -> Affinity:
