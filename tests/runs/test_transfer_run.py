@@ -119,7 +119,8 @@ def test_a_killed_run_ends_with_the_same_bits(
                     os.kill(os.getpid(), signal.SIGKILL)
 
         options = TransferOptions(protocol={protocol!r}, seeds=1, folds=3, steps={steps})
-        run_transfer(Zoo({str(zoo.path)!r}), [{str(tasks[0])!r}], {str(tmp_path / "run")!r}, options, command=["x"],
+        zoo = Zoo({str(zoo.path)!r}, modules=["support.tiny_networks"])
+        run_transfer(zoo, [{str(tasks[0])!r}], {str(tmp_path / "run")!r}, options, command=["x"],
                      size=8, progress=kill_in_the_second_training)
     """
     folders = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
