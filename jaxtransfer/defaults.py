@@ -23,5 +23,8 @@ EDGE_WEIGHT = 0.25
 PROBE_SIZE = 256
 """Height and width of probe images in pixels."""
 
+MAX_SIDE = 8192
+"""Largest height and width of images in pixels."""
+
 RELEVANT = 5
 """Number of sources of a target that count as relevant: those that transfer best."""

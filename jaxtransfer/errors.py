@@ -2,6 +2,8 @@
 
 import difflib
 import errno
+import os
+import re
 from collections.abc import Iterable
 
 
@@ -35,6 +37,25 @@ def unknown_name(
     names = [*closest, *(other for other in known if other not in closest)]
     listed = ", ".join(names[:at_most] + ["and more"] * (at_most is not None and len(names) > at_most))
     return JaxTransferError(f"There is no {kind} {name!r}{where and ' '}{where}; there are: {listed or 'none yet'}.")
+
+
+def operating_system_error(error: BaseException | None, place: object) -> OSError | None:
+    """Finds the error of the operating system behind an error of Orbax or TensorStore.
+
+    Args:
+        error: The error, with those that caused it.
+        place: The file or directory that was in use, for the message.
+
+    Returns:
+        The error, such as "Permission denied"; None where there is none, or where it only says that a file is missing.
+    """
+    while error is not None:
+        named = re.search(r"os_error_code='(\d+)'", str(error))
+        number = int(named[1]) if named else error.errno if isinstance(error, OSError) else None
+        if number not in (None, errno.ENOENT, errno.ENOTDIR):
+            return OSError(number, os.strerror(number), str(place))
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def in_words(error: JaxTransferError | OSError) -> str:

@@ -1,7 +1,9 @@
-"""Writes files that appear whole or not at all, and reads tables and arrays with errors a user understands."""
+"""Writes files that appear whole or not at all, and reads tables, JSON and arrays with errors a user understands."""
 
 import contextlib
 import csv
+import json
+import re
 import shutil
 import zipfile
 import zlib
@@ -10,11 +12,27 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import pydantic
 
 from jaxtransfer.errors import JaxTransferError
 
 # What NumPy raises for damaged `.npz` files and for files of other formats.
 _DAMAGED = (EOFError, MemoryError, ValueError, TypeError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+
+# Cells that spreadsheets take for formulas, and such cells with an apostrophe. One that a text has itself is doubled.
+_FORMULA, _QUOTED = re.compile("'*[=+@\t\r-]"), re.compile("'+[=+@\t\r-]")
+
+_MAX_JSON_BYTES = 64 * 2**20
+_MAX_SHOWN = 100  # characters of a wrong value in an error message
+
+
+class JsonObject(pydantic.BaseModel):
+    """The base of the schemas of JSON files, and of the objects in them; fields that a schema does not name are kept.
+
+    Schemas only check: what is read is the data as it stands in the file.
+    """
+
+    model_config = pydantic.ConfigDict(strict=True, extra="allow")
 
 
 def partial_path(file: Path) -> Path:
@@ -87,14 +105,77 @@ def read_arrays(
         return arrays
 
 
+def read_json(file: Path, schema: type[JsonObject]) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
+
+    Args:
+        file: The file, at most 64 MiB.
+        schema: What it must hold.
+
+    Raises:
+        OSError: The file cannot be read.
+        JaxTransferError: The file is not JSON, is too large or too deeply nested, or does not fit the schema; the
+            message names the file, the field and what was expected.
+    """
+    with file.open("rb") as stream:
+        content = stream.read(_MAX_JSON_BYTES + 1)
+    try:
+        return parse_json(content, schema)
+    except ValueError as error:
+        raise JaxTransferError(f"{file} cannot be used: {error}.") from error
+
+
+def parse_json(content: bytes, schema: type[JsonObject]) -> dict[str, Any]:
+    """Parses a JSON object and checks it, see `read_json`.
+
+    Raises:
+        ValueError: It does not fit the schema. The message is a clause for the caller to put after the name of the
+            file.
+    """
+    if len(content) > _MAX_JSON_BYTES:
+        raise ValueError(f"it has more than {_MAX_JSON_BYTES >> 20} MiB")
+    try:
+        schema.model_validate_json(content)
+    except pydantic.ValidationError as error:
+        raise ValueError(_complaint(error)) from error
+    return json.loads(content)
+
+
+def _complaint(error: pydantic.ValidationError) -> str:
+    """Says in a clause what the first thing is that does not fit a schema."""
+    first = error.errors(include_url=False)[0]
+    context = first.get("ctx", {})
+    field, value, message = _shortened(".".join(map(str, first["loc"]))), first["input"], first["msg"]
+    if first["type"] == "json_invalid":
+        return f"it is not JSON ({context['error']})"
+    if first["type"] == "value_error":
+        return f"{field and f'its {field} '}{_shortened(str(context['error']), 3 * _MAX_SHOWN)}"
+    if not field:
+        return "it does not hold an object"
+    if first["type"] == "missing":
+        return f"it has no {field}"
+    if field == "format" and first["type"] == "literal_error":
+        return f"it has format {_shortened(repr(value))}, but this version of jaxtransfer reads {context['expected']}"
+    expected = message.partition(" should ")[2]
+    return f"its {field} should {expected}, not {_shortened(repr(value))}" if expected else f"its {field}: {message}"
+
+
+def _shortened(text: str, length: int = _MAX_SHOWN) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
 def write_csv(file: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Writes a CSV file; numbers read back exactly, and None and values that are not finite become empty cells."""
+    """Writes a CSV file; numbers read back exactly, and None and values that are not finite become empty cells.
+
+    Texts that a spreadsheet would take for a formula get an apostrophe in front, which `read_csv` removes.
+    """
     with atomic_write(file) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
 
 
 def read_csv(file: Path, content: str = "a table", *, delimiter: str = ",") -> list[list[str]]:
-    """Reads the rows of a CSV file as text, without blank lines.
+    """Reads the rows of a CSV file as text, without blank lines, and without the apostrophes of `write_csv`.
 
     Args:
         file: The file, in UTF-8.
@@ -106,10 +187,11 @@ def read_csv(file: Path, content: str = "a table", *, delimiter: str = ",") -> l
     """
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
-            return [row for row in csv.reader(stream, delimiter=delimiter) if row]
+            rows = [row for row in csv.reader(stream, delimiter=delimiter) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise JaxTransferError(f"{file} is not {content} that can be read: {reason}.") from error
+    return [[cell[_QUOTED.match(cell) is not None :] for cell in row] for row in rows]
 
 
 def read_records(file: Path) -> list[dict[str, str]]:
@@ -150,7 +232,20 @@ def read_table(
     return names, values.reshape(len(rows), len(names))
 
 
+def text_cell(text: str) -> str:
+    """Returns the text of a cell, with an apostrophe in front where a spreadsheet would take it for a formula."""
+    if not _FORMULA.match(text):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
 def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        return text_cell(value)
     if value is None or (isinstance(value, float | np.floating) and not np.isfinite(value)):
         return ""
     return str(value) if not isinstance(value, bool) else "yes" if value else "no"

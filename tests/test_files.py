@@ -1,9 +1,14 @@
 """Tables and arrays on disk: what is written reads back, and what cannot be read is named."""
 
+import csv
 import io
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jaxtransfer import JaxTransferError
 from jaxtransfer.files import read_arrays, read_csv, read_records, read_table, write_arrays, write_csv
@@ -19,6 +24,17 @@ def test_tables_read_back_exactly(tmp_path):
     np.testing.assert_array_equal(read, values)
     with pytest.raises(ValueError, match="could not convert"):
         read_table(tmp_path / "table.csv", np.float32)
+
+
+@given(st.lists(st.text(st.sampled_from("=+-@'\t\n1.e,;\"aü"), max_size=6), min_size=1, unique=True))
+def test_no_cell_is_a_formula_and_every_name_reads_back(names: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "table.csv"
+        write_csv(file, [["", *names], *([name, *[-0.5] * len(names)] for name in names)])
+        assert read_table(file, np.float32)[0] == tuple(names)
+        with file.open(newline="", encoding="utf-8") as stream:
+            for cell in (cell for row in csv.reader(stream) for cell in row if cell[:1] in tuple("=+-@\t\r")):
+                float(cell)
 
 
 def test_records_are_named_by_the_header(tmp_path):

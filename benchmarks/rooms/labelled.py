@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from scipy.stats import rankdata
@@ -63,7 +64,7 @@ def target_type(task: rooms.Task) -> TargetType:
 def target(task: rooms.Task, examples: Examples) -> Target:
     """Encodes the labels of examples."""
     kind = target_type(task)
-    labels = np.asarray(unpacked({"label": examples.of(task, _EVERY)["label"]})["label"])
+    labels = np.asarray(unpacked({"label": jnp.asarray(examples.of(task, _EVERY)["label"])})["label"])
     if kind == "dense":
         labels = labels.astype(np.float32)
         labels = np.where(labels < 0, np.nan, labels) if task.loss == "logistic" else labels
@@ -123,7 +124,7 @@ def score_all(matrices: Mapping[tuple[int, str], Matrix], truth: Matrix) -> list
     """Compares all scores with the measured transfer."""
     rows = []
     for (count, measure), values in matrices.items():
-        allowed = ~np.isnan(values).all(1)
+        allowed = np.any(~np.isnan(values), axis=1)
         if not allowed.any():
             continue
         of_targets, of_ridge = (_agreement(matrix, truth, allowed) for matrix in (values, matrices[count, "ridge"]))
@@ -136,7 +137,8 @@ def score_all(matrices: Mapping[tuple[int, str], Matrix], truth: Matrix) -> list
                 count,
                 measure,
                 int(allowed.sum()),
-                *(_precision(values, truth, allowed, k) for k in (1, scores.RELEVANT)),
+                _precision(values, truth, allowed, 1),
+                _precision(values, truth, allowed, scores.RELEVANT),
                 float(of_targets.mean()),
                 float(jackknife_stderr(np.array(without_network))),
                 float(of_targets.min()),

@@ -1,6 +1,8 @@
 """The command line: `jaxtransfer`, or `python -m jaxtransfer`."""
 
 import errno
+import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -19,7 +21,7 @@ from jaxtransfer.cli.arguments import (
     parse_rgb,
     resolve_task_name,
 )
-from jaxtransfer.cli.console import logging_to_console, print_error, progress_bar, require_extra
+from jaxtransfer.cli.console import logging_to_console, print_error, print_line, progress_bar, require_extra
 from jaxtransfer.cli.tables import (
     print_affinity,
     print_comparison,
@@ -40,6 +42,13 @@ from jaxtransfer.training.options import TransferOptions
 # Packages that do the work are imported by the commands that need them: `--help` must not wait for JAX.
 
 
+_NO_BACKEND = "Unable to initialize backend"  # how JAX's error for a wrong JAX_PLATFORMS begins
+
+
+class _Ended(KeyboardInterrupt):
+    """Ends the program like Ctrl-C, after another signal."""
+
+
 class _Commands(TyperGroup):
     """All commands; an error that a user can cause ends in one sentence instead of a traceback."""
 
@@ -48,13 +57,20 @@ class _Commands(TyperGroup):
             with logging_to_console(), warnings.catch_warnings():
                 warnings.showwarning = lambda message, *_: print_error(f"Warning: {message}")
                 return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             print_error("Interrupted. Start the same command again to resume where it stopped.")
-            raise typer.Exit(130) from None
+            number = interrupt.args[0] if isinstance(interrupt, _Ended) else signal.SIGINT
+            raise typer.Exit(128 + number) from None
         except (JaxTransferError, OSError) as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise
             print_error(f"Error: {in_words(error)}")
+        except RuntimeError as error:
+            if not str(error).startswith(_NO_BACKEND):
+                raise
+            reason = " ".join(str(error).partition(" (set JAX_PLATFORMS")[0].split())
+            platforms = os.environ.get("JAX_PLATFORMS", "")
+            print_error(f"Error: JAX does not start with JAX_PLATFORMS={platforms!r}; unset it or correct it. {reason}")
         raise typer.Exit(2)
 
 
@@ -74,12 +90,22 @@ app.add_typer(_convert, name="convert")
 
 def main() -> None:
     """Runs the command line and ends the process with its exit status."""
+    os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}  # figures do not depend on the user's settings
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, _end)
     app()
+
+
+def _end(number: int, _: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one would disturb the end
+    raise _Ended(number)
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"jaxtransfer {__version__}")
+        print_line(f"jaxtransfer {__version__}")
         raise typer.Exit
 
 
@@ -160,7 +186,7 @@ def demo(
     with progress_bar() as advance:
         result = run_demo(out, command=sys.argv, progress=advance)
     print_demo(result)
-    print(f"Open {out / 'run' / 'report.html'} in a browser, or {out / 'overview.png'}.")
+    print_line(f"Open {out / 'run' / 'report.html'} in a browser, or {out / 'overview.png'}.")
 
 
 @_download.command("taskonomy")
@@ -178,7 +204,7 @@ def download_taskonomy(
 
     with progress_bar("Downloading", DownloadColumn()) as advance:
         files = download(weights_dir, task, base_url=base_url or BASE_URL, on_progress=advance)
-    print(f"{len(files)} files are in {weights_dir}.")
+    print_line(f"{len(files)} files are in {weights_dir}.")
 
 
 @_convert.command("taskonomy")
@@ -190,7 +216,7 @@ def convert_taskonomy(weights_dir: _Weights, zoo: _Zoo) -> None:
 
         with progress_bar("Converting") as advance:
             added = taskonomy.convert(weights_dir, Zoo(zoo), advance)
-    print(f"Added to the zoo {zoo}: {', '.join(added) or 'nothing, since it already has all of them'}.")
+    print_line(f"Added to the zoo {zoo}: {', '.join(added) or 'nothing, since it already has all of them'}.")
 
 
 @_convert.command("torch")
@@ -223,7 +249,7 @@ def convert_torch(
 
         given = {key: value for key, value in scaling.items() if value is not None}
         torch_export.convert(file, Zoo(zoo), name, **given)
-    print(f"The zoo {zoo} now has {name}.")
+    print_line(f"The zoo {zoo} now has {name}.")
 
 
 @app.command()
@@ -393,7 +419,7 @@ def transfer(
         Path | None, typer.Option(metavar="SCORE_RUN", help="Directory of a finished run of `jaxtransfer score`.")
     ] = None,
     measure: Annotated[
-        str | None, typer.Option(help="The measure of SCORE_RUN.", show_default="the only one there is")
+        str | None, typer.Option(help="The measure of SCORE_RUN that says which are best.", show_default="its first")
     ] = None,
     protocol: Annotated[
         Literal["frozen", "finetune"],
@@ -429,9 +455,10 @@ def transfer(
 
     devices = connect_devices(mesh, None)
     import_modules(import_ or ())
+    collection = Zoo(zoo, modules=import_ or ())
     with progress_bar("Training") as advance:
         transfers, read = run_transfer(
-            Zoo(zoo, modules=import_ or ()),
+            collection,
             tasks,
             out,
             TransferOptions(protocol=protocol, seeds=seeds, folds=folds, steps=steps),
@@ -445,7 +472,7 @@ def transfer(
             mesh=devices,
             progress=advance,
         )
-    print_transfers(transfers, read, out)
+    print_transfers(transfers, read, collection.names, out)
 
 
 @app.command()
@@ -499,7 +526,7 @@ def compare(
     print_comparison(comparison)
     if measured is not None and evaluations is not None:
         print_evaluation(evaluations, measured, out)
-    print(f"Agreements, disagreements and figures are in {out}.")
+    print_line(f"Agreements, disagreements and figures are in {out}.")
 
 
 @app.command()
@@ -529,7 +556,7 @@ def report(
             relevant=relevant,
             progress=advance,
         )
-    print(f"Open {page} in a browser; the figures are in {page.parent / 'figures'} as PNG and SVG.")
+    print_line(f"Open {page} in a browser; the figures are in {page.parent / 'figures'} as PNG and SVG.")
 
 
 @app.command()

@@ -3,7 +3,9 @@
 import contextlib
 import logging
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -15,13 +17,38 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from jaxtransfer.errors import JaxTransferError
 
+# Controls, invisible marks such as those that reverse the order of letters, bytes that are no text, and ends of lines.
+_HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def printable(text: str) -> str:
+    """Writes characters that would steer the terminal, as names of files may hold them, as escapes."""
+    return "".join(ascii(char)[1:-1] if unicodedata.category(char) in _HIDDEN else char for char in text)
+
+
+def print_line(sentence: str) -> None:
+    """Prints a sentence on stdout, on one line."""
+    print(printable(sentence))
+
 
 def print_error(sentence: str) -> None:
-    """Prints a sentence on stderr."""
-    print(sentence, file=sys.stderr)
+    """Prints a sentence on stderr, on one line."""
+    print(printable(sentence), file=sys.stderr)
+
+
+class _PlainConsole(Console):
+    """Prints names as they are: square brackets and colons are not markup."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Renders the text of a cell or a title, in which line ends are meant."""
+        return super().render_str("\n".join(map(printable, text.split("\n"))), **options)
 
 
 class ConsoleHandler(logging.Handler):
@@ -52,7 +79,7 @@ def logging_to_console() -> Iterator[None]:
 
 def print_table(table: Table) -> None:
     """Prints a table; in a file or a pipe, which have no width, nothing is cut off."""
-    console = Console()
+    console = _PlainConsole()
     console.print(table, width=None if console.is_terminal else 10_000)
 
 
@@ -71,17 +98,19 @@ def progress_bar(
         A function of the work done, all work and the name of the current item; it moves the bar.
     """
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         amount or MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=_PlainConsole(stderr=True),
         transient=True,
         disable=not shown,
     )
     with bar:
         row = bar.add_task(action, total=None)
-        yield lambda done, total, name: bar.update(row, completed=done, total=total, description=f"{action} {name}")
+        yield lambda done, total, name: bar.update(
+            row, completed=done, total=total, description=f"{action} {printable(name)}"
+        )
 
 
 @contextlib.contextmanager

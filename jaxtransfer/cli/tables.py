@@ -1,7 +1,7 @@
 """What the commands print about their results: tables and the sentences below them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
-from jaxtransfer.cli.console import print_table
+from jaxtransfer.cli.console import print_line, print_table
 
 if TYPE_CHECKING:
     from jaxtransfer.comparison.affinity import Affinity
@@ -31,7 +31,8 @@ def print_affinity(affinity: "Affinity", probe: "Probe", out: Path) -> None:
     from jaxtransfer.evaluation.rooms_scores import best_first, reason_for_first
 
     methods = best_first(affinity.methods)
-    table = Table("target", title="Best source (value ± standard error)", title_justify="left")
+    table = Table(title="Best source (value ± standard error)", title_justify="left")
+    table.add_column("target", overflow="fold")
     for method in methods:
         table.add_column(method, overflow="fold")
     for target in affinity.targets:
@@ -39,17 +40,17 @@ def print_affinity(affinity: "Affinity", probe: "Probe", out: Path) -> None:
         table.add_row(target, *(f"{name}\n{value:.3f} ± {error:.3f}" for name, value, error in best))
     print_table(table)
     if reason := reason_for_first(methods):
-        print(reason)
+        print_line(reason)
     _print_faults(affinity.faults)
-    print(f"{len(probe.names)} images were used and {len(probe.skipped)} files skipped.")
+    print_line(f"{len(probe.names)} images were used and {len(probe.skipped)} files skipped.")
     _print_skipped(probe.skipped, out, before="  ", shown=5)
     for method in affinity.methods:
         if affinity.unusable[method]:
-            print(
+            print_line(
                 f"{len(affinity.unusable[method])} maps of {method} were zero or not finite and are left out "
                 f"(listed in {out / 'run.json'})."
             )
-    print(f"Matrices, heat maps and points are in {out}; `jaxtransfer rank {out} TARGET` prints a ranking.")
+    print_line(f"Matrices, heat maps and points are in {out}; `jaxtransfer rank {out} TARGET` prints a ranking.")
 
 
 def print_scores(scores: "Affinity", tasks: "Sequence[LabelledTask]", out: Path) -> None:
@@ -82,14 +83,14 @@ def print_scores(scores: "Affinity", tasks: "Sequence[LabelledTask]", out: Path)
             *([f"{known.count(best.name)} of {len(known)}"] if others else []),
         )
     print_table(table)
-    print(
+    print_line(
         '"sure": probability that the network truly scores above the next one. "more examples": about how many more '
         "labelled examples would raise it to 95 %."
     )
     if others:
-        print(f'"same choice": other measures ({", ".join(others)}) that rank the network first.')
+        print_line(f'"same choice": other measures ({", ".join(others)}) that rank the network first.')
     _print_unused(tasks, out)
-    print(
+    print_line(
         f"Scores and heat maps are in {out}; `jaxtransfer rank {out} TASK` prints a ranking, and `jaxtransfer transfer "
         f"ZOO TASKS --scores {out} --top 3 --out DIRECTORY` measures the best three."
     )
@@ -101,17 +102,17 @@ def _print_unused(tasks: "Sequence[LabelledTask]", out: Path) -> None:
 
     for task in tasks:
         if task.missing:
-            print(f"{task.name}: {task.missing} labels are missing.")
+            print_line(f"{task.name}: {task.missing} labels are missing.")
         if task.unlabelled:
-            print(f"{task.name}: {task.unlabelled} images have no label and were not used.")
+            print_line(f"{task.name}: {task.unlabelled} images have no label and were not used.")
         if task.copies and task.groups is None:
-            print(
+            print_line(
                 f"{task.name}: {task.copies} of {len(task.images)} images are copies of others, so values look better "
                 "and surer than they are; remove them, or name groups of images."
             )
         if left_out := [name for name, _ in Target.of(task).left_out]:
             why = "are classes of one example or group" if task.target_type == "classes" else "do not vary"
-            print(f"{task.name}: labels left out, since they {why}: {', '.join(left_out)}.")
+            print_line(f"{task.name}: labels left out, since they {why}: {', '.join(left_out)}.")
         _print_skipped(task.skipped, out, before=f"{task.name}: ", shown=3)
 
 
@@ -135,19 +136,20 @@ def print_rankings(affinity: "Affinity", target: str, methods: Sequence[str], to
         print_table(table)
     _print_faults(affinity.faults)
     sampled = " or ".join(dict.fromkeys(f'"more {affinity.measure(method).sampled}"' for method in methods))
-    print(
+    print_line(
         f'"above next": probability that this source truly ranks above the next one. {sampled}: about how many more '
         "would raise it to 95 %."
     )
     if reason := reason_for_first(methods):
-        print(reason)
+        print_line(reason)
 
 
-def print_transfers(transfers: "Transfers", tasks: Sequence["LabelledTask"], out: Path) -> None:
-    """Prints for each task the sources by measured transfer, and the one to take."""
+def print_transfers(
+    transfers: "Transfers", tasks: Sequence["LabelledTask"], networks: Collection[str], out: Path
+) -> None:
+    """Prints for each task the sources by measured transfer, and the one of the networks to take."""
     from jaxtransfer.evaluation.confidence import certain_ranking
     from jaxtransfer.training.metrics import METRICS
-    from jaxtransfer.training.transfers import RANDOM, SCRATCH
 
     for task in tasks:
         first, *others = METRICS[task.target_type]
@@ -158,7 +160,7 @@ def print_transfers(transfers: "Transfers", tasks: Sequence["LabelledTask"], out
             table.add_column(f"{measure.name}{' (smaller is better)' * measure.smaller_is_nearer}", justify="right")
         table.add_column("above next", justify="right")
         if not (ranking := certain_ranking(transfers, task.name, method=first)):
-            print(f"For {task.name}, no source has a result.")
+            print_line(f"For {task.name}, no source has a result.")
             continue
         cells = {
             metric: {
@@ -170,16 +172,23 @@ def print_transfers(transfers: "Transfers", tasks: Sequence["LabelledTask"], out
             row = [cells[metric].get(source.name, "") for metric in (first, *others)]
             table.add_row(source.name, *row, "" if source.above_next is None else f"{source.above_next:.0%}")
         print_table(table)
-        best, *rest = ranking
-        is_control = best.name.split("-")[0] in (RANDOM, SCRATCH)
-        advice = f"no network is better than {best.name}" if is_control else f"take {best.name}"
-        sentence = f"For {task.name}, {advice}: its {transfers.measure(first).name} is {best.affinity:.3f}"
+        quantity = transfers.measure(first).name
+        place = next((i for i, source in enumerate(ranking) if source.name in networks), None)
+        if place is None:
+            print_line(f"For {task.name}, no fold has labels that give a value of {quantity}.")
+            continue
+        best, *rest = ranking[place:]
+        sentence = f"For {task.name}, take {best.name}: its {quantity} is {best.affinity:.3f}"
         if rest:
             sure = "" if best.above_next is None else f", which is certain to {best.above_next:.0%}"
             sentence += f", measured {best.affinity - rest[0].affinity:.3f} better than that of {rest[0].name}{sure}"
-        print(f"{sentence}.")
+        if place:
+            sentence += (
+                f". But {ranking[0].name}, which needs no network, was measured better: {ranking[0].affinity:.3f}"
+            )
+        print_line(f"{sentence}.")
     _print_unused(tasks, out)
-    print(
+    print_line(
         "Errors are those of the mean over folds. The tables are in "
         f"{out}; measured_<metric>.csv there is an oracle for `jaxtransfer evaluate`."
     )
@@ -203,28 +212,30 @@ def print_evaluation(evaluations: "Evaluations", oracle: "Oracle", run: Path) ->
     for name, cells in scores.references.items():
         table.add_row(name, *cells)
     print_table(table)
-    print(
+    print_line(
         "P@K: share of the K nearest sources that are relevant. R@K: share of the relevant sources that are among the "
         "K nearest. Spearman, Kendall: rank correlations, averaged over targets."
     )
     if any(evaluation.bands.networks is not None for evaluation in evaluations.by_method.values()):
         sampled = next(iter(evaluations.by_method.values())).bands.sampled
-        print(f"Below each share: its 95 % band over other networks and {sampled} like these.")
-    print("The last rows need no network:")
+        print_line(f"Below each share: its 95 % band over other networks and {sampled} like these.")
+    print_line("The last rows need no network:")
     explanations = {
         STATIC: "one list of sources for all targets, from their transfer to the other targets.",
         REVERSE: "from the measured transfer from target to source.",
         SECOND: "what the oracle itself would score if it were measured again, given its standard errors.",
     }
     for name in evaluations.references:
-        print(f"  {name}: {explanations[name]}")
+        print_line(f"  {name}: {explanations[name]}")
     if curves[0].random_hits[0] == curves[0].seen[0]:
-        print("Every source counts as relevant, so any order is perfect; use a smaller --relevant.")
+        print_line("Every source counts as relevant, so any order is perfect; use a smaller --relevant.")
     missing = [target for target in oracle.scores if target not in map(oracle.own_name, curves[0].targets)]
-    print(f"{len(curves[0].targets)} of the oracle's {len(oracle.scores)} targets were scored.")
+    print_line(f"{len(curves[0].targets)} of the oracle's {len(oracle.scores)} targets were scored.")
     if missing:
-        print(f"  not scored, because they or all but one of their sources are not in this run: {', '.join(missing)}")
-    print(f"Curves and the correlations of every target are in {run} (evaluation.csv, .png and _by_target.csv).")
+        print_line(
+            f"  not scored, because they or all but one of their sources are not in this run: {', '.join(missing)}"
+        )
+    print_line(f"Curves and the correlations of every target are in {run} (evaluation.csv, .png and _by_target.csv).")
 
 
 def print_comparison(comparison: "Comparison") -> None:
@@ -242,7 +253,7 @@ def print_comparison(comparison: "Comparison") -> None:
         shown = [f"{value:z.3f}" for value in correlations]
         table.add_row(first, second, *shown, *([f"{agreement.p_value:.4f}"] if tested else []))
     print_table(table)
-    print(
+    print_line(
         '"rankings": mean Spearman correlation of the rankings of sources. "matrices": Pearson correlation of all '
         "pairs." + (' "p": share of relabelled matrices that correlate as much (Mantel test).' if tested else "")
     )
@@ -263,8 +274,9 @@ def print_comparison(comparison: "Comparison") -> None:
 
 def print_gradient_results(results: "GradientResults", out: Path) -> None:
     """Prints the best sources of every target, the signal-to-noise, what was left out, and where the files are."""
-    print(f"Best sources ({results.measure.name} ± standard error, {results.measure.direction})")
-    table = Table("target", box=box.SIMPLE_HEAD)
+    print_line(f"Best sources ({results.measure.name} ± standard error, {results.measure.direction})")
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("target", overflow="fold")
     places = ("first", "second", "third")[: len(results.names) - 1]
     for column in places:
         table.add_column(column, overflow="fold")
@@ -276,15 +288,15 @@ def print_gradient_results(results: "GradientResults", out: Path) -> None:
         table.add_row(target, *shown, str(row["restarts"]), f"{row['signal_to_noise']:.3g}")
     print_table(table)
     for sentence in results.remarks:
-        print(sentence)
+        print_line(sentence)
     for task in results.tasks:
         _print_skipped(task.skipped, out, before=f"{task.name}: ", shown=3)
         if task.left_out:
             small = ", ".join(f"{name} ({count})" for name, count in task.left_out[:5])
             more = ", ..." if len(task.left_out) > 5 else ""
             classes = "1 class was" if len(task.left_out) == 1 else f"{len(task.left_out)} classes were"
-            print(f"{task.name}: {classes} left out for having too few images: {small}{more}")
-    print(f"Matrices, ranking, control and heat map are in {out}.")
+            print_line(f"{task.name}: {classes} left out for having too few images: {small}{more}")
+    print_line(f"Matrices, ranking, control and heat map are in {out}.")
 
 
 def print_demo(result: "DemoResult") -> None:
@@ -304,17 +316,17 @@ def print_demo(result: "DemoResult") -> None:
         table.add_row(choice.target, choice.source, choice.sure, str(choice.place), choice.best)
     print_table(table)
     sources = len(result.choices) - 1
-    print(f'"sure": to rank above the next source. "place": in measured transfer, of {sources}.')
+    print_line(f'"sure": to rank above the next source. "place": in measured transfer, of {sources}.')
     for sentence in sentences(result):
-        print(sentence)
+        print_line(sentence)
 
 
 def _print_skipped(skipped: Sequence[tuple[str, str]], out: Path, *, before: str, shown: int) -> None:
     """Prints the name and reason of the first skipped files, each line with `before` in front."""
     for name, reason in skipped[:shown]:
-        print(f"{before}skipped {name}: {reason}")
+        print_line(f"{before}skipped {name}: {reason}")
     if len(skipped) > shown:
-        print(f"{before}and {len(skipped) - shown} more, all listed in {out / 'run.json'}")
+        print_line(f"{before}and {len(skipped) - shown} more, all listed in {out / 'run.json'}")
 
 
 def _print_faults(faults: "Mapping[str, Sequence[str]]") -> None:
@@ -322,4 +334,4 @@ def _print_faults(faults: "Mapping[str, Sequence[str]]") -> None:
     from jaxtransfer.attribution.diagnostics import in_sentences
 
     for sentence in in_sentences(faults):
-        print(f"!! {sentence}")
+        print_line(f"!! {sentence}")

@@ -5,16 +5,43 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from jaxtyping import Float, Int
+from pydantic import Field, model_validator
 
-from jaxtransfer.comparison.measure import AFFINITY, Measure, pair_columns, pair_count, pair_indices
-from jaxtransfer.errors import JaxTransferError, unknown_name
-from jaxtransfer.files import atomic_write, read_table
+from jaxtransfer.comparison.measure import AFFINITY, Measure, Sampled, pair_columns, pair_count, pair_indices
+from jaxtransfer.errors import JaxTransferError, in_words, unknown_name
+from jaxtransfer.files import JsonObject, atomic_write, read_json, read_table, text_cell
 from jaxtransfer.points.directions import Similarity
+from jaxtransfer.points.store import Fault
 
-_FORMAT = 2  # of affinity.json; files of the first format, which have no number, call biased CKA "cka"
+
+class _Measure(JsonObject, extra="forbid"):
+    name: str = ""
+    smaller_is_nearer: bool = False
+    directed: bool = False
+    sampled: Sampled = "images"
+
+
+class _Description(JsonObject):
+    """Checks `affinity.json`; files of the first format, which have no number, call biased CKA "cka"."""
+
+    format: Literal[2] = 2
+    similarity: Similarity
+    # Methods name files.
+    methods: Annotated[list[Annotated[str, Field(pattern=r"^[^/\\\x00]+$")]], Field(min_length=1)]
+    measures: dict[str, _Measure] = Field({})
+    unusable: dict[str, list[tuple[str, str]]]
+    faults: dict[str, list[Fault]] | None = None
+    targets: list[str] | None = None
+
+    @model_validator(mode="after")
+    def _fits_methods(self) -> Self:
+        if absent := [method for method in self.methods if method not in self.unusable]:
+            raise ValueError(f"its unusable has no {absent[0]}")
+        return self
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -369,7 +396,7 @@ class Affinity:
                 with atomic_write(samples) as partial, partial.open("wb") as stream:
                     np.save(stream, result.pseudo_values)
         description = {
-            "format": _FORMAT,
+            "format": 2,
             "similarity": self.similarity,
             "methods": list(self.methods),
             "measures": {method: dataclasses.asdict(result.measure) for method, result in self._results.items()},
@@ -393,7 +420,7 @@ class Affinity:
         """
         directory = Path(directory)
         try:
-            description = json.loads((directory / "affinity.json").read_text())
+            description = read_json(directory / "affinity.json", _Description)
             targets: list[str] | None = description.get("targets")
             names: tuple[str, ...] = ()
             results = {}
@@ -419,10 +446,12 @@ class Affinity:
                     measure,
                 )
             return cls(names, description["similarity"], results, description.get("faults"), targets=targets)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
-            raise JaxTransferError(
-                f"{directory} does not hold a finished affinity run: {type(error).__name__}: {error}"
-            ) from error
+        except FileNotFoundError as error:
+            raise JaxTransferError(f"{directory} does not hold a finished affinity run: {in_words(error)}") from error
+        except JaxTransferError:
+            raise
+        except (ValueError, EOFError) as error:
+            raise JaxTransferError(f"{directory} does not hold a finished affinity run: {error}.") from error
 
     def _result(self, method: str | None) -> MethodResult:
         if method is None:
@@ -452,6 +481,6 @@ def _index(names: Sequence[str], name: str, kind: str) -> int:
 def _write_table(file: Path, targets: Sequence[str], sources: Sequence[str], table: np.ndarray) -> None:
     with atomic_write(file) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["", *sources])
+        writer.writerow(["", *map(text_cell, sources)])
         # str() of a NumPy scalar is the shortest text that reads back as the same number.
-        writer.writerows([name, *map(str, row)] for name, row in zip(targets, table, strict=True))
+        writer.writerows([text_cell(name), *map(str, row)] for name, row in zip(targets, table, strict=True))

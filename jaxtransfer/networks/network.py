@@ -69,7 +69,7 @@ class Network:
     preprocess: PreprocessFn | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+        if not is_name(self.name):
             raise JaxTransferError(
                 f"{self.name!r} cannot be the name of a network: use letters, digits and . _ + - only, "
                 "beginning with a letter or digit."
@@ -84,6 +84,11 @@ class Network:
                 f"Network {self.name!r}: preprocess must be a jaxtransfer.Preprocess or another function of images, "
                 f"not {self.preprocess!r}."
             )
+
+
+def is_name(name: object) -> bool:
+    """Whether a name can be that of a network, and so of its folder in a zoo."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
 def check_weights(params: PyTree, what: str = "params") -> None:

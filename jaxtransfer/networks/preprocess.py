@@ -1,13 +1,19 @@
 """Maps probe images to the input of a network, and the network's maps back to the probe images."""
 
 import dataclasses
+import math
+import operator
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from jaxtransfer.defaults import MAX_SIDE
+from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.pixels import centred_crop, srgb_to_linear
 
 # Weights of linear sRGB (D65) in the Y of CIE XYZ, and the constants of CIE lightness.
@@ -34,6 +40,10 @@ class Preprocess:
         mask_centre: Whether the centred rectangle of half the height and width is set to zero after scaling
             (`context_encoder_input` in Taskonomy's task bank).
 
+    Raises:
+        JaxTransferError: An attribute has another type or number of values, `size` is not from 1 to 8192, a number is
+            not finite, or `std` is 0.
+
     Examples:
         >>> preprocess = jt.Preprocess((224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
         >>> preprocess(jnp.zeros((2, 256, 320, 3))).shape
@@ -46,6 +56,21 @@ class Preprocess:
     clip: tuple[float, float] | None = None
     lightness: bool = False
     mask_centre: bool = False
+
+    def __post_init__(self) -> None:
+        if not (_is_tuple(self.size, (2,)) and all(map(_is_side, self.size))):
+            raise JaxTransferError(f"size must be height and width, from 1 to {MAX_SIDE} pixels, not {self.size!r}.")
+        for name, value in (("mean", self.mean), ("std", self.std)):
+            numbers: Any = value if _is_tuple(value, (1, 3)) else (value,)
+            if not all(map(_is_finite, numbers)):
+                raise JaxTransferError(f"{name} must be a finite number, or three for the colours, not {value!r}.")
+        if not np.all(np.asarray(self.std)):
+            raise JaxTransferError(f"std must not be 0, since images are divided by it, but is {self.std!r}.")
+        if self.clip is not None and not (_is_tuple(self.clip, (2,)) and all(map(_is_finite, self.clip))):
+            raise JaxTransferError(f"clip must be two finite numbers or None, not {self.clip!r}.")
+        for name, value in (("lightness", self.lightness), ("mask_centre", self.mask_centre)):
+            if not isinstance(value, bool | np.bool):
+                raise JaxTransferError(f"{name} must be True or False, not {value!r}.")
 
     def __call__(
         self, images: Float[Array, "images height width 3"]
@@ -73,6 +98,24 @@ class Preprocess:
         maps = _resize(maps, (height, width))
         bottom, right = shape[0] - top - height, shape[1] - left - width
         return jnp.pad(maps, ((0, 0), (top, bottom), (left, right)))
+
+
+def _is_tuple(value: Any, lengths: tuple[int, ...]) -> bool:
+    return isinstance(value, tuple) and len(value) in lengths
+
+
+def _is_side(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and 1 <= operator.index(value) <= MAX_SIDE
+    except TypeError:
+        return False
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool | str) and math.isfinite(value)
+    except (TypeError, OverflowError):
+        return False
 
 
 def restore_maps(

@@ -1,17 +1,21 @@
 """Stores networks in a directory: Orbax checkpoints beside manifests that a person can read."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib
 import json
+import math
 import operator
+import os
 import shutil
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +23,15 @@ import numpy as np
 from flax import nnx
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
+from pydantic import AfterValidator, Field
 
-from jaxtransfer.errors import JaxTransferError, unknown_name
-from jaxtransfer.networks.network import ApplyFn, Network, Storable, is_key, weights_hash
+from jaxtransfer.errors import JaxTransferError, operating_system_error, unknown_name
+from jaxtransfer.files import JsonObject, parse_json, read_json
+from jaxtransfer.networks.network import ApplyFn, Network, Storable, is_key, is_name, weights_hash
 from jaxtransfer.networks.preprocess import Preprocess, PreprocessFn
 
-_FORMAT = 1
 _MANIFEST, _WEIGHTS = "network.json", "weights"
+_PARTIAL, _SECONDS_OF_LEFTOVERS = ".adding-", 24 * 3600
 
 # The functions of jaxtransfer that a manifest may name, and where each is defined. The names are part of the format of
 # manifests and of the keys of points: they stay the same when a module moves.
@@ -34,10 +40,13 @@ _FUNCTIONS = {
     "jaxtransfer.rooms.networks:encode": "jaxtransfer.rooms.networks:encode",
     "jaxtransfer.taskonomy:encode": "jaxtransfer.taskonomy.networks:encode",
 }
+# Names of the functions that the program has registered or added to a zoo.
+_registered: set[str] = set()
 _STORED_NAMES = {definition: name for name, definition in _FUNCTIONS.items()}
 # Marks in a manifest for containers and leaves that JSON does not have; no dict of weights holds a string.
 _KIND, _INTEGERS, _TUPLE, _KEY = "kind", "dict with integer keys", "tuple", "PRNG key"
 
+_F = TypeVar("_F", bound=Callable[..., Any])
 _Path = tuple[str, ...]
 # Name in a checkpoint of weights that are a single array.
 _SINGLE: _Path = ("params",)
@@ -51,7 +60,9 @@ class Zoo:
 
     A network's `apply` is stored by name, never as code: it must be a function at the top level of a module,
     or an object with `to_json()` whose class has `from_json(config)`. Opening a network imports nothing but
-    jaxtransfer itself; functions are looked up only in modules that the program has imported.
+    jaxtransfer itself. Besides the architectures of jaxtransfer, a network's function may be one that the program has
+    registered (`jaxtransfer.register`) or added to a zoo itself, or one of the modules that it names; anything else
+    is refused.
 
     Examples:
         >>> from jaxtransfer import rooms
@@ -63,26 +74,29 @@ class Zoo:
         True
     """
 
-    def __init__(self, path: str | Path, *, modules: Sequence[str] | None = None) -> None:
+    def __init__(self, path: str | Path, *, modules: Sequence[str] = ()) -> None:
         """Opens the zoo at `path`; the directory is created when the first network is added.
 
         Args:
             path: The directory.
-            modules: Names of imported modules and packages whose functions the networks may use besides those of
-                jaxtransfer. None: all modules that the program has imported, except those of Python itself.
+            modules: Names of imported modules and packages whose functions the networks may use. Name only what you
+                know to be harmless: a zoo can then have any function that they define called with its weights.
 
         Raises:
-            JaxTransferError: `path` is something other than a directory.
+            JaxTransferError: `path` is something other than a directory, or has a backslash.
         """
         self.path = Path(path).absolute()
         if self.path.exists() and not self.path.is_dir():
             raise JaxTransferError(f"{path} is not a directory, so it cannot be a zoo.")
-        self._modules = None if modules is None else tuple(modules)
+        if "\\" in self.path.as_posix():  # TensorStore takes it for a slash
+            raise JaxTransferError(f"{path} cannot be a zoo, since its path has a backslash; choose another path.")
+        self._modules = tuple(modules)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Sorted names of all networks."""
-        return tuple(sorted(manifest.parent.name for manifest in self.path.glob(f"*/{_MANIFEST}")))
+        folders = (manifest.parent.name for manifest in self.path.glob(f"*/{_MANIFEST}"))
+        return tuple(sorted(name for name in folders if is_name(name)))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -91,30 +105,18 @@ class Zoo:
         return (self[name] for name in self.names)
 
     def __contains__(self, name: str) -> bool:
-        return (self.path / name / _MANIFEST).is_file()
+        return is_name(name) and (self.path / name / _MANIFEST).is_file()
 
     def manifest(self, name: str) -> dict[str, Any]:
         """Reads the manifest of a network, its `network.json`.
 
         Raises:
-            JaxTransferError: The network does not exist, or its manifest cannot be read.
+            JaxTransferError: The network does not exist, or its manifest is damaged.
+            OSError: The manifest cannot be read.
         """
         if name not in self:
             raise unknown_name("network", name, self.names, where=f"in the zoo {self.path}")
-        file = self.path / name / _MANIFEST
-        try:
-            manifest = json.loads(file.read_text())
-            if manifest["format"] != _FORMAT:
-                raise JaxTransferError(
-                    f"{file} has format {manifest['format']}, but this version of jaxtransfer reads format {_FORMAT}."
-                )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, JaxTransferError):
-                raise
-            raise JaxTransferError(
-                f"{file} is not a readable manifest; remove its folder and add the network again."
-            ) from error
-        return manifest
+        return read_json(self.path / name / _MANIFEST, _Manifest)
 
     def preprocess(self, name: str) -> Preprocess | None:
         """Reads the preprocessing of a network without its weights.
@@ -147,6 +149,7 @@ class Zoo:
         Raises:
             JaxTransferError: The network does not exist, is damaged, or was changed after it was added, or its
                 function is not in a module that may be used.
+            OSError: Its files cannot be read.
         """
         manifest = self.manifest(name)
         try:
@@ -155,7 +158,13 @@ class Zoo:
             params = _restore(self.path / name / _WEIGHTS, manifest["params"])
         except JaxTransferError as error:
             raise JaxTransferError(f"Network {name!r} of the zoo {self.path}: {error}") from error
-        except Exception as error:  # Orbax and TensorStore raise many types; all mean the same to a user.
+        except MemoryError as error:
+            raise JaxTransferError(
+                f"There is not enough memory for the weights of network {name!r} of the zoo {self.path}."
+            ) from error
+        except Exception as error:  # Orbax and TensorStore raise many types
+            if system := operating_system_error(error, self.path / name):
+                raise system from error
             raise JaxTransferError(
                 f"Network {name!r} of the zoo {self.path} is damaged; remove its folder and add it again."
             ) from error
@@ -189,7 +198,7 @@ class Zoo:
                 name = names.most_common(1)[0][0]
                 raise JaxTransferError(f"its params hold two arrays that a checkpoint calls {name!r}; rename one.")
             manifest = {
-                "format": _FORMAT,
+                "format": 1,
                 "name": network.name,
                 "apply": _apply_to_json(network.apply),
                 "preprocess": _preprocess_to_json(network.preprocess),
@@ -198,11 +207,13 @@ class Zoo:
                 "params": params,
             }
             text = json.dumps(manifest, indent=1)
-        except (JaxTransferError, TypeError) as error:
+            parse_json(text.encode(), _Manifest)  # so that what is added can be read
+        except (ValueError, TypeError, RecursionError) as error:
             raise JaxTransferError(f"Network {network.name!r} cannot be stored in a zoo: {error}") from error
         self.path.mkdir(parents=True, exist_ok=True)
+        self._remove_leftovers()
         # Written under another name and renamed, so that a folder with the network's name is always complete.
-        partial = Path(tempfile.mkdtemp(prefix=".adding-", dir=self.path))
+        partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=self.path))
         try:
             if saved := {path: array for path, array in arrays.items() if array.size}:
                 ocp.save(str(partial / _WEIGHTS), _nested(saved))
@@ -211,16 +222,24 @@ class Zoo:
             (partial / _MANIFEST).write_text(text)
             partial.chmod(0o755)
             partial.rename(self.path / network.name)
+            _registered.add(manifest["apply"]["name"])
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
+    def _remove_leftovers(self) -> None:
+        """Removes what programs left that were killed while they added a network; younger folders may be in use."""
+        for folder in self.path.glob(f"{_PARTIAL}*"):
+            with contextlib.suppress(OSError):
+                if time.time() - folder.stat().st_mtime > _SECONDS_OF_LEFTOVERS:
+                    shutil.rmtree(folder, ignore_errors=True)
+
     def _may_use(self, function: str) -> bool:
-        """Whether a stored function is part of jaxtransfer or of a module that may be used."""
+        """Whether a stored function is part of jaxtransfer, or the program has registered it or named its module."""
         module = function.partition(":")[0]
         if module.split(".")[0] == "jaxtransfer":
             return True  # `_by_name` accepts only the functions in `_FUNCTIONS`
-        allowed = self._modules is None or any(f"{module}.".startswith(f"{name}.") for name in self._modules)
-        return allowed and module in sys.modules
+        named = any(f"{module}.".startswith(f"{name}.") for name in self._modules)
+        return function in _registered or (named and module in sys.modules)
 
     def _apply(self, stored: Mapping[str, Any]) -> ApplyFn:
         """Looks up the function that a manifest names."""
@@ -235,12 +254,94 @@ class Zoo:
         return function.from_json(stored["config"]) if "config" in stored else function
 
 
+def _checked_preprocess(stored: dict[str, Any]) -> dict[str, Any]:
+    try:
+        _preprocess_from_json(stored)
+    except TypeError:
+        raise ValueError(f"should have the fields of a Preprocess, not {str(list(stored))[:100]}") from None
+    except JaxTransferError as error:
+        raise ValueError(f"cannot be used: {str(error).removesuffix('.')}") from error
+    return stored
+
+
+def _checked_params(description: Any) -> Any:
+    """Checks that a manifest describes weights, and that they are not larger than the memory."""
+    sizes = []
+
+    def measure(_: _Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        if not all(type(length) is int and length >= 0 for length in shape):
+            raise ValueError(f"the shape {shape}")
+        if not (jnp.issubdtype(dtype, jnp.number) or dtype == np.bool):
+            raise TypeError(f"the type {dtype}")
+        sizes.append(math.prod(shape) * dtype.itemsize)
+
+    try:
+        _rebuild(description, (), measure)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"should describe weights, but there is this: {str(error)[:100]}") from None
+    if sum(sizes) > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+        raise ValueError(f"describes weights of {sum(sizes):,} bytes, but the memory has {memory:,} bytes")
+    return description
+
+
+class _Function(JsonObject):
+    name: Annotated[str, Field(pattern=r"^[\w.:<>]*$", max_length=300)]
+
+
+class _Manifest(JsonObject):
+    format: Literal[1]
+    name: str
+    apply: _Function
+    preprocess: Annotated[dict[str, Any], AfterValidator(_checked_preprocess)] | None
+    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    params: Annotated[Any, AfterValidator(_checked_params)]
+
+
 def _advice(functions: Iterable[str]) -> str:
     modules = sorted({name.partition(":")[0] for name in functions})
     return (
-        f"a zoo imports nothing by itself, so import {' and '.join(modules)} before you open it, on the command line "
-        f"with {' '.join(f'--import {module}' for module in modules)}"
+        "a zoo uses functions of other modules only if you name them: if you trust it, import "
+        f"{' and '.join(modules)} and open it with modules={modules}, on the command line with "
+        f"{' '.join(f'--import {module}' for module in modules)}"
     )
+
+
+def register(function: _F) -> _F:
+    """Lets the zoos of this program use a function, wherever it is defined; may be used as a decorator.
+
+    Args:
+        function: The function of a network, or a class with `to_json` and `from_json`, at the top level of a module.
+
+    Returns:
+        The function.
+
+    Raises:
+        JaxTransferError: The function cannot be found by its name.
+
+    Examples:
+        >>> from jaxtransfer import rooms
+        >>> jt.register(rooms.networks.encode) is rooms.networks.encode
+        True
+    """
+    _registered.add(_findable_name(function))
+    return function
+
+
+def _findable_name(function: Any) -> str:
+    """Returns the name of a function or class, checked to lead back to it."""
+    if not hasattr(function, "__qualname__"):
+        raise JaxTransferError(f"{function!r} is not a function; make it one at the top level of a module.")
+    name = function_name(function)
+    if function.__module__ == "__main__":
+        raise JaxTransferError(
+            f"its function {function.__qualname__} stands in the program that runs, which other programs cannot "
+            "import; move it to a module of its own, a file like my_nets.py, and import it from there."
+        )
+    if _by_name(name) is not function:
+        raise JaxTransferError(
+            f"its function {name} cannot be found by that name; define it with def at the top level of a module."
+        )
+    return name
 
 
 def function_name(function: Any) -> str:
@@ -275,12 +376,22 @@ def _restore(path: Path, description: PyTree) -> PyTree:
             templates[path] = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) if exact else array
 
     _rebuild(description, (), expect)
+    # Compared first, since Orbax prints tracebacks of its own where they differ.
+    stored = ocp.metadata(str(path)).metadata if templates else {}
+    for key, template in templates.items() if stored is not None else ():
+        if _at(stored, key).shape != template.shape:
+            raise ValueError("the manifest describes other weights than there are")
     loaded = ocp.load(str(path), _nested(templates)) if templates else {}
 
     def take(path: _Path, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-        return functools.reduce(operator.getitem, path or _SINGLE, loaded) if 0 not in shape else np.empty(shape, dtype)
+        return _at(loaded, path) if 0 not in shape else np.empty(shape, dtype)
 
     return _rebuild(description, (), take)
+
+
+def _at(nested: Any, path: _Path) -> Any:
+    """Returns the value at a path of what `_nested` made."""
+    return functools.reduce(operator.getitem, path or _SINGLE, nested)
 
 
 def _describe(node: Any, path: _Path, arrays: dict[_Path, np.ndarray]) -> Any:
@@ -346,18 +457,7 @@ def _nested(flat: Mapping[_Path, Any]) -> dict[str, Any]:
 def _apply_to_json(apply: ApplyFn) -> dict[str, Any]:
     config = apply.to_json() if isinstance(apply, Storable) else None
     owner: Any = type(apply) if isinstance(apply, Storable) else apply
-    if not hasattr(owner, "__qualname__"):
-        raise JaxTransferError(f"{apply!r} is not a function; make it one at the top level of a module.")
-    name = function_name(owner)
-    if owner.__module__ == "__main__":
-        raise JaxTransferError(
-            f"its function {owner.__qualname__} stands in the program that runs, which other programs cannot import; "
-            "move it to a module of its own, a file like my_nets.py, and import it from there."
-        )
-    if _by_name(name) is not owner:
-        raise JaxTransferError(
-            f"its function {name} cannot be found by that name; define it with def at the top level of a module."
-        )
+    name = _findable_name(owner)
     return {"name": name} if config is None else {"name": name, "config": config}
 
 

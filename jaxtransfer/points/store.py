@@ -8,18 +8,18 @@ other images), counts as missing.
 import contextlib
 import io
 import json
-import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import tensorstore as ts
 from jaxtyping import Float
+from pydantic import AfterValidator, Field
 
-from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.files import read_arrays
+from jaxtransfer.attribution.diagnostics import FAULTS
+from jaxtransfer.errors import JaxTransferError, operating_system_error
+from jaxtransfer.files import JsonObject, parse_json, read_arrays
 
 Key = dict[str, Any]
 
@@ -27,6 +27,20 @@ Key = dict[str, Any]
 CACHE_BYTES = 128 * 2**20
 _FAULTS = "faults"  # an entry of the file of a key that is not part of the key; older files have none
 _CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
+
+
+def _known_fault(fault: str) -> str:
+    if fault.partition(": ")[0] not in FAULTS:
+        raise ValueError(f"should be one of {', '.join(FAULTS)}, not {fault!r}")
+    return fault
+
+
+Fault = Annotated[str, AfterValidator(_known_fault)]
+"""A code of `FAULTS`, perhaps with a place, as files hold it."""
+
+
+class _StoredKey(JsonObject):
+    faults: list[Fault] = Field([])
 
 
 class Points:
@@ -108,10 +122,10 @@ class Points:
         with self._translated_errors():
             content = self._folder(network, kind).read("key.json").result().value
         try:
-            key = json.loads(content or b"null")
-        except ValueError:
+            key = parse_json(content, _StoredKey)
+        except ValueError:  # as if there were no points, so that they are computed again
             return None, []
-        return key, key.pop(_FAULTS, []) if isinstance(key, dict) else []
+        return key, key.pop(_FAULTS, [])
 
     def _folder(self, *names: str) -> ts.KvStore:
         return ts.KvStore.open(f"{self._url}{'/'.join(names)}/", context=_CONTEXT).result()
@@ -130,11 +144,9 @@ class Points:
         except (ValueError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            text = str(error)
-            if code := re.search(r"os_error_code='(\d+)'", text):
-                number = int(code[1])
-                raise OSError(number, os.strerror(number), self.place) from error
-            raise JaxTransferError(f"The points in {self.place} cannot be used: {text.split(' [')[0]}") from error
+            if system := operating_system_error(error, self.place):
+                raise system from error
+            raise JaxTransferError(f"The points in {self.place} cannot be used: {str(error).split(' [')[0]}") from error
 
 
 class Point:

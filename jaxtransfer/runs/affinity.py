@@ -116,7 +116,9 @@ def _ordered(methods: Sequence[str]) -> list[str]:
 
 def _diff(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Lists in words what makes two records runs of different settings or images; networks may change between them."""
-    methods = _ordered(earlier["settings"]["methods"])  # earlier versions recorded linear predictivity after the maps
+    methods = _ordered(
+        earlier["settings"].get("methods", ())
+    )  # earlier versions recorded linear predictivity after the maps
     # Records from before there was a choice of target are of the sum.
     earlier = {**earlier, "settings": {"target": "sum", **earlier["settings"], "methods": methods}}
     differences = record.diff_settings(earlier, now)
@@ -124,7 +126,9 @@ def _diff(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         named = [PAPER] if methods == [*METHODS] else methods
         options = " ".join(f"--method {method}" for method in named)
         differences.append(f"`jaxtransfer affinity` with {options} resumes the run there")
-    if any(earlier["probe"][key] != now["probe"][key] for key in ("size", "sha256")):
+    if "probe" not in earlier:
+        differences.append("the record there has no probe images")
+    elif any(earlier["probe"][key] != now["probe"][key] for key in ("size", "sha256")):
         there, here = (
             f"{len(run['probe']['images'])} images of {run['probe']['size'][0]} pixels" for run in (earlier, now)
         )

@@ -19,12 +19,12 @@ from jaxtransfer import devices
 from jaxtransfer._version import __version__
 from jaxtransfer.data.datasets import LabelledTask
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.files import atomic_write, partial_path
+from jaxtransfer.files import atomic_write, partial_path, read_json
 from jaxtransfer.networks.zoo import Zoo
+from jaxtransfer.runs.record_schema import RunRecord
 
 Record = dict[str, Any]
 
-_FORMAT = 1
 _RECORD, _LOCK = "run.json", ".lock"
 
 
@@ -62,7 +62,7 @@ def open_run(
     if (devices.allgather(digest) != digest[None]).any():
         raise JaxTransferError("The processes were given different data or settings; give all of them the same.")
     with contextlib.ExitStack() as stack:
-        record: Record = {"format": _FORMAT, "kind": kind, **about, "starts": [], "finished": None}
+        record: Record = {"format": 1, "kind": kind, **about, "starts": [], "finished": None}
         with devices.synchronised():
             if devices.is_first():
                 _earlier(out, kind, about, differences)  # before a file is created in somebody else's directory
@@ -138,21 +138,15 @@ def read(directory: Path, kind: str | None = None) -> Record | None:
 
     Raises:
         JaxTransferError: The record is damaged, or of another command or format.
+        OSError: The record cannot be read.
     """
     file = directory / _RECORD
     if not file.is_file():
         return None
-    try:
-        record = json.loads(file.read_text())
-        supported = record["format"] == _FORMAT
-        command = record.setdefault("kind", "affinity")
-        settings = record.get("settings", {})
-        if "cka" in settings.get("methods", ()) and "cka" not in settings:
-            _rename_biased_cka(record)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise JaxTransferError(f"{file} is damaged; choose another run directory.") from error
-    if not supported:
-        raise JaxTransferError(f"{file} has format {record['format']}, this version of jaxtransfer reads {_FORMAT}.")
+    record = read_json(file, RunRecord)
+    command = record.setdefault("kind", "affinity")
+    if "cka" in record["settings"].get("methods", ()) and "cka" not in record["settings"]:
+        _rename_biased_cka(record)
     if kind not in (None, command):
         raise JaxTransferError(f"{directory} holds a run of `jaxtransfer {command}`, not of `jaxtransfer {kind}`.")
     return record

@@ -39,7 +39,8 @@ def run_transfer(
 
     The directory receives for each metric `affinity_<metric>.csv`, `stderr_<metric>.csv` and `counts_<metric>.csv`,
     tasks x sources, a heat map, and `measured_<metric>.csv` with the columns target, source, score and stderr, which
-    `Oracle.load` reads: larger scores are better, so losses are negated. Features and finished trainings are kept and
+    `Oracle.load` reads: larger scores are better, so losses are negated. The directory of the score run receives these
+    too, and its report then shows them. Features and finished trainings are kept and
     reused, unfinished ones are saved about every 30 seconds. An interrupted run ends with the same bits on the same
     machine and devices; on other devices with the same numbers up to rounding.
 
@@ -51,7 +52,7 @@ def run_transfer(
         command: The command line, for `run.json`.
         scores: Directory of the score run whose best networks are measured; needed for `top`.
         top: Measure only this many networks for each task; None: all.
-        measure: The measure of the score run; may be omitted where it has only one.
+        measure: The measure of the score run that says which are best; None: its first.
         size: Height and width in pixels to which the images of tasks are resized.
         limit: Most images to use of each task; None: all.
         strict: Whether a file that is no usable image is an error; otherwise it is skipped.
@@ -82,6 +83,9 @@ def run_transfer(
     with record.open_run(out, _KIND, about, record.diff_settings, command, mesh=dict(measuring.mesh.shape)):
         transfers = measuring.run(out, progress)
         _write(out, transfers)
+        for place in (out, scores):
+            if place is not None:
+                _write_oracles(Path(place), transfers)
     return transfers, tasks
 
 
@@ -89,13 +93,6 @@ def _write(out: Path, transfers: Transfers) -> None:
     """Writes the tables and heat maps of a run."""
     transfers.save(out)
     for metric in transfers.methods:
-        oracle = transfers.oracle(metric)
-        rows = [
-            (target, source, score, oracle.stderr[target].get(source))
-            for target, of_target in oracle.scores.items()
-            for source, score in of_target.items()
-        ]
-        write_csv(out / f"measured_{metric}.csv", [("target", "source", "score", "stderr"), *rows])
         name = transfers.measure(metric).name
         heat_map(
             transfers[metric],
@@ -105,3 +102,15 @@ def _write(out: Path, transfers: Transfers) -> None:
             targets=transfers.targets,
             quantity=name,
         )
+
+
+def _write_oracles(directory: Path, transfers: Transfers) -> None:
+    """Writes `measured_<metric>.csv` for each metric."""
+    for metric in transfers.methods:
+        oracle = transfers.oracle(metric)
+        rows = [
+            (target, source, score, oracle.stderr[target].get(source))
+            for target, of_target in oracle.scores.items()
+            for source, score in of_target.items()
+        ]
+        write_csv(directory / f"measured_{metric}.csv", [("target", "source", "score", "stderr"), *rows])

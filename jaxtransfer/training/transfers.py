@@ -100,7 +100,7 @@ def transfer(
             "random-NETWORK" or "scratch-NETWORK", after the first network of each.
         scores: Scores of the networks for the tasks, from `score`; needed for `top`.
         top: Measure only this many networks for each task, those with the best scores; None: all.
-        measure: The measure of `scores` that says which are best; may be omitted where there is only one.
+        measure: The measure of `scores` that says which are best; None: the first.
         seeds: Number of trainings for each fold and learning rate.
         folds: Number of folds, 3 or more.
         steps: Number of optimiser steps of each training; None: the protocol's.
@@ -192,6 +192,7 @@ class Measuring:
             raise JaxTransferError("The best networks are those of a score run; name one, or measure all networks.")
         if top < 1:
             raise JaxTransferError(f"The number of networks to measure must be 1 or more, not {top}.")
+        measure = measure or scores.methods[0]
         ranked = [name for name, _, _ in scores.rank(task, method=measure)][:top]
         if unknown := [name for name in ranked if name not in self._refs]:
             raise unknown_name("network", unknown[0], [*self._refs], where="although it has a score")

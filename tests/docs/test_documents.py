@@ -248,9 +248,7 @@ class TestNetworks:
         images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
         with torch.no_grad():
             expected = model(torch.from_numpy(images).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        np.testing.assert_allclose(
-            network.apply(network.params, jnp.asarray(images)).transpose(0, 2, 3, 1), expected, atol=1e-5
-        )
+        np.testing.assert_allclose(network.apply(network.params, jnp.asarray(images)), expected, atol=1e-5)
         self.run(
             "Compare them",
             {"apply": lambda weights, images: images @ weights["w"], "weights": {"w": np.eye(3, dtype=np.float32)}},

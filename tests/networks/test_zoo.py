@@ -1,9 +1,11 @@
 """Zoos restore what was added, and refuse what is damaged."""
 
 import collections
+import errno
 import functools
 import json
 import math
+import os
 import re
 import shutil
 import sys
@@ -17,8 +19,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from orbax.checkpoint import v1 as ocp
 
 import jaxtransfer as jt
+from jaxtransfer.errors import in_words
 from jaxtransfer.networks.network import is_key, weights_hash
 from support import tiny_networks
 
@@ -28,6 +32,12 @@ PARAMS = {"block": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}, "bi
 def apply(params: Any, images: jax.Array) -> jax.Array:
     """A function that a zoo can store: it is defined at the top level of a module."""
     return images.mean((1, 2, 3))[:, None] * params["block"]["kernel"].sum()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other test has added a network or registered a function."""
+    monkeypatch.setattr("jaxtransfer.networks.zoo._registered", set())
 
 
 @pytest.fixture
@@ -156,8 +166,8 @@ def _truncate_largest(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "network.json").write_text("{"), "not a readable manifest"),
-        (lambda folder: (folder / "network.json").write_text("[]"), "not a readable manifest"),
+        (lambda folder: (folder / "network.json").write_text("{"), "network.json cannot be used: it "),
+        (lambda folder: (folder / "network.json").write_text("[]"), "network.json cannot be used: it "),
         (lambda folder: (folder / "network.json").write_text('{"format": 99}'), "has format 99"),
         (lambda folder: shutil.rmtree(folder / "weights"), "'a'.*is damaged"),
         (_truncate_largest, "'a'.*is damaged"),
@@ -170,17 +180,72 @@ def test_damage_is_reported(zoo: jt.Zoo, damage: Any, message: str) -> None:
     assert zoo["b"].name == "b"
 
 
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "x"), errno.EACCES),
+        (OSError(errno.EMFILE, "Too many open files"), errno.EMFILE),
+        (ValueError("PERMISSION_DENIED: Error opening [os_error_code='13'] [source locations='...']"), errno.EACCES),
+    ],
+)
+def test_an_error_of_the_system_is_not_called_damage(
+    zoo: jt.Zoo, monkeypatch: pytest.MonkeyPatch, error: Exception, number: int
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("loading failed") from error
+
+    monkeypatch.setattr(ocp, "load", fail)
+    with pytest.raises(OSError, match=os.strerror(number)) as raised:
+        zoo["a"]
+    assert raised.value.errno == number
+    assert str(zoo.path / "a") in in_words(raised.value)
+
+
+def test_a_manifest_that_may_not_be_read_is_not_called_damaged(zoo: jt.Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(file: Path, *_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(PermissionError, match=r"network\.json"):
+        zoo.manifest("a")
+
+
+def test_too_little_memory_is_not_called_damage(zoo: jt.Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(ocp, "load", fail)
+    with pytest.raises(jt.JaxTransferError, match="not enough memory for the weights of network 'a'"):
+        zoo["a"]
+
+
+def test_a_path_with_a_backslash_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(jt.JaxTransferError, match="has a backslash; choose another path"):
+        jt.Zoo(tmp_path / "a\\b")
+
+
+def test_what_a_killed_program_left_is_no_network_and_is_removed_when_it_is_old(zoo: jt.Zoo) -> None:
+    for name in (".adding-old", ".adding-new"):
+        shutil.copytree(zoo.path / "a", zoo.path / name)
+    os.utime(zoo.path / ".adding-old", (0, 0))
+    assert zoo.names == ("a", "b")
+    assert ".adding-old" not in zoo
+    assert [network.name for network in zoo] == ["a", "b"]
+    zoo.add(jt.Network("c", apply, PARAMS))
+    assert sorted(folder.name for folder in zoo.path.iterdir()) == [".adding-new", "a", "b", "c"]
+
+
 def test_opening_a_zoo_imports_no_foreign_code(zoo: jt.Zoo) -> None:
     file = zoo.path / "a" / "network.json"
     file.write_text(file.read_text().replace(apply.__module__, "antigravity"))
-    with pytest.raises(jt.JaxTransferError, match="import antigravity before you open it"):
+    with pytest.raises(jt.JaxTransferError, match="import antigravity and open it with"):
         zoo["a"]
     assert "antigravity" not in sys.modules
 
 
-def _renamed(zoo: jt.Zoo, function: str) -> jt.Zoo:
-    """The zoo, after somebody put another function into the manifest of its network `a`."""
-    file = zoo.path / "a" / "network.json"
+def _renamed(zoo: jt.Zoo, function: str, network: str = "a") -> jt.Zoo:
+    """The zoo, after somebody put another function into the manifest of a network."""
+    file = zoo.path / network / "network.json"
     manifest = json.loads(file.read_text())
     file.write_text(json.dumps(manifest | {"apply": {"name": function}}))
     return zoo
@@ -191,7 +256,7 @@ FOREIGN += ["jaxtransfer.cli:main", "jaxtransfer.__main__:main", "jaxtransfer.zo
 FOREIGN += [f"{__name__}:np.savez", f"{__name__}:Callable", f"{__name__}:PARAMS", f"{__name__}:gone"]
 
 
-@pytest.mark.parametrize("modules", [None, (__name__,)])
+@pytest.mark.parametrize("modules", [(), (__name__,)])
 @pytest.mark.parametrize("function", [*FOREIGN, __name__, "", ":", f"{__name__}:apply.__call__"])
 def test_a_manifest_reaches_no_function_that_is_no_network(zoo: jt.Zoo, function: str, modules: Any) -> None:
     _renamed(zoo, function)
@@ -200,16 +265,29 @@ def test_a_manifest_reaches_no_function_that_is_no_network(zoo: jt.Zoo, function
     assert "jaxtransfer.__main__" not in sys.modules
 
 
+def test_a_function_may_be_registered(zoo: jt.Zoo) -> None:
+    _renamed(zoo, "support.tiny_networks:gelu")
+    with pytest.raises(jt.JaxTransferError, match=r"--import support\.tiny_networks"):
+        zoo["a"]  # although the module is imported
+    assert jt.register(tiny_networks.gelu) is tiny_networks.gelu
+    assert zoo["a"].apply is tiny_networks.gelu
+    with pytest.raises(jt.JaxTransferError, match=r"shutil:rmtree cannot be found by that name"):
+        jt.register(shutil.rmtree)
+    with pytest.raises(jt.JaxTransferError, match="cannot be found by that name"):
+        jt.register(lambda params, images: images)
+
+
 def test_only_modules_that_were_named_may_be_used(zoo: jt.Zoo) -> None:
     assert jt.Zoo(zoo.path, modules=[__name__])["a"].apply is apply
     _renamed(zoo, "numpy:save")
     with pytest.raises(jt.JaxTransferError, match="--import numpy"):
         jt.Zoo(zoo.path, modules=[__name__])["a"]
     _renamed(zoo, "support.tiny_networks:relu")
+    _renamed(zoo, "support.unknown:relu", network="b")
     for modules in ([], ["supp"], ["support.tiny_networks.relu"]):
         with pytest.raises(jt.JaxTransferError, match=r"--import support\.tiny_networks"):
             jt.Zoo(zoo.path, modules=modules)["a"]
-        with pytest.raises(jt.JaxTransferError, match=f"--import support.tiny_networks --import {__name__}"):
+        with pytest.raises(jt.JaxTransferError, match=r"--import support\.tiny_networks --import support\.unknown"):
             jt.affinity_matrix(jt.Zoo(zoo.path, modules=modules), np.zeros((2, 4, 4, 3), np.float32))
     assert jt.Zoo(zoo.path, modules=["support.tiny_networks"])["a"].apply is tiny_networks.relu
 

@@ -332,7 +332,7 @@ def test_what_is_no_run_directory(tmp_path, zoo, images):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{")
     for use in (load_run, lambda out: run_affinity(zoo, images, out, command=[])):
-        with pytest.raises(JaxTransferError, match="is damaged"):
+        with pytest.raises(JaxTransferError, match=r"run\.json cannot be used: it is not JSON"):
             use(tmp_path / "run")
     (tmp_path / "run" / "run.json").write_text('{"format": 99}')
     with pytest.raises(JaxTransferError, match="has format 99"):

@@ -90,6 +90,26 @@ def test_other_commands_work_on_a_run(finished, tmp_path):
     assert "hue" in (finished / "report.html").read_text()
 
 
+def test_the_report_shows_what_is_measured(here, tmp_path):
+    scores = tmp_path / "scores"
+    score(here, scores)
+    command = [
+        "transfer",
+        str(here / "zoo"),
+        str(here / "tasks"),
+        "--scores",
+        str(scores),
+        "--out",
+        str(tmp_path / "m"),
+    ]
+    command += [*COMMAND, "--top", "2", "--folds", "3", "--seeds", "1", "--steps", "10"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    measured = jt.Oracle.load(scores / "measured_accuracy.csv")
+    assert measured.scores == jt.Oracle.load(tmp_path / "m" / "measured_accuracy.csv").scores
+    assert CliRunner().invoke(app, ["report", str(scores)]).exit_code == 0
+    assert "accuracy" in (scores / "report.html").read_text()
+
+
 def test_another_measure_reuses_features_and_replaces_tables(here, finished, tmp_path):
     out = tmp_path / "run"
     score(here, out, "--measure", "ridge")

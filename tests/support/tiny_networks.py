@@ -79,7 +79,8 @@ def run(
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     try:
-        run_affinity(Zoo(zoo), images, out, command=["test"], mesh=devices_of_mesh, size=64, **options)
+        own = Zoo(zoo, modules=[__name__])
+        run_affinity(own, images, out, command=["test"], mesh=devices_of_mesh, size=64, **options)
     except (JaxTransferError, OSError) as error:
         (out.parent / f"error{jax.process_index()}").write_text(in_words(error))
         raise SystemExit(2) from None
