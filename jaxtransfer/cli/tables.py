@@ -60,6 +60,7 @@ def print_scores(scores: "Affinity", tasks: "Sequence[LabelledTask]", out: Path)
 
     first, *others = scores.methods
     types = {task.name: task.target_type for task in tasks}
+    unpredicted = []
     table = Table(title="Which network to start from", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("task", "start from"):
         table.add_column(column, overflow="fold")
@@ -72,6 +73,8 @@ def print_scores(scores: "Affinity", tasks: "Sequence[LabelledTask]", out: Path)
             table.add_row(task, f"- ({first}: {reason})")
             continue
         best = ranked[0]
+        if best.affinity <= 0:
+            unpredicted.append(task)
         agreeing = [scores.rank(task, method=measure)[:1] for measure in others]
         known = [row[0][0] for row in agreeing if row]
         table.add_row(
@@ -89,6 +92,8 @@ def print_scores(scores: "Affinity", tasks: "Sequence[LabelledTask]", out: Path)
     )
     if others:
         print_line(f'"same choice": other measures ({", ".join(others)}) that rank the network first.')
+    if first == "ridge" and unpredicted:
+        print_line(f"No network predicts the labels better than their mean: {', '.join(unpredicted)}.")
     _print_unused(tasks, out)
     print_line(
         f"Scores and heat maps are in {out}; `jaxtransfer rank {out} TASK` prints a ranking, and `jaxtransfer transfer "

@@ -191,7 +191,7 @@ def dataset(task: LabelledTask) -> Record:
         "source": str(Path(task.path).absolute()),
         "kind": task.target_type,
         "images": len(task.images),
-        "classes": len(np.unique(task.labels)) if task.target_type == "classes" else None,
+        "classes": len({*task.labels.tolist()} - {""}) if task.target_type == "classes" else None,
         "sha256": task.sha256,
         "skipped": [list(pair) for pair in task.skipped],
         "left_out": [list(pair) for pair in task.left_out],

@@ -182,8 +182,8 @@ def test_what_is_not_used_is_printed(here, tmp_path):
     y = np.stack([brightness, np.ones(20, np.float32)], 1)
     y[3, 0] = np.nan
     np.savez(tmp_path / "brightness.npz", x=x, y=y)
-    labels = np.array(["a", "b"] * 9 + ["a", "rare"])
-    np.savez(tmp_path / "letters.npz", x=x, y=labels)
+    labels = np.array(["", "b"] + ["a", "b"] * 8 + ["a", "rare"])
+    np.savez(tmp_path / "letters.npz", x=np.repeat(x[::2], 2, axis=0), y=labels)  # every image has both labels
     paths = [str(tmp_path / f"{name}.npz") for name in ("brightness", "letters")]
     result = CliRunner().invoke(app, ["score", str(here / "zoo"), *paths, "--out", str(tmp_path / "run"), *COMMAND])
     words = " ".join(result.stdout.split())
@@ -191,3 +191,6 @@ def test_what_is_not_used_is_printed(here, tmp_path):
     assert "brightness: 1 of 20 images are copies of others" in words
     assert "brightness: labels left out, since they do not vary: column 2." in words
     assert "letters: labels left out, since they are classes of one example or group: rare." in words
+    assert "No network predicts the labels better than their mean: letters." in words
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["tasks"]["letters"]["classes"] == 3, "a missing label is no class"
