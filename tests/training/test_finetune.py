@@ -112,5 +112,6 @@ def test_a_network_without_weights_to_train_is_told() -> None:
     def count(params: Any, images: jax.Array) -> jax.Array:
         return images.mean((1, 2)) * params["n"].astype(jnp.float32)
 
-    with pytest.raises(JaxTransferError, match="Network 'ints', task 'red': it has no floating-point weights"):
+    message = "'(ints|scratch)' has no result for the task 'red': it has no floating-point weights"
+    with pytest.warns(UserWarning, match=message), pytest.raises(JaxTransferError, match="No source has a result"):
         transfer([Network("ints", count, {"n": np.ones((1, 3), int)})], task(), protocol="finetune", folds=3)
