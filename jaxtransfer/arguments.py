@@ -283,3 +283,11 @@ def _in_words(value: Any) -> str:
     if (library := _library(value)) is not None:
         return f"the {library} model {type(value).__name__}"
     return getattr(value, "__qualname__", None) or f"a {type(value).__name__}"
+
+
+def check_unique(kind: str, names: Sequence[str]) -> None:
+    """Raises an error if there are no names, or two are equal; `kind` says in the singular what has the names."""
+    if not names:
+        raise JaxTransferError(f"There are no {kind}s.")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise JaxTransferError(f"Several {kind}s have the name {repeated[0]!r}; names must differ.")

@@ -19,7 +19,8 @@ MODULES = sorted(
 )
 MAIN = (
     "attribute affinity_matrix Affinity Network Zoo load_probe Preprocess Oracle retrieval_curve retrieval_bands "
-    "certain_ranking task_tree mantel_test principal_gradient gap gradient_alignment Episodes backbone device_mesh"
+    "certain_ranking task_tree mantel_test principal_gradient gap gradient_alignment Episodes backbone device_mesh "
+    "LabelledTask read_tasks score transfer"
 ).split() + [f"rooms.{name}" for name in ("zoo", "probe", "transfers", "examples", "render")]
 
 

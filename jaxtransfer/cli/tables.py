@@ -56,8 +56,10 @@ def print_affinity(affinity: "Affinity", probe: "Probe", out: Path) -> None:
 def print_scores(scores: "Affinity", tasks: "Sequence[LabelledTask]", out: Path) -> None:
     """Prints which network to start from for every task and how sure that is, what was left out, and the files."""
     from jaxtransfer.evaluation.confidence import certain_ranking
+    from jaxtransfer.scores.measures import MEASURES
 
     first, *others = scores.methods
+    types = {task.name: task.target_type for task in tasks}
     table = Table(title="Which network to start from", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("task", "start from"):
         table.add_column(column, overflow="fold")
@@ -66,7 +68,8 @@ def print_scores(scores: "Affinity", tasks: "Sequence[LabelledTask]", out: Path)
     for task in scores.targets:
         ranked = certain_ranking(scores, task, method=first)
         if not ranked:
-            table.add_row(task, f"- ({first} does not allow its labels)")
+            reason = "no network has a score" if types[task] in MEASURES[first].target_types else "not for its labels"
+            table.add_row(task, f"- ({first}: {reason})")
             continue
         best = ranked[0]
         agreeing = [scores.rank(task, method=measure)[:1] for measure in others]
@@ -74,7 +77,7 @@ def print_scores(scores: "Affinity", tasks: "Sequence[LabelledTask]", out: Path)
         table.add_row(
             task,
             best.name,
-            f"{best.affinity:.3f} ± {best.stderr:.3f}",
+            f"{best.affinity:z.3f} ± {best.stderr:.3f}",
             "" if best.above_next is None else f"{best.above_next:.0%}",
             "" if best.more_images is None else str(best.more_images),
             *([f"{known.count(best.name)} of {len(known)}"] if others else []),
@@ -86,16 +89,31 @@ def print_scores(scores: "Affinity", tasks: "Sequence[LabelledTask]", out: Path)
     )
     if others:
         print_line(f'"same choice": other measures ({", ".join(others)}) that rank the network first.')
+    _print_unused(tasks, out)
+    print_line(
+        f"Scores and heat maps are in {out}; `jaxtransfer rank {out} TASK` prints a ranking, and `jaxtransfer transfer "
+        f"ZOO TASKS --scores {out} --top 3 --out DIRECTORY` measures the best three."
+    )
+
+
+def _print_unused(tasks: "Sequence[LabelledTask]", out: Path) -> None:
+    """Prints what of each task was not used, and copies among its images."""
+    from jaxtransfer.scores.target import Target
+
     for task in tasks:
         if task.missing:
             print_line(f"{task.name}: {task.missing} labels are missing.")
         if task.unlabelled:
             print_line(f"{task.name}: {task.unlabelled} images have no label and were not used.")
+        if task.copies and task.groups is None:
+            print_line(
+                f"{task.name}: {task.copies} of {len(task.images)} images are copies of others, so values look better "
+                "and surer than they are; remove them, or name groups of images."
+            )
+        if left_out := [name for name, _ in Target.of(task).left_out]:
+            why = "are classes of one example or group" if task.target_type == "classes" else "do not vary"
+            print_line(f"{task.name}: labels left out, since they {why}: {', '.join(left_out)}.")
         _print_skipped(task.skipped, out, before=f"{task.name}: ", shown=3)
-    print_line(
-        f"Scores and heat maps are in {out}; `jaxtransfer rank {out} TASK` prints a ranking, and `jaxtransfer transfer "
-        f"ZOO TASKS --scores {out} --top 3 --out DIRECTORY` measures the best three."
-    )
 
 
 def print_rankings(affinity: "Affinity", target: str, methods: Sequence[str], top: int | None) -> None:
@@ -141,7 +159,9 @@ def print_transfers(
             measure = transfers.measure(metric)
             table.add_column(f"{measure.name}{' (smaller is better)' * measure.smaller_is_nearer}", justify="right")
         table.add_column("above next", justify="right")
-        ranking = certain_ranking(transfers, task.name, method=first)
+        if not (ranking := certain_ranking(transfers, task.name, method=first)):
+            print_line(f"For {task.name}, no source has a result.")
+            continue
         cells = {
             metric: {
                 name: f"{value:.3f} ± {error:.3f}" for name, value, error in transfers.rank(task.name, method=metric)
@@ -167,6 +187,7 @@ def print_transfers(
                 f". But {ranking[0].name}, which needs no network, was measured better: {ranking[0].affinity:.3f}"
             )
         print_line(f"{sentence}.")
+    _print_unused(tasks, out)
     print_line(
         "Errors are those of the mean over folds. The tables are in "
         f"{out}; measured_<metric>.csv there is an oracle for `jaxtransfer evaluate`."

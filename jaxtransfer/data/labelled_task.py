@@ -69,6 +69,11 @@ class LabelledTask:
         """Number of missing labels: of images, of numbers where an image has several, or of pixels."""
         return int(is_missing(self.labels).sum())
 
+    @property
+    def copies(self) -> int:
+        """Number of images that equal an earlier one: as examples they are not independent."""
+        return len(self.images) - len({hashlib.sha256(image.tobytes()).digest() for image in self.images})
+
     @functools.cached_property
     def images_sha256(self) -> str:
         """SHA-256 over the images alone, as resized: tasks on the same images have the same."""
@@ -102,6 +107,7 @@ class LabelledTask:
         *,
         name: str = "task",
         target_type: TargetType | None = None,
+        groups: ArrayLike | None = None,
     ) -> "LabelledTask":
         """Makes a task of arrays in memory; images and dense labels are cropped to their centred square.
 
@@ -112,6 +118,7 @@ class LabelledTask:
                 w], integers. A missing label is an empty text, NaN, None among text, or a dense class below 0.
             name: Name of the task.
             target_type: What the labels are; None: inferred from their type and shape.
+            groups: Group of every image [n], integers or text, see `LabelledTask.groups`. None: each is its own.
 
         Raises:
             JaxTransferError: The arrays do not fit each other or the type, or hold values that cannot be used.
@@ -120,7 +127,11 @@ class LabelledTask:
         check_target_type(target_type, f"the task {name!r}")
         names = ArrayNames(f"The task {name!r}", "images", "labels", "the argument target_type")
         y = np.asarray(labels)
-        given = LabelledArrays(np.asarray(images), text_of_objects(y) if y.dtype == object else y)
+        given = LabelledArrays(
+            np.asarray(images),
+            text_of_objects(y) if y.dtype == object else y,
+            None if groups is None else np.asarray(groups),
+        )
         arrays, target_type = convert_arrays(given, names, target_type, missing=True)
         image_names = tuple(map(str, range(len(arrays.images))))
         return make_task(name, "", arrays, target_type, min(arrays.images.shape[1:3]), image_names)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.comparison.measure import Measure
 from jaxtransfer.evaluation.confidence import RetrievalBands
 from jaxtransfer.evaluation.oracle import Oracle
-from jaxtransfer.evaluation.retrieval import RankCorrelation, retrieval_curve, scored_pairs
+from jaxtransfer.evaluation.retrieval import RankCorrelation, methods_with_pairs, retrieval_curve, scored_pairs
 from jaxtransfer.evaluation.summary import Evaluation, Evaluations, evaluate
 
 STATIC = "mean rank over the other targets"
@@ -21,7 +22,14 @@ _MAX_COMPARED_VALUES = 2**20  # pairs of sources of a target, over draws, that a
 
 
 def evaluate_all(affinity: Affinity, oracle: Oracle, methods: Sequence[str], relevant: int) -> Evaluations:
-    """Judges methods, and the references on the pairs of the first of them."""
+    """Judges methods, and the references on the pairs of the first of them.
+
+    Methods that rank no target of the oracle are left out if there are others, with a warning.
+    """
+    judged = methods_with_pairs(affinity, oracle, methods) or methods
+    if left_out := [method for method in methods if method not in judged]:
+        warnings.warn(f"{oracle.name} has no target that these methods rank: {', '.join(left_out)}.", stacklevel=3)
+    methods = judged
     by_method = {method: evaluate(affinity, oracle, method, relevant) for method in methods}
     return Evaluations(by_method, references(affinity, oracle, methods[0], relevant))
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -207,6 +207,13 @@ class ScoredPairs:
         order = self.order(nearness)
         by_rank = np.take_along_axis(np.broadcast_to(relevant, order.shape), order, axis=-1)
         return np.cumsum(by_rank, axis=-1)[..., : self.known.sum(1).max()]
+
+
+def methods_with_pairs(affinity: Affinity, oracle: Oracle, methods: Sequence[str]) -> list[str]:
+    """Returns the methods that rank two or more sources of a target that the oracle ranks too."""
+    measured = np.isfinite(oracle.table(oracle.scores, affinity.sources, targets=affinity.targets))
+    known = {method: (measured & ~np.isnan(affinity[method])).sum(1) for method in methods}
+    return [method for method in methods if (known[method] > 1).any()]
 
 
 def scored_pairs(affinity: Affinity, oracle: Oracle, method: str | None) -> ScoredPairs:

@@ -42,9 +42,9 @@ class Network:
 
     Attributes:
         name: Letters, digits and `. _ + -`, beginning with a letter or digit.
-        apply: Pure function `apply(params, images) -> [images, ...]` that returns the representation to compare, or a
-            dict of several, the layers that `jaxtransfer.score` can tell apart.
-            Networks of one architecture should share this object, so that it is compiled once for all of them.
+        apply: Pure function `apply(params, images) -> [images, ...]` that returns the representation to compare; for
+            `score` and `transfer` it may return several arrays in a dict, its layers. Networks of one architecture
+            should share this object, so that it is compiled once for all of them.
         params: The weights, any pytree of arrays. It may also hold PRNG keys and Python numbers, as the states of
             `flax.nnx.split` do.
         preprocess: Maps probe images with values in [0, 1] to the network's input; usually a

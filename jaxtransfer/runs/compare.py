@@ -14,6 +14,7 @@ from jaxtransfer.defaults import RELEVANT
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.evaluation.references import references
+from jaxtransfer.evaluation.retrieval import methods_with_pairs
 from jaxtransfer.evaluation.summary import Evaluations, evaluate
 from jaxtransfer.evaluation.tree import mantel_test
 from jaxtransfer.figures import heat_map
@@ -157,13 +158,17 @@ def compare_runs(
     evaluations = None
     if oracle is not None:
         common = _in_common(affinities)
+        judged = {
+            label: methods_with_pairs(affinity, oracle, affinity.methods) or affinity.methods
+            for label, affinity in common.items()
+        }
         by_label = {
             f"{label}/{method}": evaluate(affinity, oracle, method, relevant)
             for label, affinity in common.items()
-            for method in affinity.methods
+            for method in judged[label]
         }
-        first = next(iter(common.values()))
-        evaluations = Evaluations(by_label, references(first, oracle, first.methods[0], relevant))
+        label, first = next(iter(common.items()))
+        evaluations = Evaluations(by_label, references(first, oracle, judged[label][0], relevant))
     out.mkdir(parents=True, exist_ok=True)
     rows = [[*pair, *agreement] for pair, agreement in comparison.agreements.items()]
     write_csv(out / "agreement.csv", [["one", "other", *Agreement._fields], *rows])

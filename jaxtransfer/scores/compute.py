@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Shaped
 
+from jaxtransfer.arguments import check_unique
 from jaxtransfer.attribution.precision import Precision
 from jaxtransfer.comparison.affinity import Affinity, MethodResult
 from jaxtransfer.comparison.measure import Measure
@@ -26,6 +27,7 @@ from jaxtransfer.points.network_refs import network_refs
 from jaxtransfer.points.passes import LOGITS, PROBABILITIES
 from jaxtransfer.points.store import Key, Points
 from jaxtransfer.scores.candidates import best_layer
+from jaxtransfer.scores.examples import check_features
 from jaxtransfer.scores.features import Features, Layer, kinds_of_networks
 from jaxtransfer.scores.measures import MEASURES, check_target_type, run_measures
 from jaxtransfer.scores.options import ALL, ScoreOptions
@@ -75,11 +77,15 @@ def score(
 
     Returns:
         For each measure a matrix, tasks x networks, with standard errors over the labelled examples; NaN where a
-        measure does not allow the labels of a task, or needs a head that a network does not have.
+        measure does not allow the labels of a task, or needs a head that a network does not have. A network whose
+        features do not vary, or are finite for too few labelled examples, is NaN too, with a warning; it does not end
+        the scores of the others. Examples for which features are not finite are left out for this network, with a
+        warning.
 
     Raises:
         JaxTransferError: No networks or tasks, two of one name, labels that cannot be used, an unknown measure or
-            layer, a measure that allows the labels of no task, or what `affinity_matrix` raises for networks.
+            layer, a measure that allows the labels of no task, no network that can be scored, or what
+            `affinity_matrix` raises for networks.
         OSError: A file cannot be written, because the disk is full for example.
 
     Examples:
@@ -125,8 +131,8 @@ class Scoring:
         """Checks and takes `score`'s arguments."""
         self._tasks = [task.in_colour() for task in ([tasks] if isinstance(tasks, LabelledTask) else tasks)]
         self._refs = network_refs(networks)
-        _check_names("task", [task.name for task in self._tasks])
-        _check_names("network", [ref.name for ref in self._refs])
+        check_unique("task", [task.name for task in self._tasks])
+        check_unique("network", [ref.name for ref in self._refs])
         if batch_size is not None and batch_size < 1:
             raise JaxTransferError(f"The batch size must be at least 1, not {batch_size}.")
         self._options, self._batch_size = options, batch_size
@@ -138,13 +144,13 @@ class Scoring:
 
     def _checked_measures(self) -> list[str]:
         """Returns the measures to compute; of all measures those that allow the labels of a task."""
-        target_types = {target.target_type for target in self.targets.values()}
-        allowed = [name for name, measure in MEASURES.items() if target_types & {*measure.target_types}]
+        target_types = [target.target_type for target in self.targets.values()]
+        allowed = [name for name, measure in MEASURES.items() if {*target_types} & {*measure.target_types}]
         if self._options.measures == ALL:
             return allowed
         for name in self._options.measures:
             if name not in allowed:
-                check_target_type(name, next(iter(self.targets.values())).target_type)
+                check_target_type(name, target_types[0])
         return [*self._options.measures]
 
     def run(self, directory: str | Path, progress: ProgressFn | None = None) -> Affinity:
@@ -162,7 +168,10 @@ class Scoring:
                         table.add(task.name, of_network.network, scores, examples)
                     if progress is not None:
                         progress(done, len(own), "scores")
-        return table.affinity()
+        scores = table.affinity()
+        if not scores.methods:
+            raise JaxTransferError("No network has a score for any task; the warnings say why.")
+        return scores
 
     def _features(
         self, points: Points, images: Shaped[np.ndarray, "n ..."], progress: ProgressFn | None
@@ -199,34 +208,55 @@ class Scoring:
             if stored is not None and str(stored["fingerprint"]) == fingerprints[name]:
                 scores[name] = Score(float(stored["value"]), stored["pseudo_values"])
         start = time.process_time()
-        try:
-            layers, head = features.open(of_head=False), features.open(of_head=True)
-            computed = score_layers([name for name in fingerprints if name not in scores], target, layers, head)
-        except JaxTransferError as error:
-            raise JaxTransferError(f"Network {features.network!r}, task {task.name!r}: {error}") from error
+        computed: dict[str, Score] = {}
+        for of_head in (False, True):
+            names = [name for name in fingerprints if MEASURES[name].needs_probabilities == of_head]
+            names = [name for name in names if name not in scores]
+            try:
+                computed |= score_layers(names, target, features.open(of_head=of_head)) if names else {}
+            except JaxTransferError as error:
+                what = f"The network {features.network!r} has no score by {', '.join(names)} for the task {task.name!r}"
+                warnings.warn(f"{what}: {error}", stacklevel=4)
         self.seconds += time.process_time() - start
         for name, score in computed.items():
             stored = {"fingerprint": np.array(fingerprints[name]), **score._asdict()}
             features.points.write_arrays(f"scores/{task.name}/{name}", features.network, stored)
-        return scores | computed, features.usable(target)
+        scores, usable = scores | computed, features.usable(target)
+        if scores and usable < len(target.labelled):
+            warnings.warn(
+                f"The scores of the network {features.network!r} for the task {task.name!r} are of {usable} of "
+                f"{len(target.labelled)} labelled examples: its features are not finite for the others.",
+                stacklevel=4,
+            )
+        return scores, usable
 
 
-def score_layers(
-    measures: Sequence[str], target: Target, layers: Sequence[Layer], head: Sequence[Layer] = ()
-) -> dict[str, Score]:
+def score_layers(measures: Sequence[str], target: Target, layers: Sequence[Layer]) -> dict[str, Score]:
     """Computes scores of a network for a task, each from the layer that suits it best; see `best_layer`.
 
+    Layers that `check_features` refuses are left out if there are others.
+
     Args:
-        measures: Names of the measures.
+        measures: Names of measures, which all need features, or all the probabilities of a head.
         target: What is to be predicted.
-        layers: The network's features.
-        head: The probabilities of its head, for the measures that need them.
+        layers: The network's features, or these probabilities alone.
+
+    Raises:
+        JaxTransferError: As for `check_features`, of the first layer, or for `run_measures`.
     """
-    of_head = [name for name in measures if MEASURES[name].needs_probabilities]
-    of_features = [name for name in measures if name not in of_head]
-    by_layer = [run_measures(of_features, target, features=layer) for layer in layers]
-    scores = {name: best_layer([of_layer[name] for of_layer in by_layer]) for name in of_features}
-    return scores | (run_measures(of_head, target, probabilities=head[0]) if of_head else {})
+    if any(MEASURES[name].needs_probabilities for name in measures):
+        return run_measures(measures, target, probabilities=layers[0])
+    usable, faults = [], []
+    for layer in layers:
+        try:
+            check_features(layer, target)
+            usable.append(layer)
+        except JaxTransferError as error:
+            faults.append(error)
+    if not usable:
+        raise faults[0]
+    by_layer = [run_measures(measures, target, features=layer) for layer in usable]
+    return {name: best_layer([of_layer[name] for of_layer in by_layer]) for name in measures}
 
 
 class _Table:
@@ -274,10 +304,3 @@ class _Table:
                 measure=Measure("score", directed=True, sampled="labelled examples"),
             )
         return Affinity(networks, "cosine", results, targets=tasks)
-
-
-def _check_names(kind: str, names: Sequence[str]) -> None:
-    if not names:
-        raise JaxTransferError(f"There are no {kind}s to score.")
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise JaxTransferError(f"Several {kind}s have the name {repeated[0]!r}; names must differ.")

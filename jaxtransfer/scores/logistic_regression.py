@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Float32, Shaped
 from jaxtransfer.comparison.statistics import pseudo_values
 from jaxtransfer.comparison.streaming import CONSTANT_SHARE
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.scores.examples import Layer, pooled, usable_examples
+from jaxtransfer.scores.examples import FeatureArray, pooled, usable_examples
 from jaxtransfer.scores.score import Score
 from jaxtransfer.scores.target import Target
 
@@ -33,7 +33,7 @@ _TOLERANCE = 1e-6  # of the log loss
 _MOST_STEPS = 500
 
 
-def logistic(features: Layer, labels: Target | Shaped[np.ndarray, "n ..."]) -> Score:
+def logistic(features: FeatureArray, labels: Target | Shaped[np.ndarray, "n ..."]) -> Score:
     """Computes how well logistic regression predicts classes from features.
 
     Classes are predicted by one softmax, several labels an image by a sigmoid for each column, from whose log loss

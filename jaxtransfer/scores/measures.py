@@ -17,7 +17,7 @@ from jaxtransfer.data.datasets import TargetType
 from jaxtransfer.errors import JaxTransferError, unknown_name
 from jaxtransfer.scores.dissimilarity import rank_correlation
 from jaxtransfer.scores.evidence import log_evidence
-from jaxtransfer.scores.examples import Layer, pooled, usable_examples
+from jaxtransfer.scores.examples import FeatureArray, pooled, usable_examples
 from jaxtransfer.scores.fisher import challenged_likelihood
 from jaxtransfer.scores.logistic_regression import logistic
 from jaxtransfer.scores.mixture import mixture_score
@@ -65,7 +65,7 @@ class MeasureSpec:
         """Whether the measure needs the probabilities of the network's own classes instead of its features."""
         return self.takes == "predictions"
 
-    def run(self, values: Layer, target: Target) -> Score:
+    def run(self, values: FeatureArray, target: Target) -> Score:
         """Computes the measure of a network.
 
         Args:
@@ -211,8 +211,8 @@ def run_measures(
     names: Iterable[str],
     target: Target,
     *,
-    features: Layer | None = None,
-    probabilities: Layer | None = None,
+    features: FeatureArray | None = None,
+    probabilities: FeatureArray | None = None,
 ) -> dict[str, Score]:
     """Computes several measures of a network, which share decompositions.
 

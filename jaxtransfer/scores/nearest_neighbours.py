@@ -7,7 +7,7 @@ from jaxtransfer.comparison.statistics import pseudo_values
 from jaxtransfer.comparison.streaming import CONSTANT_SHARE
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.points.store import chunks
-from jaxtransfer.scores.examples import Layer, by_missing, outputs, pooled, usable_examples
+from jaxtransfer.scores.examples import FeatureArray, by_missing, outputs, pooled, usable_examples
 from jaxtransfer.scores.score import Score
 from jaxtransfer.scores.target import Target
 
@@ -17,7 +17,7 @@ NEIGHBOURS = (1, 3, 5, 20)
 _BLOCK_ELEMENTS = 4 * 2**20  # similarities that are held at a time
 
 
-def knn(features: Layer, labels: Target | Shaped[np.ndarray, "n ..."]) -> Score:
+def knn(features: FeatureArray, labels: Target | Shaped[np.ndarray, "n ..."]) -> Score:
     """Computes how well the nearest neighbours of each example predict its labels (leave-one-out).
 
     Features are averaged over all places, and each unit has its mean subtracted and is divided by its standard
@@ -69,7 +69,7 @@ def knn(features: Layer, labels: Target | Shaped[np.ndarray, "n ..."]) -> Score:
 def _crossfitted(explained: Float[np.ndarray, "counts groups"], whole: Float[np.ndarray, " groups"]) -> Score:
     """Judges each group with the number of neighbours that is best for the others."""
     if not whole.sum() > 0:
-        raise JaxTransferError("The labels do not vary over the examples with finite features; leave the network out.")
+        raise JaxTransferError("The labels do not vary over the examples with finite features.")
 
     def value(groups: Int[np.ndarray, " some"]) -> Float[np.ndarray, ""]:
         others = explained[:, groups].sum(1, keepdims=True) - explained[:, groups]

@@ -29,7 +29,7 @@ from jaxtransfer.comparison.statistics import pseudo_values
 from jaxtransfer.comparison.streaming import CONSTANT_SHARE
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.points.store import chunks
-from jaxtransfer.scores.examples import Layer, by_missing, outputs, pieces, read, usable_examples
+from jaxtransfer.scores.examples import FeatureArray, by_missing, outputs, pieces, read, usable_examples
 from jaxtransfer.scores.score import Score
 from jaxtransfer.scores.target import Target
 
@@ -52,7 +52,7 @@ _ByFolds = Float[np.ndarray, "without predicted"]
 _ByRidges = Float[np.ndarray, "ridges without predicted"]
 
 
-def ridge(features: Layer | Sequence[Layer], labels: Target | Shaped[np.ndarray, "n ..."]) -> Score:
+def ridge(features: FeatureArray | Sequence[FeatureArray], labels: Target | Shaped[np.ndarray, "n ..."]) -> Score:
     """Computes how well a ridge map predicts labels from features.
 
     Classes are one-hot columns. Columns of numbers, and of several labels an image, are divided by their standard
@@ -92,7 +92,7 @@ def ridge(features: Layer | Sequence[Layer], labels: Target | Shaped[np.ndarray,
     return _nested(np.concatenate(explained), np.repeat(deviations, len(RIDGES), axis=0))
 
 
-def _is_fine(layer: Layer) -> bool:
+def _is_fine(layer: FeatureArray) -> bool:
     return len(layer.shape) == 4 and min(layer.shape[1:3]) >= AREAS
 
 
@@ -104,7 +104,7 @@ def _nested(
     of_one = np.arange(explained.shape[1])
     own, own_deviations = explained[:, of_one, of_one], deviations[:, of_one, of_one]
     if not (own_deviations.sum(1) > 0).all():
-        raise JaxTransferError("The labels do not vary over the examples with finite features; leave the network out.")
+        raise JaxTransferError("The labels do not vary over the examples with finite features.")
     others = ~np.eye(len(of_one), dtype=bool)
     of_others = np.sum(deviations, axis=2, where=others)
     # Labels that vary in one fold alone have no error; their deviation in the others is 0 up to rounding.
@@ -184,7 +184,7 @@ def _predictions(left_out: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 def _of_images(
-    layer: Layer,
+    layer: FeatureArray,
     grid: tuple[int, int],
     columns: Float[np.ndarray, "usable outputs"],
     examples: Int[np.ndarray, " usable"],
@@ -211,7 +211,7 @@ def _of_images(
     return explained, deviations
 
 
-def _of_places(layer: Layer, target: Target, examples: Int[np.ndarray, " usable"]) -> tuple[_ByRidges, _ByFolds]:
+def _of_places(layer: FeatureArray, target: Target, examples: Int[np.ndarray, " usable"]) -> tuple[_ByRidges, _ByFolds]:
     """Computes what each ridge explains of dense labels, and the labels' deviations, both per pixel."""
     grid = as_grid(layer[:1]).shape[1:3]
     patches = _Patches(target, examples, grid)

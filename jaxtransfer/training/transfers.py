@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
+from jaxtransfer.arguments import check_unique
 from jaxtransfer.comparison.affinity import Affinity, MethodResult
 from jaxtransfer.data.datasets import LabelledTask
 from jaxtransfer.devices import default_mesh
@@ -109,11 +110,13 @@ def transfer(
         progress: Called as `progress(done, total, name)`.
 
     Returns:
-        The metrics of every source for every task, NaN where they were not measured.
+        The metrics of every source for every task, NaN where they were not measured. A source that cannot be measured,
+        since its features are finite for too few examples or a training is not finite at any learning rate, is left
+        out with a warning; so are single examples for which features are not finite.
 
     Raises:
         JaxTransferError: Networks, tasks, scores or settings cannot be used, a task has too few examples for the
-            folds, or a training is not finite at any learning rate.
+            folds, or no source can be measured.
         OSError: A file cannot be written, because the disk is full for example.
 
     Examples:
@@ -168,12 +171,8 @@ class Measuring:
         self._tasks = [task.in_colour() for task in ([tasks] if isinstance(tasks, LabelledTask) else tasks)]
         refs = network_refs(networks)
         self._refs = {ref.name: ref for ref in refs}
-        for kind, named in (("tasks", self._tasks), ("networks", refs)):
-            names = [entry.name for entry in named]
-            if not names:
-                raise JaxTransferError(f"There are no {kind} to measure transfer with.")
-            if len({*names}) < len(names):
-                raise JaxTransferError(f"Several {kind} have one name; names must differ.")
+        check_unique("task", [task.name for task in self._tasks])
+        check_unique("network", [ref.name for ref in refs])
         self._options = options
         self.mesh = default_mesh() if mesh is None else mesh
         self.targets = {task.name: Target.of(task) for task in self._tasks}
@@ -215,9 +214,21 @@ class Measuring:
 
             try:
                 of_network = features.get((task.images_sha256, ref.name))
-                cells[task.name, ref.name] = self._cell(directory, task, ref, of_network, report)
+                cell = self._cell(directory, task, ref, of_network, report)
             except JaxTransferError as error:
-                raise JaxTransferError(f"Network {ref.name!r}, task {task.name!r}: {error}") from error
+                warnings.warn(
+                    f"The source {ref.name!r} has no result for the task {task.name!r}: {error}", stacklevel=3
+                )
+                continue
+            if cell.examples < (labelled := len(self.targets[task.name].labelled)):
+                warnings.warn(
+                    f"The results of the source {ref.name!r} for the task {task.name!r} are of {cell.examples} of "
+                    f"{labelled} labelled examples: its features are not finite for the others.",
+                    stacklevel=3,
+                )
+            cells[task.name, ref.name] = cell
+        if not cells:
+            raise JaxTransferError("No source has a result for any task; the warnings say why.")
         return self._table(cells)
 
     def _features(self, directory: Path, progress: ProgressFn | None) -> dict[tuple[str, str], Features]:
@@ -262,7 +273,13 @@ class Measuring:
         """Measures the transfer from a source to a task; also returns the number of labelled examples."""
         target = self.targets[task.name]
         if features is not None:
+            labelled = len(target.labelled)
             target = features.restrict(target)
+            if len(np.unique(target.group[target.labelled])) < self._options.folds:
+                raise JaxTransferError(
+                    f"Its features are finite for {len(target.labelled)} of {labelled} labelled examples, too few for "
+                    f"{self._options.folds} folds."
+                )
             readings = read_features(features.open(of_head=False), Readout.of(target))
             model = frozen_model(readings, target, self._learning, self.mesh)
         else:

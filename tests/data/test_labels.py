@@ -83,6 +83,23 @@ def test_images_sha256_is_of_the_images_alone():
 # One folder, or a folder of data sets
 
 
+def test_copies_are_counted() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), np.uint8)
+    images[3], images[4] = images[0], images[0]
+    assert LabelledTask.of(images, [0, 1] * 3).copies == 2
+    assert LabelledTask.of(images[:4], [0, 1] * 2).take(np.arange(3)).copies == 0
+
+
+def test_arrays_have_groups() -> None:
+    images = np.zeros((4, 4, 4, 3), np.uint8)
+    task = LabelledTask.of(images, [0, 1, 0, 1], groups=[7, 7, 8, 8])
+    assert task.groups is not None
+    assert task.groups.tolist() == ["7", "7", "8", "8"]
+    assert task.sha256 != LabelledTask.of(images, [0, 1, 0, 1]).sha256
+    with pytest.raises(JaxTransferError, match="it must be integers or text \\[4\\], the group of every image"):
+        LabelledTask.of(images, [0, 1, 0, 1], groups=[7, 7, 8])
+
+
 def test_a_folder_of_class_folders_is_one_data_set(tmp_path):
     for name in ("cat/1.png", "cat/2.png", "dog/1.png"):
         (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)

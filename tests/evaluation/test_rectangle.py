@@ -135,3 +135,17 @@ def test_bands_over_networks_hold_95_percent(targets: int, sources: int) -> None
 def test_a_tree_needs_networks_that_are_compared_with_one_another() -> None:
     with pytest.raises(jt.JaxTransferError, match="only networks that are compared with one another have a tree"):
         jt.task_tree(rectangle(TARGETS, SOURCES))
+
+
+def test_methods_without_values_for_the_targets_of_an_oracle_do_not_end_the_evaluation_of_others() -> None:
+    values = rectangle(TARGETS, SOURCES)["m"]
+    elsewhere = np.where(np.arange(len(TARGETS))[:, None] < 3, np.nan, values)
+    both = jt.Affinity.of(
+        SOURCES, {"elsewhere": elsewhere, "m": values}, targets=TARGETS, measures={"elsewhere": SCORE, "m": SCORE}
+    )
+    truth = jt.Oracle("first tasks", {t: {s: float(i) for i, s in enumerate(SOURCES)} for t in TARGETS[:3]})
+    with pytest.warns(UserWarning, match="first tasks has no target that these methods rank: elsewhere"):
+        evaluations = evaluate_all(both, truth, both.methods, 3)
+    assert [*evaluations.by_method] == ["m"]
+    with pytest.raises(jt.JaxTransferError, match="scores no target here"):
+        evaluate_all(both, truth, ["elsewhere"], 3)

@@ -172,3 +172,22 @@ def test_bad_input_ends_in_one_sentence(here, tmp_path):
         command = ["score", str(here / "zoo"), str(file), "--out", str(tmp_path / name), *COMMAND]
         assert sentence in complaint(CliRunner().invoke(app, command))
         assert not (tmp_path / name).exists()
+
+
+def test_what_is_not_used_is_printed(here, tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (20, 12, 12, 3), np.uint8)
+    x[10] = x[0]
+    brightness = x.mean((1, 2, 3)).astype(np.float32)
+    y = np.stack([brightness, np.ones(20, np.float32)], 1)
+    y[3, 0] = np.nan
+    np.savez(tmp_path / "brightness.npz", x=x, y=y)
+    labels = np.array(["a", "b"] * 9 + ["a", "rare"])
+    np.savez(tmp_path / "letters.npz", x=x, y=labels)
+    paths = [str(tmp_path / f"{name}.npz") for name in ("brightness", "letters")]
+    result = CliRunner().invoke(app, ["score", str(here / "zoo"), *paths, "--out", str(tmp_path / "run"), *COMMAND])
+    words = " ".join(result.stdout.split())
+    assert "brightness: 1 labels are missing." in words
+    assert "brightness: 1 of 20 images are copies of others" in words
+    assert "brightness: labels left out, since they do not vary: column 2." in words
+    assert "letters: labels left out, since they are classes of one example or group: rare." in words

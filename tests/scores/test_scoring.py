@@ -155,8 +155,48 @@ def test_bad_input():
     with pytest.raises(jt.JaxTransferError, match="no layer 'early' in network 'layered'; there are: "):
         jt.score([LAYERED], COLOURS, layers="early")
 
-    def undefined(params, images):
-        return jnp.where(images.mean((1, 2, 3))[:, None] > 2, images[:, 0, 0], jnp.nan) * params[None]
 
-    with pytest.raises(jt.JaxTransferError, match="'undefined', task 'colours': The features are finite for 0 of 60"):
-        jt.score([jt.Network("undefined", undefined, np.ones(3, np.float32))], COLOURS)
+def pixel(bound):
+    """A network whose features are finite for images whose mean is less than a bound."""
+
+    def apply(params, images):
+        return jnp.where(images.mean((1, 2, 3))[:, None] < bound, images[:, 2, 2], jnp.nan) * params[None]
+
+    return apply
+
+
+def test_a_network_that_cannot_be_scored_does_not_end_the_scores_of_others():
+    undefined = jt.Network("undefined", pixel(0), np.ones(3, np.float32))
+    constant = jt.Network("constant", dense, np.zeros((108, 8), np.float32))
+    with pytest.warns() as warned:
+        scores = jt.score([undefined, *NETWORKS, constant], COLOURS, measures=["ridge", "pactran"])
+    assert sorted(str(warning.message) for warning in warned) == [
+        "The network 'constant' has no score by ridge, pactran for the task 'colours': The features are the same for "
+        "all labelled examples.",
+        "The network 'undefined' has no score by ridge, pactran for the task 'colours': The features are finite for 0 "
+        "of 60 labelled examples, which lie in 0 groups; a score needs examples of 4 groups.",
+    ]
+    alone = jt.score(NETWORKS, COLOURS, measures=["ridge", "pactran"])
+    for measure in scores.methods:
+        assert np.isnan(scores[measure][0, [0, 4]]).all()
+        np.testing.assert_array_equal(scores[measure][:, 1:4], alone[measure])
+        np.testing.assert_array_equal(scores.counts(measure), [[0, 60, 60, 60, 0]])
+    with pytest.warns(UserWarning, match="finite for 0 of 60"), pytest.raises(jt.JaxTransferError, match="No network"):
+        jt.score([undefined], COLOURS)
+
+
+def test_a_layer_without_information_is_left_out():
+    def layers(params, images):
+        return {"same": jnp.ones((len(images), 2)), "centre": images[:, 2:4, 2:4].mean((1, 2)) * params}
+
+    both = jt.Network("both", layers, np.ones((1, 3), np.float32))
+    with_constant, without = (jt.score([both], COLOURS, measures="pactran", layers=name) for name in (None, "centre"))
+    assert with_constant["pactran"][0, 0] == without["pactran"][0, 0]
+
+
+def test_examples_without_finite_features_are_reported():
+    bound = float(np.quantile(IMAGES.mean((1, 2, 3)) / 255, 0.75))
+    some = jt.Network("some", pixel(bound), np.ones(3, np.float32))
+    with pytest.warns(UserWarning, match="'some' for the task 'colours' are of 45 of 60 labelled examples"):
+        scores = jt.score([some, NETWORKS[0]], COLOURS)
+    np.testing.assert_array_equal(scores.counts("ridge"), [[45, 60]])

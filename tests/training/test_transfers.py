@@ -144,10 +144,26 @@ def test_features_that_are_not_finite_leave_out_their_example() -> None:
         return jnp.where(features[:, :1] > jnp.sort(features[:, 0])[-2], jnp.nan, features)
 
     few = task(labels=task().labels).take(np.arange(COUNT))
-    transfers = measured([network("whole"), Network("faulty", faulty, {"scale": np.ones(3, np.float32)})], few)
+    with pytest.warns(UserWarning, match=r"'(random-)?faulty' for the task 'red' are of \d+ of 48 labelled examples"):
+        transfers = measured([network("whole"), Network("faulty", faulty, {"scale": np.ones(3, np.float32)})], few)
     column = transfers.sources.index("faulty")
     assert transfers.counts("accuracy")[0, column] < COUNT == transfers.counts("accuracy")[0, 0]
     assert np.isfinite(transfers["accuracy"]).all()
+
+
+def test_a_network_that_cannot_be_measured_does_not_end_the_others() -> None:
+    def undefined(params: Any, x: jax.Array) -> jax.Array:
+        return mean(params, x) * jnp.nan
+
+    nowhere = Network("nowhere", undefined, {"scale": np.ones(3, np.float32)})
+    with pytest.warns(UserWarning, match="nowhere' has no result for the task 'red': Its features .* 0 of 48"):
+        transfers = measured([network("whole"), nowhere], task())
+    alone = measured([network("whole")], task())
+    np.testing.assert_array_equal(transfers["accuracy"][:, 0], alone["accuracy"][:, 0])
+    assert transfers.sources == ("whole", "random-whole")
+    message = "No source has a result for any task"
+    with pytest.warns(UserWarning, match="has no result"), pytest.raises(JaxTransferError, match=message):
+        measured([nowhere], task())
 
 
 @pytest.mark.parametrize(
@@ -166,7 +182,7 @@ def test_mistakes_are_told(options: Any, message: str) -> None:
 
 
 def test_names_are_told_apart() -> None:
-    with pytest.raises(JaxTransferError, match="Several networks have one name"):
+    with pytest.raises(JaxTransferError, match="Several networks have the name 'net'"):
         measured([network("net"), network("net", 1)], task())
     with pytest.raises(JaxTransferError, match="There are no tasks"):
         measured([network("net")], [])
