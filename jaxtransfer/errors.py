@@ -47,12 +47,12 @@ def operating_system_error(error: BaseException | None, place: object) -> OSErro
         place: The file or directory that was in use, for the message.
 
     Returns:
-        The error, such as "Permission denied"; None where there is none, or where it only says that a file is missing.
+        The error, such as "Permission denied"; None where there is none.
     """
     while error is not None:
         named = re.search(r"os_error_code='(\d+)'", str(error))
         number = int(named[1]) if named else error.errno if isinstance(error, OSError) else None
-        if number not in (None, errno.ENOENT, errno.ENOTDIR):
+        if number is not None:
             return OSError(number, os.strerror(number), str(place))
         error = error.__cause__ or error.__context__
     return None

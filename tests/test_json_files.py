@@ -174,6 +174,27 @@ def test_a_complaint_names_the_file_the_field_and_what_was_expected(tmp_path: Pa
     assert read_json(file, _Schema)["numbers"] == [1]
 
 
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"points": "http://127.0.0.1:1/points"}, "its points should be a directory, gs:// or s3://, not 'http://"),
+        (
+            {"probe": {"images": ["a.png", "../../b.png"]}},
+            "its probe.images.1 should be a path inside the probe's folder",
+        ),
+        ({"probe": {"images": ["/etc/b.png"]}}, "its probe.images.0 should be a path inside the probe's folder"),
+    ],
+)
+def test_a_record_leads_to_no_other_places(tmp_path: Path, change: dict[str, Any], complaint: str) -> None:
+    file = _faulty_run(tmp_path) / "run.json"
+    record = json.loads(file.read_text())
+    for name, value in change.items():
+        record[name] = record[name] | value if isinstance(value, dict) else value
+    file.write_text(json.dumps(record))
+    with pytest.raises(jt.JaxTransferError, match=complaint):
+        finished_record(file.parent)
+
+
 def test_a_zoo_reads_what_it_accepts(tmp_path: Path) -> None:
     params: Any = {"w": np.ones((3, 4), np.float32)}
     for _ in range(300):

@@ -33,7 +33,7 @@ from jaxtransfer.cli.tables import (
     print_transfers,
 )
 from jaxtransfer.comparison.options import AffinityOptions
-from jaxtransfer.defaults import PROBE_SIZE, RELEVANT
+from jaxtransfer.defaults import MAX_SIDE, PROBE_SIZE, RELEVANT
 from jaxtransfer.errors import JaxTransferError, in_words
 from jaxtransfer.pge.options import BackboneName, GradientMeasure, LossName, PGEOptions
 from jaxtransfer.scores.options import ScoreOptions
@@ -281,7 +281,9 @@ def affinity(
     edge_weight: Annotated[
         float, typer.Option(min=0, help="For depara: the weight of edges; that of nodes is 1.")
     ] = AffinityOptions.edge_weight,
-    size: Annotated[int, typer.Option(min=1, help="Height and width of the probe images in pixels.")] = PROBE_SIZE,
+    size: Annotated[
+        int, typer.Option(min=1, max=MAX_SIDE, help="Height and width of the probe images in pixels.")
+    ] = PROBE_SIZE,
     limit: Annotated[
         int | None, typer.Option(metavar="N", help="Use only the first N images.", show_default="all")
     ] = None,
@@ -362,7 +364,7 @@ def score(
         ),
     ] = None,
     size: Annotated[
-        int, typer.Option(min=1, help="Height and width in pixels to which images are resized.")
+        int, typer.Option(min=1, max=MAX_SIDE, help="Height and width in pixels to which images are resized.")
     ] = PROBE_SIZE,
     limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Most images to use of each task.", show_default="all")
@@ -433,7 +435,7 @@ def transfer(
         int | None, typer.Option(min=1, help="Optimiser steps of a training.", show_default="the protocol's")
     ] = TransferOptions.steps,
     size: Annotated[
-        int, typer.Option(min=1, help="Height and width in pixels to which images are resized.")
+        int, typer.Option(min=1, max=MAX_SIDE, help="Height and width in pixels to which images are resized.")
     ] = PROBE_SIZE,
     limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Most images to use of each task.", show_default="all")
@@ -574,7 +576,7 @@ def pge(
         BackboneName, typer.Option(help="Network whose freshly initialised weights the gradients are taken at.")
     ] = PGEOptions.backbone,
     size: Annotated[
-        int, typer.Option(min=1, help="Height and width in pixels to which images are resized.")
+        int, typer.Option(min=1, max=MAX_SIDE, help="Height and width in pixels to which images are resized.")
     ] = PGEOptions.size,
     loss: Annotated[
         LossName | None,

@@ -163,7 +163,8 @@ class Zoo:
                 f"There is not enough memory for the weights of network {name!r} of the zoo {self.path}."
             ) from error
         except Exception as error:  # Orbax and TensorStore raise many types
-            if system := operating_system_error(error, self.path / name):
+            system = operating_system_error(error, self.path / name)
+            if system and not isinstance(system, FileNotFoundError | NotADirectoryError):  # these are damage
                 raise system from error
             raise JaxTransferError(
                 f"Network {name!r} of the zoo {self.path} is damaged; remove its folder and add it again."

@@ -13,8 +13,9 @@ from jaxtransfer.comparison.matrix import Sweep
 from jaxtransfer.comparison.options import AffinityOptions
 from jaxtransfer.comparison.representations import RELATIVES
 from jaxtransfer.data.probe import Probe, load_probe
-from jaxtransfer.defaults import ATTRIBUTIONS, LINEAR_PREDICTIVITY, METHODS, PAPER, PROBE_SIZE
+from jaxtransfer.defaults import ATTRIBUTIONS, LINEAR_PREDICTIVITY, MAX_SIDE, METHODS, PAPER, PROBE_SIZE
 from jaxtransfer.devices import is_first, synchronised
+from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.figures import heat_map
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.runs import record
@@ -52,7 +53,7 @@ def run_affinity(
         command: The command line, for `run.json`.
         batch_size: Images in a batch on each device; None: the largest batch that is useful and fits in memory.
         mesh: Devices to share the work, see `affinity_matrix`.
-        size: Height and width in pixels of the probe images, and of the maps that are stored and compared.
+        size: Height and width in pixels of the probe images, up to 8192, and of the maps that are stored and compared.
         limit: Use only this many images, the first ones; None: all.
         strict: Whether a file that is not a usable image is an error instead of being skipped.
         points: Directory, or URL of a folder in an object store, whose `points/` receives the points; None: the run
@@ -71,6 +72,8 @@ def run_affinity(
     out = Path(out)
     with synchronised():
         options = dataclasses.replace(options, methods=_ordered(options.methods))
+        if size > MAX_SIDE:
+            raise JaxTransferError(f"Probe images may have up to {MAX_SIDE} pixels a side, not {size}.")
         manifests = record.manifests(zoo, least=2)
         probe = load_probe(images, size=size, limit=limit, strict=strict)
     about = {

@@ -1,14 +1,27 @@
 """The schema of the record of a run, `run.json`: the fields that are read, which each command writes in part."""
 
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from jaxtransfer.defaults import MAX_SIDE
 from jaxtransfer.files import JsonObject
 
 _Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 _Pairs = list[tuple[str, str]]
+
+
+def _inside(name: str) -> str:
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise ValueError(f"should be a path inside the probe's folder, not {name!r}")
+    return name
+
+
+def _place(address: str) -> str:
+    if "://" in address and not address.startswith(("gs://", "s3://")):
+        raise ValueError(f"should be a directory, gs:// or s3://, not {address!r}")
+    return address
 
 
 class _Start(JsonObject):
@@ -27,7 +40,7 @@ class _Probe(JsonObject):
     folder: str
     size: tuple[_Side, _Side]
     sha256: str
-    images: Annotated[list[str], Field(min_length=1)]
+    images: Annotated[list[Annotated[str, AfterValidator(_inside)]], Field(min_length=1)]
     skipped: _Pairs
 
 
@@ -55,7 +68,7 @@ class RunRecord(JsonObject):
     zoo: str = ""
     networks: dict[str, _Network] = Field({})
     probe: _Probe | None = None
-    points: str = ""
+    points: Annotated[str, AfterValidator(_place)] = ""
     unusable: dict[str, _Pairs] | None = None
     faults: dict[str, list[str]] | None = None
     datasets: dict[str, _Dataset] = Field({})

@@ -345,6 +345,7 @@ def test_bad_arguments_leave_no_directory(tmp_path, zoo, images):
     empty.path.mkdir()
     for arguments, message in [
         ({"zoo": Zoo(tmp_path / "nowhere")}, "There is no zoo"),
+        ({"size": 10**9}, "up to 8192 pixels a side, not 1000000000"),
         ({"zoo": empty}, "has no networks"),
         ({"zoo": single}, "has only one network"),
         ({"methods": ["magic"]}, "'magic'"),

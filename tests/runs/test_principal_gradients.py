@@ -291,7 +291,9 @@ def test_what_is_no_run_directory(tmp_path, tasks):
     with pytest.raises(JaxTransferError, match="is not empty and not a run directory"):
         _run(tasks, tasks)
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "run.json").write_text('{"format": 1, "settings": {}}')
+    start = {"time": "", "command": [], "device": "", "platform": "", "versions": {}}
+    earliest = {"format": 1, "settings": {}, "starts": [start], "finished": None}  # records had no kind at first
+    (tmp_path / "other" / "run.json").write_text(json.dumps(earliest))
     with pytest.raises(JaxTransferError, match="holds a run of `jaxtransfer affinity`, not of `jaxtransfer pge`"):
         _run(tasks, tmp_path / "other")
 
