@@ -118,7 +118,7 @@ def test_the_report_says_which_is_which(runs):
     assert "On Rooms rsa finds" in page
     assert "predictivity has a direction, from source to target. The tree is that of its symmetric part" in page
     for reference in ("random order", "mean rank over the other targets", "the other direction"):
-        assert f"<td>{reference}</td>" in page
+        assert f'<td class="name">{reference}</td>' in page
     assert "<td>a second measurement</td>" not in page
     for figure, text in (("tree", "from the symmetric part"), ("heat_map", ">target</text>")):
         drawn = [(run / "figures" / f"{figure}_{method}.svg").read_text() for method in ("predictivity", "rsa")]
