@@ -28,7 +28,7 @@ from jaxtransfer.comparison.representations import (
 from jaxtransfer.comparison.rows import compare_maps
 from jaxtransfer.comparison.statistics import stderr_of_mean
 from jaxtransfer.defaults import ATTRIBUTIONS, LINEAR_PREDICTIVITY
-from jaxtransfer.devices import default_mesh, is_first
+from jaxtransfer.devices import default_mesh, is_first, single_blas_thread
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.networks.network import Network
 from jaxtransfer.networks.zoo import Zoo
@@ -201,7 +201,8 @@ class Sweep:
         if faults and is_first():
             warnings.warn(" ".join(in_sentences(faults)), stacklevel=3)
         results = self._compare_maps(points, progress)
-        results |= self._compare_representations(points, results.get(_DEPARA_NODES), progress)
+        with single_blas_thread():
+            results |= self._compare_representations(points, results.get(_DEPARA_NODES), progress)
         results = {method: results[method] for method in self._options.methods}
         return Affinity((*keys,), self._options.similarity, results, faults)
 

@@ -18,7 +18,7 @@ from jaxtransfer.attribution.precision import Precision
 from jaxtransfer.comparison.affinity import Affinity, MethodResult
 from jaxtransfer.comparison.measure import Measure
 from jaxtransfer.data.datasets import LabelledTask, TargetType
-from jaxtransfer.devices import allgather, default_mesh, synchronised
+from jaxtransfer.devices import allgather, default_mesh, single_blas_thread, synchronised
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.networks.network import Network
 from jaxtransfer.networks.zoo import Zoo
@@ -213,7 +213,8 @@ class Scoring:
             names = [name for name in fingerprints if MEASURES[name].needs_probabilities == of_head]
             names = [name for name in names if name not in scores]
             try:
-                computed |= score_layers(names, target, features.open(of_head=of_head)) if names else {}
+                with single_blas_thread():
+                    computed |= score_layers(names, target, features.open(of_head=of_head)) if names else {}
             except JaxTransferError as error:
                 what = f"The network {features.network!r} has no score by {', '.join(names)} for the task {task.name!r}"
                 warnings.warn(f"{what}: {error}", stacklevel=4)

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import threadpoolctl
 
 import jaxtransfer as jt
+from jaxtransfer.scores import compute
 from jaxtransfer.scores.measures import run_measures
 from jaxtransfer.scores.target import Target
 
@@ -200,3 +202,18 @@ def test_examples_without_finite_features_are_reported():
     with pytest.warns(UserWarning, match="'some' for the task 'colours' are of 45 of 60 labelled examples"):
         scores = jt.score([some, NETWORKS[0]], COLOURS)
     np.testing.assert_array_equal(scores.counts("ridge"), [[45, 60]])
+
+
+def test_measures_compute_with_one_thread_of_blas(monkeypatch):
+    threads = []
+    monkeypatch.setattr(compute, "score_layers", lambda *_: threads.append(blas_threads()) or {})
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        before = blas_threads()
+        with pytest.raises(jt.JaxTransferError, match="No network has a score"):
+            jt.score(NETWORKS[:1], COLOURS)
+        assert blas_threads() == before
+    assert max(threads[0]) == 1
+
+
+def blas_threads():
+    return [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
