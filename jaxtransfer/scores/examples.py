@@ -1,7 +1,7 @@
 """Reads the features and labels of the examples that a score uses."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -19,19 +19,18 @@ _LEAST_GROUPS = 4
 _PIECE_ELEMENTS = 8 * 2**20  # numbers of features or labels that are held at a time
 
 
-def usable_examples(features: Sequence[FeatureArray], target: Target) -> Int[np.ndarray, " usable"]:
-    """Returns the indices of the examples that have a label, and finite features in all layers of a network.
+def usable_examples(features: FeatureArray, target: Target) -> Int[np.ndarray, " usable"]:
+    """Returns the indices of the examples that have a label and finite features.
 
     Raises:
         JaxTransferError: They lie in fewer than four groups, or features and labels have different lengths.
     """
-    for of_layer in features:
-        if len(of_layer) != len(target.group):
-            raise JaxTransferError(
-                f"There are features of {len(of_layer)} examples and labels of {len(target.group)}; the numbers must "
-                "be equal."
-            )
-    finite = finite_images({str(layer): of_layer for layer, of_layer in enumerate(features)}).all(0)
+    if len(features) != len(target.group):
+        raise JaxTransferError(
+            f"There are features of {len(features)} examples and labels of {len(target.group)}; the numbers must be "
+            "equal."
+        )
+    (finite,) = finite_images({"features": features})
     usable = np.flatnonzero(finite & (target.group >= 0))
     groups = len(np.unique(target.group[usable]))
     if groups < _LEAST_GROUPS:
@@ -48,7 +47,7 @@ def check_features(features: FeatureArray, target: Target) -> None:
     Raises:
         JaxTransferError: They are the same for all usable examples, or as for `usable_examples`.
     """
-    examples = usable_examples([features], target)
+    examples = usable_examples(features, target)
     first = np.asarray(features[examples[:1]], np.float64)
     for start, stop in pieces(features, len(examples)):
         values = np.asarray(features[examples[start:stop]], np.float64)

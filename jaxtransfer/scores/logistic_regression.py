@@ -54,7 +54,7 @@ def logistic(features: FeatureArray, labels: Target | Shaped[np.ndarray, "n ..."
     target = Target.of_labels(labels)
     if target.target_type not in ("classes", "multilabel"):
         raise JaxTransferError("logistic predicts classes or several labels an image; use ridge for other labels.")
-    examples = usable_examples([features], target)
+    examples = usable_examples(features, target)
     axes = _Axes.of(pooled(features, examples))
     one_hot = target.target_type == "classes"
     values = np.eye(len(target.classes))[target.values[examples]] if one_hot else target.values[examples]

@@ -238,7 +238,7 @@ def run_measures(
     for takes, values, of in (("examples", features, Examples.of), ("predictions", probabilities, Predictions.of)):
         statistics = {spec.name: spec.compute for spec in specs if spec.takes == takes}
         if statistics and values is not None:
-            kept = usable_examples([values], target)
+            kept = usable_examples(values, target)
             examples = of(pooled(values, kept), target.values[kept])
             scores |= jackknife(statistics, examples, target.group[kept], int(target.group.max()) + 1)
     scores |= {spec.name: spec.compute(features, target) for spec in specs if spec.takes == "features"}

@@ -43,7 +43,7 @@ def knn(features: FeatureArray, labels: Target | Shaped[np.ndarray, "n ..."]) ->
     target = Target.of_labels(labels)
     if target.target_type in ("dense", "dense_classes"):
         raise JaxTransferError("knn predicts labels of images, not dense labels; use ridge for these.")
-    examples = usable_examples([features], target)
+    examples = usable_examples(features, target)
     units = _standardised(pooled(features, examples))
     belongs_to = examples if target.units is None else target.units[examples]
     columns, group, groups = outputs(target, examples), target.group[examples], target.group.max() + 1

@@ -4,8 +4,8 @@ The value is R2: 1 - (squared error) / (squared deviation from the mean of the f
 held-out examples: 1 for a perfect prediction, 0 for one no better than the mean.
 
 The groups of examples are the folds of a nested cross-validation, as in `comparison.predictivity`. Without fold k the
-others are a cross-validation of their own, in which each is predicted from the rest: it chooses the ridge, the layer
-and the grid with which fold k is predicted, and it is the jackknife's value without fold k. In all fits a ridge is the
+others are a cross-validation of their own, in which each is predicted from the rest: it chooses the ridge and
+the grid with which fold k is predicted, and it is the jackknife's value without fold k. In all fits a ridge is the
 same share of the features' total variance, so neither the scale of features nor units that do not vary matter.
 
 With many units the fits without one fold and without two all follow from one inverse for each ridge: the errors at
@@ -52,7 +52,7 @@ _ByFolds = Float[np.ndarray, "without predicted"]
 _ByRidges = Float[np.ndarray, "ridges without predicted"]
 
 
-def ridge(features: FeatureArray | Sequence[FeatureArray], labels: Target | Shaped[np.ndarray, "n ..."]) -> Score:
+def ridge(features: FeatureArray, labels: Target | Shaped[np.ndarray, "n ..."]) -> Score:
     """Computes how well a ridge map predicts labels from features.
 
     Classes are one-hot columns. Columns of numbers, and of several labels an image, are divided by their standard
@@ -68,8 +68,7 @@ def ridge(features: FeatureArray | Sequence[FeatureArray], labels: Target | Shap
     An example whose features are not finite is left out.
 
     Args:
-        features: Features, [n, height, width, units] or [n, units]; if those of several layers are given, the inner
-            folds choose one.
+        features: Features, [n, height, width, units] or [n, units].
         labels: Labels, see `Target.of_labels`.
 
     Returns:
@@ -79,21 +78,18 @@ def ridge(features: FeatureArray | Sequence[FeatureArray], labels: Target | Shap
         JaxTransferError: Too few examples are usable, or their labels do not vary.
     """
     target = Target.of_labels(labels)
-    layers = list(features) if isinstance(features, Sequence) else [features]
-    examples = usable_examples(layers, target)
+    examples = usable_examples(features, target)
     if target.target_type in ("dense", "dense_classes"):
-        results = [_of_places(layer, target, examples) for layer in layers]
+        results = [_of_places(features, target, examples)]
     else:
-        columns = outputs(target, examples)
-        grids = [(layer, (size, size)) for layer in layers for size in (1, AREAS) if size == 1 or _is_fine(layer)]
-        folds = int(target.group.max()) + 1
-        results = [_of_images(layer, grid, columns, examples, target.group[examples], folds) for layer, grid in grids]
+        columns, folds = outputs(target, examples), int(target.group.max()) + 1
+        is_fine = len(features.shape) == 4 and min(features.shape[1:3]) >= AREAS
+        results = [
+            _of_images(features, (size, size), columns, examples, target.group[examples], folds)
+            for size in ((1, AREAS) if is_fine else (1,))
+        ]
     explained, deviations = (list(part) for part in zip(*results, strict=True))
     return _nested(np.concatenate(explained), np.repeat(deviations, len(RIDGES), axis=0))
-
-
-def _is_fine(layer: FeatureArray) -> bool:
-    return len(layer.shape) == 4 and min(layer.shape[1:3]) >= AREAS
 
 
 def _nested(

@@ -225,7 +225,9 @@ def test_damaged_measures(tmp_path) -> None:
     with pytest.raises(jt.JaxTransferError, match=r"pseudo_values_m.npy is of other networks"):
         jt.Affinity.load(tmp_path)
     edited(tmp_path, lambda description: description["measures"]["m"].update(sampled="guesses"))
-    with pytest.raises(jt.JaxTransferError, match="sampled should be 'images', 'restarts' or 'labelled examples', not 'guesses'"):
+    with pytest.raises(
+        jt.JaxTransferError, match="sampled should be 'images', 'restarts' or 'labelled examples', not 'guesses'"
+    ):
         jt.Affinity.load(tmp_path)
 
 

@@ -118,14 +118,13 @@ def test_a_column_known_in_two_groups_is_left_out(solver):
     np.testing.assert_allclose(score.value, expected.value, rtol=1e-12)
 
 
-def test_layers_and_grids_are_chosen_in_the_inner_folds(solver):
+def test_grids_are_chosen_in_the_inner_folds(solver):
     rng = np.random.default_rng(0)
-    first, second = rng.normal(size=(30, 8, 4, 2)), rng.normal(size=(30, 3))
-    y = first[:, :2, 0, :1].mean((1, 2)) + second[:, :1] + 0.3 * rng.normal(size=(30, 1))
-    areas = first.reshape(30, 4, 2, 4, 2).mean(2).reshape(30, -1)
-    candidates = [first.mean((1, 2)), areas, second]
+    x = rng.normal(size=(30, 8, 4, 2))
+    y = x[:, :2, 0, :1].mean((1, 2)) + x[..., 1:].mean((1, 2)) + 0.1 * rng.normal(size=(30, 1))
+    candidates = [x.mean((1, 2)), x.reshape(30, 4, 2, 4, 2).mean(2).reshape(30, -1)]
     value, pseudo_values = slow([[problem(of, y / y.std())] for of in candidates], Target.of_labels(y).group)
-    score = ridge([first, second], y)
+    score = ridge(x, y)
     np.testing.assert_allclose(score.value, value, rtol=1e-7)
     np.testing.assert_allclose(score.pseudo_values, pseudo_values, atol=1e-6)
 
@@ -179,17 +178,15 @@ def test_dense_numbers(solver, monkeypatch):
     np.testing.assert_allclose(score.pseudo_values, pseudo_values, atol=1e-4)
 
 
-def test_dense_classes_and_layers_with_different_grids(solver, monkeypatch):
+def test_dense_classes(solver, monkeypatch):
     monkeypatch.setattr(module, "PATCH_AREAS", 2)
     x, y = dense_data()
     classes = (y[..., 0] > 5).astype(int) + (y[..., 1] > 0)
-    other = np.random.default_rng(1).normal(size=(len(x), 2, 2, 3))
-    problems = [dense_problem(layer, np.eye(3)[classes], 2, scaled=False) for layer in (other, x)]
-    value, pseudo_values = slow([[of_layer] for of_layer in problems], Target.of_labels(classes).group)
-    score = ridge([other, x], classes)
+    problem_of_pixels = dense_problem(x, np.eye(3)[classes], 2, scaled=False)
+    value, pseudo_values = slow([[problem_of_pixels]], Target.of_labels(classes).group)
+    score = ridge(x, classes)
     np.testing.assert_allclose(score.value, value, rtol=1e-6)
     np.testing.assert_allclose(score.pseudo_values, pseudo_values, atol=1e-4)
-    assert score.value > ridge(other, classes).value
 
 
 def test_labels_whose_size_is_no_multiple_of_the_grid(monkeypatch):
@@ -260,12 +257,6 @@ class TestProperties:
         score, copy = ridge(x, y), ridge(x.copy(), y.copy())
         assert copy.value == score.value
         np.testing.assert_array_equal(copy.pseudo_values, score.pseudo_values)
-
-    def test_a_layer_given_twice_changes_nothing(self):
-        x, y = data()
-        score, twice = ridge(x, y), ridge([x, x], y)
-        assert twice.value == score.value
-        np.testing.assert_array_equal(twice.pseudo_values, score.pseudo_values)
 
     def test_inputs_are_not_changed(self):
         x, y = dense_data()
