@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -70,7 +70,8 @@ def growth(sizes: Sequence[float], seconds: Float[np.ndarray, "sizes rounds"], *
         return optimize.nnls(np.stack(columns, axis=1), np.ones(len(sizes)))
 
     def exponent(costs: Float[np.ndarray, " sizes"]) -> float:
-        return optimize.minimize_scalar(lambda e: parts(e, costs)[1], bounds=(-4, 4), method="bounded").x
+        smallest = optimize.minimize_scalar(lambda e: parts(e, costs)[1], bounds=(-4, 4), method="bounded")
+        return cast(Any, smallest).x
 
     medians = np.median(seconds, axis=1)
     fitted = exponent(medians)
