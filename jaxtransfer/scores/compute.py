@@ -22,13 +22,13 @@ from jaxtransfer.devices import allgather, default_mesh, single_blas_thread, syn
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.networks.network import Network
 from jaxtransfer.networks.zoo import Zoo
-from jaxtransfer.points.compute import PointComputation, PointSettings, ProgressFn
+from jaxtransfer.points.compute import ProgressFn
 from jaxtransfer.points.network_refs import network_refs
 from jaxtransfer.points.passes import LOGITS, PROBABILITIES
-from jaxtransfer.points.store import Key, Points
+from jaxtransfer.points.store import Points
 from jaxtransfer.scores.candidates import best_layer
 from jaxtransfer.scores.examples import check_features
-from jaxtransfer.scores.features import Features, Layer, kinds_of_networks
+from jaxtransfer.scores.features import Features, Layer, compute_features, kinds_of_networks, points_of_images
 from jaxtransfer.scores.measures import MEASURES, check_target_type, run_measures
 from jaxtransfer.scores.options import ALL, ScoreOptions
 from jaxtransfer.scores.score import Score
@@ -158,8 +158,7 @@ class Scoring:
         table = _Table(self._measures, [task.name for task in self._tasks], [ref.name for ref in self._refs])
         for images in dict.fromkeys(task.images_sha256 for task in self._tasks):
             tasks = [task for task in self._tasks if task.images_sha256 == images]
-            points = Points(f"{str(directory).rstrip('/')}/points/{images[:16]}")
-            features = self._features(points, tasks[0].images, progress)
+            features = self._features(points_of_images(directory, images), tasks[0].images, progress)
             own = features[jax.process_index() :: jax.process_count()]
             with synchronised():
                 for done, of_network in enumerate(own, 1):
@@ -184,15 +183,18 @@ class Scoring:
                 f"The measure {needy[0]} needs a network that also returns scores of the classes it was trained on, as "
                 f"an output called {LOGITS!r} or {PROBABILITIES!r}; none of these networks does."
             )
-        keys: dict[str, dict[str, Key]] = {}
-        for of_group in dict.fromkeys(kinds.values()):
-            refs = [ref for ref in self._refs if kinds[ref.name] == of_group]
-            settings = PointSettings(of_group, precision=self._options.precision)
-            computation = PointComputation(refs, images, settings, batch_size=self._batch_size, mesh=self.mesh)
-            computation.run(points, progress)
-            keys |= computation.keys
-            self.batch_sizes |= computation.batch_sizes
-        return [Features(ref.name, keys[ref.name], points) for ref in self._refs]
+        features, batch_sizes = compute_features(
+            self._refs,
+            kinds,
+            images,
+            points,
+            precision=self._options.precision,
+            batch_size=self._batch_size,
+            mesh=self.mesh,
+            progress=progress,
+        )
+        self.batch_sizes |= batch_sizes
+        return features
 
     def _scores(self, features: Features, task: LabelledTask) -> tuple[dict[str, Score], int]:
         """Returns the scores of a network for a task, computed or stored, and the number of examples behind them."""

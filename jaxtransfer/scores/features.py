@@ -1,19 +1,31 @@
 """The features of networks: what their layers return for the images of a task, and the probabilities of a head."""
 
 import dataclasses
+import functools
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, PyTree
 
+from jaxtransfer.attribution.precision import Precision
 from jaxtransfer.comparison.streaming import finite_images
 from jaxtransfer.errors import JaxTransferError, unknown_name
-from jaxtransfer.points.compute import naming_network
+from jaxtransfer.points.compute import PointComputation, PointSettings, ProgressFn, naming_network
 from jaxtransfer.points.network_refs import NetworkRef
-from jaxtransfer.points.passes import LAYER, LOGITS, PROBABILITIES, REPRESENTATION, input_shape, named_outputs
+from jaxtransfer.points.passes import (
+    LAYER,
+    LOGITS,
+    PROBABILITIES,
+    REPRESENTATION,
+    Images,
+    input_shape,
+    named_outputs,
+)
 from jaxtransfer.points.store import Key, Point, Points
 from jaxtransfer.scores.target import Target
 
@@ -78,8 +90,57 @@ class Features:
 
     def restrict(self, target: Target) -> Target:
         """Returns a target without the examples at which a feature is not finite."""
-        finite = finite_images({kind: self.points.open(self.network, kind) for kind in self.keys}).all(0)
-        return target if finite.all() else dataclasses.replace(target, group=np.where(finite, target.group, -1))
+        if self._finite.all():
+            return target
+        return dataclasses.replace(target, group=np.where(self._finite, target.group, -1))
+
+    @functools.cached_property
+    def _finite(self) -> Bool[np.ndarray, " images"]:
+        """Whether all features of an image are finite; read once for all tasks."""
+        return finite_images({kind: self.points.open(self.network, kind) for kind in self.keys}).all(0)
+
+
+def points_of_images(directory: str | Path, images_sha256: str) -> Points:
+    """Returns the store of features for images with this hash, below a directory or the URL of one."""
+    return Points(f"{str(directory).rstrip('/')}/points/{images_sha256[:16]}")
+
+
+def compute_features(
+    refs: Sequence[NetworkRef],
+    kinds: Mapping[str, tuple[str, ...]],
+    images: Images,
+    points: Points,
+    *,
+    precision: Precision = "float32",
+    batch_size: int | None = None,
+    mesh: Mesh,
+    progress: ProgressFn | None = None,
+) -> tuple[list[Features], dict[str, int]]:
+    """Computes the features that a store lacks.
+
+    Args:
+        refs: The networks.
+        kinds: For each of them the kinds of its points, see `kinds_of_networks`.
+        images: The images of a task.
+        points: The store.
+        precision: Precision of matrix products in the networks' passes.
+        batch_size: Images in a batch on each device; None: the largest batch that is useful and fits in memory.
+        mesh: The devices.
+        progress: Called as `progress(done, total, name)`, anew for networks of other kinds.
+
+    Returns:
+        The features of the networks, in their order, and for each network that was computed the size of its batches.
+    """
+    keys: dict[str, dict[str, Key]] = {}
+    batch_sizes: dict[str, int] = {}
+    for of_group in dict.fromkeys(kinds[ref.name] for ref in refs):
+        group = [ref for ref in refs if kinds[ref.name] == of_group]
+        settings = PointSettings(of_group, precision=precision)
+        computation = PointComputation(group, images, settings, batch_size=batch_size, mesh=mesh)
+        computation.run(points, progress)
+        keys |= computation.keys
+        batch_sizes |= computation.batch_sizes
+    return [Features(ref.name, keys[ref.name], points) for ref in refs], batch_sizes
 
 
 def kinds_of_networks(

@@ -23,10 +23,9 @@ from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.files import read_arrays, write_arrays
 from jaxtransfer.networks.network import Network
 from jaxtransfer.networks.zoo import Zoo
-from jaxtransfer.points.compute import PointComputation, PointSettings, ProgressFn
+from jaxtransfer.points.compute import ProgressFn
 from jaxtransfer.points.network_refs import NetworkRef, network_refs
-from jaxtransfer.points.store import Points
-from jaxtransfer.scores.features import Features, kinds_of_networks
+from jaxtransfer.scores.features import Features, compute_features, kinds_of_networks, points_of_images
 from jaxtransfer.scores.target import Target
 from jaxtransfer.training import frozen
 from jaxtransfer.training.finetune import finetune_learning, finetune_model
@@ -237,14 +236,10 @@ class Measuring:
         for images in dict.fromkeys(task.images_sha256 for task in self._tasks):
             tasks = [task for task in self._tasks if task.images_sha256 == images]
             refs = [*{ref.name: ref for task in tasks for ref in self._sources[task.name]}.values()]
-            points = Points(directory / "points" / images[:16])
+            points = points_of_images(directory, images)
             kinds = kinds_of_networks(refs, tasks[0].images.shape[1:], None, with_head=False)
-            for of_group in dict.fromkeys(kinds.values()):
-                group = [ref for ref in refs if kinds[ref.name] == of_group]
-                settings = PointSettings(of_group)
-                computation = PointComputation(group, tasks[0].images, settings, batch_size=None, mesh=self.mesh)
-                computation.run(points, progress)
-                features |= {(images, name): Features(name, keys, points) for name, keys in computation.keys.items()}
+            computed, _ = compute_features(refs, kinds, tasks[0].images, points, mesh=self.mesh, progress=progress)
+            features |= {(images, of_network.network): of_network for of_network in computed}
         return features
 
     def _cell(
