@@ -285,6 +285,12 @@ def _in_words(value: Any) -> str:
     return getattr(value, "__qualname__", None) or f"a {type(value).__name__}"
 
 
+def check_batch_size(size: int | None) -> None:
+    """Raises an error if batches are to have no images; None stands for a size that is chosen later."""
+    if size is not None and size < 1:
+        raise JaxTransferError(f"The batch size must be at least 1, not {size}.")
+
+
 def check_unique(kind: str, names: Sequence[str]) -> None:
     """Raises an error if there are no names, or two are equal; `kind` says in the singular what has the names."""
     if not names:

@@ -120,11 +120,15 @@ def single_blas_thread() -> contextlib.AbstractContextManager[Any]:
     return threadpoolctl.threadpool_limits(1, user_api="blas")
 
 
+def host_memory() -> int:
+    """Returns the bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def memory_per_device() -> int:
     """Returns the bytes of memory of a device, the minimum over all processes; all processes must call it."""
     statistics = jax.local_devices()[0].memory_stats() or {}
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    own = statistics.get("bytes_limit", host // jax.local_device_count())
+    own = statistics.get("bytes_limit", host_memory() // jax.local_device_count())
     return int(allgather(np.array(own)).min())
 
 

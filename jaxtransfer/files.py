@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import hashlib
 import json
 import re
 import shutil
@@ -230,6 +231,11 @@ def read_table(
         raise ValueError(f"rows {'and columns ' if targets is None else ''}of {file.name} differ")
     values = np.array([[cell or missing for cell in row[1:]] for row in rows], dtype=dtype)
     return names, values.reshape(len(rows), len(names))
+
+
+def json_hash(value: Any) -> str:
+    """Returns the SHA-256 of data that JSON can hold, as 64 hexadecimal digits; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def text_cell(text: str) -> str:

@@ -1,12 +1,10 @@
 """Computes the affinities of networks from their points, and the points that are missing."""
 
 import dataclasses
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -36,7 +34,7 @@ from jaxtransfer.points.compute import PointComputation, PointSettings, Progress
 from jaxtransfer.points.directions import Similarity
 from jaxtransfer.points.network_refs import network_refs
 from jaxtransfer.points.passes import REPRESENTATION, SKETCH, Images
-from jaxtransfer.points.store import Points
+from jaxtransfer.points.store import Points, given_or_temporary
 
 # DEPARA compares networks by these maps, beside their representations.
 _DEPARA_NODES = "input_x_gradient"
@@ -134,12 +132,8 @@ def affinity_matrix(
         precision=precision,
     )
     sweep = Sweep(networks, images, options, batch_size=batch_size, mesh=mesh, image_names=image_names)
-    if directory is not None:
-        return sweep.run(directory, progress)
-    if jax.process_count() > 1:
-        raise JaxTransferError("Several processes need a directory that all of them see, for the points.")
-    with tempfile.TemporaryDirectory(prefix="jaxtransfer-") as temporary:
-        return sweep.run(temporary, progress)
+    with given_or_temporary(directory, "points") as place:
+        return sweep.run(place, progress)
 
 
 class Sweep:
@@ -165,8 +159,7 @@ class Sweep:
         self._image_names = [str(n) for n in range(len(images))] if image_names is None else list(image_names)
         refs = network_refs(networks)
         _check_networks([ref.name for ref in refs])
-        if batch_size is not None and batch_size < 1:
-            raise JaxTransferError(f"The batch size must be at least 1, not {batch_size}.")
+        arguments.check_batch_size(batch_size)
         pixels = images.shape[1] * images.shape[2]
         if options.sketch is not None and options.sketch >= pixels:
             raise JaxTransferError(

@@ -5,8 +5,6 @@ of a few networks and images, with the images distributed over the devices.
 """
 
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -22,6 +20,7 @@ from jaxtransfer.comparison.measure import pair_columns
 from jaxtransfer.comparison.similarity import products
 from jaxtransfer.comparison.statistics import pseudo_values_of_mean
 from jaxtransfer.devices import DATA, MODEL, allgather, distribute, gather_to_host, is_first, synchronised
+from jaxtransfer.files import json_hash
 from jaxtransfer.points.directions import Similarity, directions
 from jaxtransfer.points.store import Key, Point, Points, chunks
 
@@ -95,7 +94,7 @@ def compare_maps(
 
 def fingerprint(key: Key) -> bytes:
     """Hashes the key of a point; short, since a row stores the fingerprint of every other network."""
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32].encode()
+    return json_hash(key)[:32].encode()
 
 
 class _Tile(NamedTuple):

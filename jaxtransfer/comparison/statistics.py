@@ -1,5 +1,7 @@
 """Standard errors of what is computed from independent groups: the jackknife, and the mean over groups."""
 
+import warnings
+
 import numpy as np
 from jaxtyping import Float
 
@@ -52,3 +54,12 @@ def pseudo_values_of_mean(
 def stderr_of_mean(groups: Float[np.ndarray, "groups *values"]) -> Float[np.ndarray, "*values"]:
     """Computes the standard error of a mean over independent groups; of pseudo-values it is the jackknife's."""
     return groups.std(0, ddof=1) / np.sqrt(len(groups))
+
+
+def stderr_of_known_mean(groups: Float[np.ndarray, "groups *values"]) -> Float[np.ndarray, "*values"]:
+    """Computes the same from the groups that have a value, NaN where not; infinite where fewer than two have one."""
+    count = (~np.isnan(groups)).sum(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # fewer than two
+        deviation = np.nanstd(groups, axis=0, ddof=1)
+    return np.where(count > 1, deviation / np.sqrt(np.maximum(count, 1)), np.inf)

@@ -7,7 +7,6 @@ import importlib
 import json
 import math
 import operator
-import os
 import shutil
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 from pydantic import AfterValidator, Field
 
+from jaxtransfer.devices import host_memory
 from jaxtransfer.errors import JaxTransferError, operating_system_error, unknown_name
 from jaxtransfer.files import JsonObject, parse_json, read_json
 from jaxtransfer.networks.network import ApplyFn, Network, Storable, is_key, is_name, weights_hash
@@ -280,7 +280,7 @@ def _checked_params(description: Any) -> Any:
         _rebuild(description, (), measure)
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"should describe weights, but there is this: {str(error)[:100]}") from None
-    if sum(sizes) > (memory := os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+    if sum(sizes) > (memory := host_memory()):
         raise ValueError(f"describes weights of {sum(sizes):,} bytes, but the memory has {memory:,} bytes")
     return description
 

@@ -1,7 +1,6 @@
 """References to networks in memory or in a zoo, whose weights are loaded just before they are needed."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ from jaxtyping import PyTree
 
 from jaxtransfer.devices import own_rows
 from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.files import json_hash
 from jaxtransfer.networks.network import Network, Storable, weights_hash
 from jaxtransfer.networks.preprocess import PreprocessFn
 from jaxtransfer.networks.zoo import Zoo, function_name
@@ -88,7 +88,7 @@ def _in_memory(network: Network) -> NetworkRef:
 
 def _with_hash(name: str, config: Any) -> str:
     """A function's name, with a hash of its configuration."""
-    return f"{name} {hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()}"
+    return f"{name} {json_hash(config)}"
 
 
 def prefetch_weights(

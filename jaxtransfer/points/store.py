@@ -8,10 +8,12 @@ other images), counts as missing.
 import contextlib
 import io
 import json
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import numpy as np
 import tensorstore as ts
 from jaxtyping import Float
@@ -147,6 +149,22 @@ class Points:
             if system := operating_system_error(error, self.place):
                 raise system from error
             raise JaxTransferError(f"The points in {self.place} cannot be used: {str(error).split(' [')[0]}") from error
+
+
+@contextlib.contextmanager
+def given_or_temporary(directory: str | Path | None, what: str) -> Iterator[str | Path]:
+    """Yields the directory for points, or a temporary one if none is given.
+
+    Raises:
+        JaxTransferError: None is given, and several processes need one; `what` says for what.
+    """
+    if directory is not None:
+        yield directory
+        return
+    if jax.process_count() > 1:
+        raise JaxTransferError(f"Several processes need a directory that all of them see, for the {what}.")
+    with tempfile.TemporaryDirectory(prefix="jaxtransfer-") as temporary:
+        yield temporary
 
 
 class Point:

@@ -1,8 +1,5 @@
 """Computes the scores of networks for labelled tasks from the networks' features, and the features that are missing."""
 
-import hashlib
-import json
-import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,19 +10,21 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Shaped
 
-from jaxtransfer.arguments import check_unique
+from jaxtransfer.arguments import check_batch_size, check_unique
 from jaxtransfer.attribution.precision import Precision
 from jaxtransfer.comparison.affinity import Affinity, MethodResult
 from jaxtransfer.comparison.measure import Measure
+from jaxtransfer.comparison.statistics import stderr_of_known_mean
 from jaxtransfer.data.datasets import LabelledTask, TargetType
 from jaxtransfer.devices import allgather, default_mesh, single_blas_thread, synchronised
 from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.files import json_hash
 from jaxtransfer.networks.network import Network
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.points.compute import ProgressFn
 from jaxtransfer.points.network_refs import network_refs
 from jaxtransfer.points.passes import LOGITS, PROBABILITIES
-from jaxtransfer.points.store import Points
+from jaxtransfer.points.store import Points, given_or_temporary
 from jaxtransfer.scores.candidates import best_layer
 from jaxtransfer.scores.examples import check_features
 from jaxtransfer.scores.features import Features, Layer, compute_features, kinds_of_networks, points_of_images
@@ -101,12 +100,8 @@ def score(
     """
     options = ScoreOptions(measures=measures, layers=layers, precision=precision)
     scoring = Scoring(networks, tasks, options, batch_size=batch_size, mesh=mesh)
-    if directory is not None:
-        return scoring.run(directory, progress)
-    if jax.process_count() > 1:
-        raise JaxTransferError("Several processes need a directory that all of them see, for the features.")
-    with tempfile.TemporaryDirectory(prefix="jaxtransfer-") as temporary:
-        return scoring.run(temporary, progress)
+    with given_or_temporary(directory, "features") as place:
+        return scoring.run(place, progress)
 
 
 class Scoring:
@@ -133,8 +128,7 @@ class Scoring:
         self._refs = network_refs(networks)
         check_unique("task", [task.name for task in self._tasks])
         check_unique("network", [ref.name for ref in self._refs])
-        if batch_size is not None and batch_size < 1:
-            raise JaxTransferError(f"The batch size must be at least 1, not {batch_size}.")
+        check_batch_size(batch_size)
         self._options, self._batch_size = options, batch_size
         self.mesh = default_mesh() if mesh is None else mesh
         self.targets = {task.name: Target.of(task) for task in self._tasks}
@@ -205,7 +199,7 @@ class Scoring:
             if target.target_type not in MEASURES[name].target_types or not kinds:
                 continue
             inputs = [_VERSION, task.sha256, [features.keys[kind] for kind in kinds]]
-            fingerprints[name] = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+            fingerprints[name] = json_hash(inputs)
             stored = features.points.read_arrays(f"scores/{task.name}/{name}", features.network)
             if stored is not None and str(stored["fingerprint"]) == fingerprints[name]:
                 scores[name] = Score(float(stored["value"]), stored["pseudo_values"])
@@ -295,13 +289,9 @@ class _Table:
             if np.isnan(values[i]).all():
                 continue
             of_measure = samples[:, i]
-            groups = (~np.isnan(of_measure)).sum(0)
-            with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # cells without a score have no samples
-                stderr = np.nanstd(of_measure, axis=0, ddof=1) / np.sqrt(groups)
             results[name] = MethodResult(
                 values[i].astype(np.float32),
-                np.where(groups > 1, stderr, np.inf).astype(np.float32),
+                stderr_of_known_mean(of_measure).astype(np.float32),
                 np.where(np.isnan(values[i]), 0, counts),
                 pseudo_values=of_measure.reshape(len(of_measure), -1).astype(np.float32),
                 measure=Measure("score", directed=True, sampled="labelled examples"),

@@ -97,7 +97,7 @@ class Features:
     @functools.cached_property
     def _finite(self) -> Bool[np.ndarray, " images"]:
         """Whether all features of an image are finite; read once for all tasks."""
-        return finite_images({kind: self.points.open(self.network, kind) for kind in self.keys}).all(0)
+        return np.all(finite_images({kind: self.points.open(self.network, kind) for kind in self.keys}), axis=0)
 
 
 def points_of_images(directory: str | Path, images_sha256: str) -> Points:

@@ -1,9 +1,6 @@
 """Measures the transfer of networks to labelled tasks, by training."""
 
-import hashlib
-import json
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,15 +13,17 @@ from jaxtyping import Float, Int
 
 from jaxtransfer.arguments import check_unique
 from jaxtransfer.comparison.affinity import Affinity, MethodResult
+from jaxtransfer.comparison.statistics import stderr_of_known_mean
 from jaxtransfer.data.datasets import LabelledTask
 from jaxtransfer.devices import default_mesh
 from jaxtransfer.errors import JaxTransferError, unknown_name
 from jaxtransfer.evaluation.oracle import Oracle
-from jaxtransfer.files import read_arrays, write_arrays
+from jaxtransfer.files import json_hash, read_arrays, write_arrays
 from jaxtransfer.networks.network import Network
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.points.compute import ProgressFn
 from jaxtransfer.points.network_refs import NetworkRef, network_refs
+from jaxtransfer.points.store import given_or_temporary
 from jaxtransfer.scores.features import Features, compute_features, kinds_of_networks, points_of_images
 from jaxtransfer.scores.target import Target
 from jaxtransfer.training import frozen
@@ -131,10 +130,8 @@ def transfer(
     """
     options = TransferOptions(protocol=protocol, seeds=seeds, folds=folds, steps=steps)
     measuring = Measuring(networks, tasks, options, scores=scores, top=top, measure=measure, mesh=mesh)
-    if directory is not None:
-        return measuring.run(directory, progress)
-    with tempfile.TemporaryDirectory(prefix="jaxtransfer-") as temporary:
-        return measuring.run(temporary, progress)
+    with given_or_temporary(directory, "features") as place:
+        return measuring.run(place, progress)
 
 
 class _Cell(NamedTuple):
@@ -247,7 +244,7 @@ class Measuring:
     ) -> _Cell:
         """Returns a result, stored or measured."""
         depends_on = [_VERSION, task.sha256, ref.identity, self._options.as_settings(), repr(self._learning)]
-        fingerprint = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+        fingerprint = json_hash(depends_on)
         file = directory / "transfers" / task.name / f"{ref.name}.npz"
         unfinished = directory / "unfinished" / fingerprint[:16]
         if (cell := _read(file, fingerprint)) is None:
@@ -339,14 +336,12 @@ def _result(
     metric: str, by_fold: Float[np.ndarray, "folds tasks sources"], counts: Int[np.ndarray, "tasks sources"]
 ) -> MethodResult:
     """Averages a metric over folds; folds in which it has no value take no part."""
-    folds = (~np.isnan(by_fold)).sum(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # pairs without a value
-        mean, deviation = np.nanmean(by_fold, axis=0), np.nanstd(by_fold, axis=0, ddof=1)
-    stderr = np.where(folds > 1, deviation / np.sqrt(np.maximum(folds, 1)), np.inf)
+        mean = np.nanmean(by_fold, axis=0)
     return MethodResult(
         mean.astype(np.float32),
-        stderr.astype(np.float32),
+        stderr_of_known_mean(by_fold).astype(np.float32),
         counts,
         pseudo_values=by_fold.reshape(len(by_fold), -1).astype(np.float32),
         measure=MEASURES[metric],
