@@ -9,6 +9,8 @@ from jaxtransfer.errors import JaxTransferError, unknown_name
 
 TargetType = Literal["classes", "numbers", "multilabel", "dense", "dense_classes"]
 TARGET_TYPES: tuple[TargetType, ...] = ("classes", "numbers", "dense", "multilabel", "dense_classes")
+DENSE_TYPES: tuple[TargetType, ...] = ("dense", "dense_classes")
+CLASS_TYPES: tuple[TargetType, ...] = ("classes", "dense_classes")
 _FITTING = {
     "classes": "integers or text [n]",
     "numbers": "floating point [n, outputs]",

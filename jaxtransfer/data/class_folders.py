@@ -1,6 +1,5 @@
 """Reads a data set of class folders: a folder with a folder of images for every class."""
 
-import hashlib
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxtransfer.data.dataset_specs import DatasetSpec
-from jaxtransfer.data.image_files import decode_files
+from jaxtransfer.data.image_files import decode_files, digest_of_files
 from jaxtransfer.data.labelled_task import LabelledTask
 from jaxtransfer.data.probe import files_below, printable
 from jaxtransfer.errors import JaxTransferError, unknown_name
@@ -32,12 +31,10 @@ def read_class_folders(spec: DatasetSpec, size: int, strict: bool) -> LabelledTa
     if not labels:
         example = "; of {}: {}".format(*decoded.skipped[0]) if decoded.skipped else ""
         raise JaxTransferError(f"The class folders in {folder} hold no image that can be used{example}.")
-    digest = hashlib.sha256()
-    for content_hash, label in zip(decoded.hashes, labels, strict=True):
-        digest.update(f"{content_hash}  {label}\n".encode())
+    sha256 = digest_of_files(decoded.hashes, [label.encode() for label in labels])
     unused = tuple((name, 0) for name in files if name not in labels)
     return LabelledTask(
-        spec.name, str(folder), decoded.images, np.array(labels), "classes", digest.hexdigest(),
+        spec.name, str(folder), decoded.images, np.array(labels), "classes", sha256,
         decoded.skipped, unused, tuple(printable(paths[i]) for i in decoded.indices),
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxtransfer.data.arrays import TargetType, check_target_type
+from jaxtransfer.data.arrays import DENSE_TYPES, TargetType, check_target_type
 from jaxtransfer.data.probe import printable
 from jaxtransfer.errors import JaxTransferError, unknown_name
 
@@ -158,7 +158,7 @@ def _spec_of_table(file: Path, name: str, options: Any) -> DatasetSpec:
             )
     if dense is not None:
         dense = _beside(where, file, dataset, "dense", dense)
-        if labels is not None or target_type not in ("dense", "dense_classes"):
+        if labels is not None or target_type not in DENSE_TYPES:
             raise JaxTransferError(
                 f'{where}: dense labels in a folder need target = "dense" or target = "dense_classes", and no table '
                 "of labels."

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxtransfer.data.arrays import CLASS_TYPES as CLASS_TYPES
+from jaxtransfer.data.arrays import DENSE_TYPES as DENSE_TYPES
 from jaxtransfer.data.arrays import TARGET_TYPES as TARGET_TYPES
 from jaxtransfer.data.arrays import TargetType as TargetType
 from jaxtransfer.data.class_folders import read_class_folders

@@ -1,5 +1,6 @@
 """Decodes the image files of a labelled task."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +26,22 @@ class DecodedFiles(NamedTuple):
     indices: Int[np.ndarray, " n"]
     hashes: list[str]
     skipped: tuple[tuple[str, str], ...]
+
+
+def digest_of_files(hashes: Sequence[str], labels: Sequence[bytes], groups: np.ndarray | None = None) -> str:
+    """Returns the SHA-256 over the images and labels of a task, and over the groups of its images if it has any.
+
+    Args:
+        hashes: SHA-256 of the content of the file of every image.
+        labels: Bytes that stand for the label of every image.
+        groups: Group of every image, as text.
+    """
+    digest = hashlib.sha256()
+    for content_hash, label in zip(hashes, labels, strict=True):
+        digest.update(f"{content_hash}  ".encode() + label + b"\n")
+    if groups is not None:
+        digest.update("\n".join(groups.tolist()).encode())
+    return digest.hexdigest()
 
 
 def decode_files(

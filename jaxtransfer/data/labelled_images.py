@@ -1,6 +1,5 @@
 """Reads images with labels from a table, or with dense labels from a folder; all tasks of a table share its images."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -8,10 +7,11 @@ import numpy as np
 from jaxtyping import Shaped
 from PIL import Image
 
+from jaxtransfer.data.arrays import DENSE_TYPES
 from jaxtransfer.data.class_folders import check_classes
 from jaxtransfer.data.dataset_specs import DatasetSpec
 from jaxtransfer.data.dense_labels import read_dense_labels
-from jaxtransfer.data.image_files import DecodedFiles, decode_files
+from jaxtransfer.data.image_files import DecodedFiles, decode_files, digest_of_files
 from jaxtransfer.data.label_columns import TaskColumns, find_tasks, label_files, parse_numbers
 from jaxtransfer.data.label_table import LabelTable, read_label_table
 from jaxtransfer.data.labelled_task import LabelledTask, is_missing
@@ -50,7 +50,7 @@ def read_labelled_images(spec: DatasetSpec, size: int, strict: bool, missing: bo
                 decoded.images,
                 labels,
                 task.target_type,
-                _digest(decoded.hashes, label_bytes, groups),
+                digest_of_files(decoded.hashes, label_bytes, groups),
                 decoded.skipped,
                 left_out=tuple((name, 0) for name in sorted(names - {*labels.tolist(), ""})) if names else (),
                 image_names=tuple(printable(Path(table.files[i])) for i in kept),
@@ -138,7 +138,7 @@ def _unlabelled(table: LabelTable, tasks: Sequence[TaskColumns]) -> int:
     """Counts the image files that the table does not name, as an image or as a label."""
     named = {*table.files}
     for task in tasks:
-        if task.target_type in ("dense", "dense_classes"):
+        if task.target_type in DENSE_TYPES:
             named |= {PurePosixPath(cell).as_posix() for cell in table.columns[task.columns[0]]}
     return sum(file.as_posix() not in named for file in _image_files(table.folder, table.label_folder))
 
@@ -149,12 +149,3 @@ def _image_files(folder: Path, label_folder: Path) -> list[Path]:
     if label_folder == folder:
         return files
     return [file for file in files if not (folder / file).resolve().is_relative_to(label_folder.resolve())]
-
-
-def _digest(images: Sequence[str], labels: Sequence[bytes], groups: np.ndarray | None) -> str:
-    digest = hashlib.sha256()
-    for content_hash, label in zip(images, labels, strict=True):
-        digest.update(f"{content_hash}  ".encode() + label + b"\n")
-    if groups is not None:
-        digest.update("\n".join(groups.tolist()).encode())
-    return digest.hexdigest()

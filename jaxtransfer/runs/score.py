@@ -9,9 +9,9 @@ from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.data.datasets import LabelledTask, read_tasks
 from jaxtransfer.defaults import PROBE_SIZE
 from jaxtransfer.devices import is_first, synchronised
-from jaxtransfer.figures import heat_map
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.runs import record
+from jaxtransfer.runs.tables import write_tables
 from jaxtransfer.scores.compute import Scoring
 from jaxtransfer.scores.measures import MEASURES
 from jaxtransfer.scores.options import ScoreOptions
@@ -89,16 +89,7 @@ def _write(out: Path, scores: Affinity) -> None:
             for name in ("affinity", "stderr", "counts", "pseudo_values"):
                 for suffix in ("csv", "npy", "png"):
                     (out / f"{name}_{measure}.{suffix}").unlink(missing_ok=True)
-    scores.save(out)
-    for measure in scores.methods:
-        heat_map(
-            scores[measure],
-            scores.sources,
-            out / f"affinity_{measure}.png",
-            f"Score by {measure}",
-            targets=scores.targets,
-            quantity="score",
-        )
+    write_tables(out, scores, lambda measure: f"Score by {measure}")
 
 
 def _task_record(task: LabelledTask, target: Target) -> record.Record:

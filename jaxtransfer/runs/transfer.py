@@ -8,11 +8,11 @@ from jax.sharding import Mesh
 
 from jaxtransfer.data.datasets import LabelledTask, read_tasks
 from jaxtransfer.defaults import PROBE_SIZE
-from jaxtransfer.figures import heat_map
 from jaxtransfer.files import write_csv
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.runs import record
 from jaxtransfer.runs.load import load_run
+from jaxtransfer.runs.tables import write_tables
 from jaxtransfer.training.options import TransferOptions
 from jaxtransfer.training.transfers import Measuring, Transfers
 
@@ -40,9 +40,9 @@ def run_transfer(
     The directory receives for each metric `affinity_<metric>.csv`, `stderr_<metric>.csv` and `counts_<metric>.csv`,
     tasks x sources, a heat map, and `measured_<metric>.csv` with the columns target, source, score and stderr, which
     `Oracle.load` reads: larger scores are better, so losses are negated. The directory of the score run receives these
-    too, and its report then shows them. Features and finished trainings are kept and
-    reused, unfinished ones are saved about every 30 seconds. An interrupted run ends with the same bits on the same
-    machine and devices; on other devices with the same numbers up to rounding.
+    too, and its report then shows them. Features and finished trainings are kept and reused, unfinished ones are saved
+    about every 30 seconds. An interrupted run ends with the same bits on the same machine and devices; on other devices
+    with the same numbers up to rounding.
 
     Args:
         zoo: The networks.
@@ -82,26 +82,11 @@ def run_transfer(
     }
     with record.open_run(out, _KIND, about, record.diff_settings, command, mesh=dict(measuring.mesh.shape)):
         transfers = measuring.run(out, progress)
-        _write(out, transfers)
+        write_tables(out, transfers, lambda metric: f"Measured transfer: {transfers.measure(metric).name}")
         for place in (out, scores):
             if place is not None:
                 _write_oracles(Path(place), transfers)
     return transfers, tasks
-
-
-def _write(out: Path, transfers: Transfers) -> None:
-    """Writes the tables and heat maps of a run."""
-    transfers.save(out)
-    for metric in transfers.methods:
-        name = transfers.measure(metric).name
-        heat_map(
-            transfers[metric],
-            transfers.sources,
-            out / f"affinity_{metric}.png",
-            f"Measured transfer: {name}",
-            targets=transfers.targets,
-            quantity=name,
-        )
 
 
 def _write_oracles(directory: Path, transfers: Transfers) -> None:

@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from jaxtransfer.comparison.statistics import pseudo_values
 from jaxtransfer.comparison.streaming import CONSTANT_SHARE
+from jaxtransfer.data.datasets import DENSE_TYPES
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.points.store import chunks
 from jaxtransfer.scores.examples import FeatureArray, by_missing, outputs, pooled, usable_examples
@@ -41,7 +42,7 @@ def knn(features: FeatureArray, labels: Target | Shaped[np.ndarray, "n ..."]) ->
         JaxTransferError: The labels are dense, too few examples are usable, or their labels do not vary.
     """
     target = Target.of_labels(labels)
-    if target.target_type in ("dense", "dense_classes"):
+    if target.target_type in DENSE_TYPES:
         raise JaxTransferError("knn predicts labels of images, not dense labels; use ridge for these.")
     examples = usable_examples(features, target)
     units = _standardised(pooled(features, examples))

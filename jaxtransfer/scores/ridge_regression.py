@@ -27,6 +27,7 @@ from jaxtyping import Float, Int, Shaped
 from jaxtransfer.comparison.places import as_grid, reduce_units, resample
 from jaxtransfer.comparison.statistics import pseudo_values
 from jaxtransfer.comparison.streaming import CONSTANT_SHARE
+from jaxtransfer.data.datasets import DENSE_TYPES
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.points.store import chunks
 from jaxtransfer.scores.examples import FeatureArray, by_missing, outputs, pieces, read, usable_examples
@@ -79,7 +80,7 @@ def ridge(features: FeatureArray, labels: Target | Shaped[np.ndarray, "n ..."]) 
     """
     target = Target.of_labels(labels)
     examples = usable_examples(features, target)
-    if target.target_type in ("dense", "dense_classes"):
+    if target.target_type in DENSE_TYPES:
         results = [_of_places(features, target, examples)]
     else:
         columns, folds = outputs(target, examples), int(target.group.max()) + 1

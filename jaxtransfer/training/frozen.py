@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
+from jaxtransfer.data.datasets import CLASS_TYPES
 from jaxtransfer.devices import replicate
 from jaxtransfer.points.store import chunks
 from jaxtransfer.scores.features import Layer
@@ -82,7 +83,7 @@ def units_of(readout: Readout, features: Float[np.ndarray, "train ..."], labels:
 
 def labels_for(target: Target) -> np.ndarray:
     """Returns labels in the types in which devices compute with them."""
-    is_classes = target.target_type in ("classes", "dense_classes")
+    is_classes = target.target_type in CLASS_TYPES
     return target.values.astype(np.int32 if is_classes else np.float32)
 
 

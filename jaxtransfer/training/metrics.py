@@ -8,7 +8,7 @@ from scipy.special import log_softmax
 from scipy.stats import rankdata
 
 from jaxtransfer.comparison.measure import Measure
-from jaxtransfer.data.datasets import TargetType
+from jaxtransfer.data.datasets import CLASS_TYPES, TargetType
 
 _Metric = Callable[
     [Float[np.ndarray, "n ..."], Shaped[np.ndarray, "n ..."], Float[np.ndarray, " outputs"]], float
@@ -34,7 +34,7 @@ def judge(
     """
     predictions = predictions.reshape(-1, predictions.shape[-1]).astype(np.float64)
     labels = labels.reshape(len(predictions), -1)
-    if target_type in ("classes", "dense_classes"):
+    if target_type in CLASS_TYPES:
         known = labels[:, 0] >= 0
         predictions, labels = predictions[known], labels[known]
         if not len(labels):

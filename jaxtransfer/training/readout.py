@@ -10,11 +10,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from jaxtransfer.data.datasets import TargetType
+from jaxtransfer.data.datasets import CLASS_TYPES, DENSE_TYPES, TargetType
 from jaxtransfer.scores.target import Target
-
-_DENSE: tuple[TargetType, ...] = ("dense", "dense_classes")
-_CLASSES: tuple[TargetType, ...] = ("classes", "dense_classes")
 
 
 class Units(NamedTuple):
@@ -53,7 +50,7 @@ class Readout:
     @classmethod
     def of(cls, target: Target) -> "Readout":
         """Returns the readout for a target."""
-        is_dense, is_classes = target.target_type in _DENSE, target.target_type in _CLASSES
+        is_dense, is_classes = target.target_type in DENSE_TYPES, target.target_type in CLASS_TYPES
         outputs = len(target.classes) if is_classes else target.values.shape[-1]
         return cls(target.target_type, outputs, target.values.shape[1:3] if is_dense else None)
 
@@ -101,7 +98,7 @@ class Readout:
             predictions: Predictions.
             labels: As in `Target.values`; missing ones are -1 or NaN.
         """
-        if self.target_type in _CLASSES:
+        if self.target_type in CLASS_TYPES:
             known = labels >= 0
             values = optax.softmax_cross_entropy_with_integer_labels(predictions, jnp.where(known, labels, 0))
         else:
@@ -127,7 +124,7 @@ def label_units(target_type: TargetType, outputs: int, labels: Shaped[np.ndarray
         outputs: Number of classes, numbers or labels.
         labels: Labels as in `Target.values`; missing ones are -1 or NaN.
     """
-    if target_type in _CLASSES:
+    if target_type in CLASS_TYPES:
         counts = np.bincount(labels[labels >= 0].ravel(), minlength=outputs) + 1
         return np.log(counts / counts.sum()).astype(np.float32), np.ones(outputs, np.float32)
     flat = labels.reshape(-1, outputs).astype(np.float64)
