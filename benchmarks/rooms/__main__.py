@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.rooms import evaluate, labelled, learning, scores, settings, transfer, truth
+from benchmarks.rooms import evaluate, labelled, learning, settings, transfer, truth
 from benchmarks.rooms.examples import Examples
 from benchmarks.rooms.learning import Loss
 from benchmarks.rooms.pictures import sheet
@@ -239,7 +239,7 @@ def evaluate_scores(options: argparse.Namespace) -> None:
     examples = _examples(options, "labelled", max(labelled.COUNTS), chosen.world.size)
     with _bar("scoring encoders") as progress:
         matrices = labelled.measure_sources(options.work, examples, progress)
-    rows = labelled.score_all(matrices, scores.truth(Oracle.rooms(), (*rooms.TASKS,)))
+    rows = labelled.score_all(matrices, Oracle.rooms())
     table = Table(*labelled.Row._fields, title="Scores of labelled examples, compared with measured transfer")
     for row in rows:
         table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row))

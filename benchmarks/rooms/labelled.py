@@ -7,11 +7,11 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import rankdata
 
-from benchmarks.rooms import scores, transfer
+import jaxtransfer as jt
+from benchmarks.rooms import transfer
 from benchmarks.rooms.examples import Examples, Progress, unpacked
-from benchmarks.rooms.scores import Matrix
+from benchmarks.rooms.scores import RELEVANT, Matrix
 from jaxtransfer import rooms
 from jaxtransfer.comparison.statistics import jackknife_stderr
 from jaxtransfer.data.datasets import LabelledTask, TargetType
@@ -120,54 +120,46 @@ def _label(count: int, measure: str) -> str:
     return f"{measure}-{count}"
 
 
-def score_all(matrices: Mapping[tuple[int, str], Matrix], truth: Matrix) -> list[Row]:
+def score_all(matrices: Mapping[tuple[int, str], Matrix], oracle: jt.Oracle) -> list[Row]:
     """Compares all scores with the measured transfer."""
-    rows = []
+    names, rows = [*rooms.TASKS], []
     for (count, measure), values in matrices.items():
-        allowed = np.any(~np.isnan(values), axis=1)
-        if not allowed.any():
+        allowed = np.flatnonzero(np.any(~np.isnan(values), axis=1)).tolist()
+        if not allowed:
             continue
-        of_targets, of_ridge = (_agreement(matrix, truth, allowed) for matrix in (values, matrices[count, "ridge"]))
+        both = {name: matrices[count, name][allowed] for name in (measure, "ridge")}
+        affinity = jt.Affinity.of(names, both, targets=[names[row] for row in allowed])
+        of_targets, of_ridge = (_agreement(affinity, oracle, name) for name in (measure, "ridge"))
         without_network = [
-            _without(values, truth, allowed, network).mean() for network in range(len(values))
-        ]  # fmt: skip
+            _agreement(
+                affinity.only(
+                    targets=[name for name in affinity.targets if name != left_out],
+                    sources=[name for name in names if name != left_out],
+                ),
+                oracle,
+                measure,
+            ).mean()
+            for left_out in names
+        ]
         difference = of_targets - of_ridge
         rows.append(
             Row(
                 count,
                 measure,
-                int(allowed.sum()),
-                _precision(values, truth, allowed, 1),
-                _precision(values, truth, allowed, scores.RELEVANT),
-                float(of_targets.mean()),
-                float(jackknife_stderr(np.array(without_network))),
-                float(of_targets.min()),
-                float(of_ridge.mean()),
-                float(difference.mean()),
-                float(difference.std(ddof=1) / np.sqrt(len(difference))),
+                len(allowed),
+                *(jt.precision_at_k(affinity, oracle, k, relevant=RELEVANT, method=measure) for k in (1, RELEVANT)),
+                spearman=float(of_targets.mean()),
+                stderr=float(jackknife_stderr(np.array(without_network))),
+                lowest=float(of_targets.min()),
+                ridge=float(of_ridge.mean()),
+                less_ridge=float(difference.mean()),
+                less_ridge_stderr=float(difference.std(ddof=1) / np.sqrt(len(difference))),
             )
         )
     return rows
 
 
-def _agreement(values: Matrix, truth: Matrix, allowed: np.ndarray) -> Float[np.ndarray, " targets"]:
-    filled = np.where(allowed[:, None], values, np.arange(len(values))[None])
-    return scores.agreement(filled, truth)[allowed]
-
-
-def _without(values: Matrix, truth: Matrix, allowed: np.ndarray, network: int) -> Float[np.ndarray, " targets"]:
-    """Returns the agreement without a network, as a source and as a target."""
-    kept = np.delete(np.arange(len(values)), network)
-    square = np.ix_(kept, kept)
-    return _agreement(values[square], truth[square], allowed[kept])
-
-
-def _precision(values: Matrix, truth: Matrix, allowed: np.ndarray, k: int) -> float:
-    """Returns the share of the k first sources that are among the best, other than the target's own encoder."""
-    hits = []
-    for row in np.flatnonzero(allowed):
-        others = np.delete(np.arange(len(values)), row)
-        places = rankdata(-truth[row, others], method="ordinal")
-        first = np.argsort(-values[row, others], kind="stable")[:k]
-        hits.append((places[first] <= scores.RELEVANT).mean())
-    return float(np.mean(hits))
+def _agreement(affinity: jt.Affinity, oracle: jt.Oracle, measure: str) -> Float[np.ndarray, " targets"]:
+    """Computes the rank correlation of every target; 0 if all values are equal."""
+    correlations = jt.rank_correlations(affinity, oracle, method=measure).values()
+    return np.nan_to_num([correlation.spearman for correlation in correlations])
