@@ -1,16 +1,12 @@
 """The command line: `jaxtransfer`, or `python -m jaxtransfer`."""
 
-import errno
 import os
-import signal
 import sys
-import warnings
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.progress import DownloadColumn
-from typer.core import TyperGroup
 
 from jaxtransfer._version import __version__
 from jaxtransfer.cli.arguments import (
@@ -21,7 +17,8 @@ from jaxtransfer.cli.arguments import (
     parse_rgb,
     resolve_task_name,
 )
-from jaxtransfer.cli.console import logging_to_console, print_error, print_line, progress_bar, require_extra
+from jaxtransfer.cli.console import print_line, progress_bar, require_extra
+from jaxtransfer.cli.ending import Commands, end_on_signals
 from jaxtransfer.cli.tables import (
     print_affinity,
     print_comparison,
@@ -34,48 +31,15 @@ from jaxtransfer.cli.tables import (
 )
 from jaxtransfer.comparison.options import AffinityOptions
 from jaxtransfer.defaults import MAX_SIDE, PROBE_SIZE, RELEVANT
-from jaxtransfer.errors import JaxTransferError, in_words
+from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.pge.options import BackboneName, GradientMeasure, LossName, PGEOptions
 from jaxtransfer.scores.options import ScoreOptions
 from jaxtransfer.training.options import TransferOptions
 
 # Packages that do the work are imported by the commands that need them: `--help` must not wait for JAX.
 
-
-_NO_BACKEND = "Unable to initialize backend"  # how JAX's error for a wrong JAX_PLATFORMS begins
-
-
-class _Ended(KeyboardInterrupt):
-    """Ends the program like Ctrl-C, after another signal."""
-
-
-class _Commands(TyperGroup):
-    """All commands; an error that a user can cause ends in one sentence instead of a traceback."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            with logging_to_console(), warnings.catch_warnings():
-                warnings.showwarning = lambda message, *_: print_error(f"Warning: {message}")
-                return super().invoke(ctx)
-        except KeyboardInterrupt as interrupt:
-            print_error("Interrupted. Start the same command again to resume where it stopped.")
-            number = interrupt.args[0] if isinstance(interrupt, _Ended) else signal.SIGINT
-            raise typer.Exit(128 + number) from None
-        except (JaxTransferError, OSError) as error:
-            if isinstance(error, OSError) and error.errno == errno.EPIPE:
-                raise
-            print_error(f"Error: {in_words(error)}")
-        except RuntimeError as error:
-            if not str(error).startswith(_NO_BACKEND):
-                raise
-            reason = " ".join(str(error).partition(" (set JAX_PLATFORMS")[0].split())
-            platforms = os.environ.get("JAX_PLATFORMS", "")
-            print_error(f"Error: JAX does not start with JAX_PLATFORMS={platforms!r}; unset it or correct it. {reason}")
-        raise typer.Exit(2)
-
-
 app = typer.Typer(
-    cls=_Commands,
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -91,16 +55,8 @@ app.add_typer(_convert, name="convert")
 def main() -> None:
     """Runs the command line and ends the process with its exit status."""
     os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}  # figures do not depend on the user's settings
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
-            signal.signal(number, _end)
+    end_on_signals()
     app()
-
-
-def _end(number: int, _: object) -> None:
-    signal.signal(number, signal.SIG_IGN)  # a second one would disturb the end
-    raise _Ended(number)
 
 
 def _print_version(wanted: bool) -> None:
@@ -131,6 +87,12 @@ _Tasks = Annotated[
         "dataset; tables of labels (.csv); .npz files with x (images) and y (labels); or a .toml file that names "
         "datasets.",
     ),
+]
+_Size = Annotated[
+    int, typer.Option(min=1, max=MAX_SIDE, help="Height and width in pixels to which images are resized.")
+]
+_Limit = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Most images to use of each task.", show_default="all")
 ]
 _BatchSize = Annotated[
     int | None, typer.Option(min=1, help="Images in a batch on each device.", show_default="what fits in memory")
@@ -363,12 +325,8 @@ def score(
             help="An output of the networks whose features are used; may be repeated.", show_default="all but heads"
         ),
     ] = None,
-    size: Annotated[
-        int, typer.Option(min=1, max=MAX_SIDE, help="Height and width in pixels to which images are resized.")
-    ] = PROBE_SIZE,
-    limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Most images to use of each task.", show_default="all")
-    ] = None,
+    size: _Size = PROBE_SIZE,
+    limit: _Limit = None,
     batch_size: _BatchSize = None,
     precision: _Precision = ScoreOptions.precision,
     strict: _Strict = False,
@@ -434,12 +392,8 @@ def transfer(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Optimiser steps of a training.", show_default="the protocol's")
     ] = TransferOptions.steps,
-    size: Annotated[
-        int, typer.Option(min=1, max=MAX_SIDE, help="Height and width in pixels to which images are resized.")
-    ] = PROBE_SIZE,
-    limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Most images to use of each task.", show_default="all")
-    ] = None,
+    size: _Size = PROBE_SIZE,
+    limit: _Limit = None,
     strict: _Strict = False,
     import_: _Import = None,
     mesh: Annotated[
@@ -575,9 +529,7 @@ def pge(
     backbone: Annotated[
         BackboneName, typer.Option(help="Network whose freshly initialised weights the gradients are taken at.")
     ] = PGEOptions.backbone,
-    size: Annotated[
-        int, typer.Option(min=1, max=MAX_SIDE, help="Height and width in pixels to which images are resized.")
-    ] = PGEOptions.size,
+    size: _Size = PGEOptions.size,
     loss: Annotated[
         LossName | None,
         typer.Option(
