@@ -14,12 +14,9 @@ from PIL import Image
 import jaxtransfer as jt
 from jaxtransfer import JaxTransferError, LabelledTask, read_tasks
 from jaxtransfer.data.squares import resize_classes, resize_numbers
+from support.helpers import random_pixels
 
 FILES = [f"{letter}.png" for letter in "abcdef"]
-
-
-def _pixels(seed: int, shape: tuple[int, ...] = (9, 12, 3)) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
 
 
 @pytest.fixture
@@ -27,7 +24,7 @@ def photos(tmp_path) -> Path:
     folder = tmp_path / "photos"
     folder.mkdir()
     for seed, name in enumerate(FILES):
-        Image.fromarray(_pixels(seed)).save(folder / name)
+        Image.fromarray(random_pixels(seed)).save(folder / name)
     return folder
 
 
@@ -58,52 +55,26 @@ def _only(path: Path, **options) -> LabelledTask:
 def test_hashes_are_of_files_and_labels(tmp_path):
     for name, seed in (("x/cat/0.png", 0), ("x/dog/0.png", 1), ("x/dog/1.png", 2)):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(_pixels(seed)).save(tmp_path / name)
+        Image.fromarray(random_pixels(seed)).save(tmp_path / name)
     digest = hashlib.sha256()
     for name in ("cat/0.png", "dog/0.png", "dog/1.png"):
         content = hashlib.sha256((tmp_path / "x" / name).read_bytes()).hexdigest()
         digest.update(f"{content}  {name[:3]}\n".encode())
     assert _only(tmp_path / "x").sha256 == digest.hexdigest()
 
-    x, y = _pixels(0, (4, 6, 6)), np.array([[0.5, 1], [2, 3], [4, 5], [6, 7]], np.float32)
+    x, y = random_pixels(0, (4, 6, 6)), np.array([[0.5, 1], [2, 3], [4, 5], [6, 7]], np.float32)
     np.savez(tmp_path / "a.npz", x=x, y=y)
     parts = (b"|u1 (4, 6, 6, 1)", x.tobytes(), b"<f4 (4, 2)", y.tobytes())
     assert _only(tmp_path / "a.npz").sha256 == hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def test_images_sha256_is_of_the_images_alone():
-    images = _pixels(0, (4, 6, 6, 3))
-    first, second = LabelledTask.of(images, [0, 1, 0, 1]), LabelledTask.of(images, [1, 1, 0, 0], name="other")
-    assert first.images_sha256 == second.images_sha256
-    assert first.sha256 != second.sha256
-    assert LabelledTask.of(images[::-1], [0, 1, 0, 1]).images_sha256 != first.images_sha256
-    assert LabelledTask.of(images / np.float32(1), [0, 1, 0, 1]).images_sha256 != first.images_sha256
-
-
 # One folder, or a folder of data sets
-
-
-def test_copies_are_counted() -> None:
-    images = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), np.uint8)
-    images[3], images[4] = images[0], images[0]
-    assert LabelledTask.of(images, [0, 1] * 3).copies == 2
-    assert LabelledTask.of(images[:4], [0, 1] * 2).take(np.arange(3)).copies == 0
-
-
-def test_arrays_have_groups() -> None:
-    images = np.zeros((4, 4, 4, 3), np.uint8)
-    task = LabelledTask.of(images, [0, 1, 0, 1], groups=[7, 7, 8, 8])
-    assert task.groups is not None
-    assert task.groups.tolist() == ["7", "7", "8", "8"]
-    assert task.sha256 != LabelledTask.of(images, [0, 1, 0, 1]).sha256
-    with pytest.raises(JaxTransferError, match="it must be integers or text \\[4\\], the group of every image"):
-        LabelledTask.of(images, [0, 1, 0, 1], groups=[7, 7, 8])
 
 
 def test_a_folder_of_class_folders_is_one_data_set(tmp_path):
     for name in ("cat/1.png", "cat/2.png", "dog/1.png"):
         (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(_pixels(0)).save(tmp_path / "pets" / name)
+        Image.fromarray(random_pixels(0)).save(tmp_path / "pets" / name)
     (tmp_path / "pets" / "fox").mkdir()
     task = _only(tmp_path / "pets")
     assert (task.name, task.labels.tolist()) == ("pets", ["cat", "dog", "cat"])
@@ -116,7 +87,7 @@ def test_a_folder_of_class_folders_is_one_data_set(tmp_path):
 def test_what_may_be_a_class_beside_what_may_be_a_data_set(tmp_path):
     for name in ("cat/1.png", "dog/1.png", "fox/red/1.png"):
         (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(_pixels(0)).save(tmp_path / "pets" / name)
+        Image.fromarray(random_pixels(0)).save(tmp_path / "pets" / name)
     with pytest.raises(JaxTransferError, match=r"pets holds class folders, such as cat, beside .* fox; .*\.toml file"):
         _read(tmp_path / "pets")
     task = _only(_toml(tmp_path, 'path = "pets"'))
@@ -185,7 +156,7 @@ def test_columns_of_one_kind_are_one_task(photos):
     assert {task.image_names for task in tasks.values()} == {tasks["photos.breed"].image_names}
     assert len({task.sha256 for task in tasks.values()}) == 4
     for i, image in zip(order, tasks["photos.breed"].images, strict=True):
-        expected = Image.fromarray(_pixels(i)[:, 1:10]).resize((6, 6), Image.Resampling.BILINEAR)
+        expected = Image.fromarray(random_pixels(i)[:, 1:10]).resize((6, 6), Image.Resampling.BILINEAR)
         np.testing.assert_array_equal(image, np.asarray(expected))
 
 
@@ -233,7 +204,7 @@ def test_delimiters_and_byte_order_marks(photos, delimiter, mark):
 def test_the_order_of_rows_does_not_matter(tmp_path_factory, order, limit):
     folder = tmp_path_factory.mktemp("rows")
     for seed, name in enumerate(FILES):
-        Image.fromarray(_pixels(seed)).save(folder / name)
+        Image.fromarray(random_pixels(seed)).save(folder / name)
     columns = {"kind": list("xxyyzx"), "age": ["1.5", "2.5", "", "4.5", "5", "6"], "groups": list("112233")}
     _table(folder, columns)
     expected = _read(folder, limit=limit)
@@ -257,7 +228,7 @@ def test_groups(photos):
     assert task.groups.tolist() == ["p", "p", "q", "", "q", "r"]
     _table(photos, {"kind": list("xyxyxy"), "groups": ["p", "p", "q", "", "q", "q"]})
     assert _only(photos).sha256 != task.sha256
-    np.savez(photos.parent / "a.npz", x=_pixels(0, (4, 6, 6)), y=[1, 0, 0, 1], groups=[3, 3, 4, 4])
+    np.savez(photos.parent / "a.npz", x=random_pixels(0, (4, 6, 6)), y=[1, 0, 0, 1], groups=[3, 3, 4, 4])
     of_arrays = _only(photos.parent / "a.npz")
     assert of_arrays.groups is not None
     assert of_arrays.image_names == ("1", "0", "2", "3")
@@ -353,7 +324,7 @@ def test_bad_tables(photos, text, message):
 )
 def test_bad_options(photos, options, message):
     _table(photos, {"kind": list("xyxyxy"), "age": ["1.5", "2", "3", "4", "5", "6"]})
-    np.savez(photos.parent / "a.npz", x=_pixels(0, (2, 6, 6)), y=[0, 1])
+    np.savez(photos.parent / "a.npz", x=random_pixels(0, (2, 6, 6)), y=[0, 1])
     (photos.parent / "bare").mkdir()
     with pytest.raises(JaxTransferError, match=message):
         _read(_toml(photos.parent, options))
@@ -386,7 +357,7 @@ def test_dense_classes(photos, form):
             continue
         image = Image.fromarray(values)
         if form == "palette":
-            image.putpalette(_pixels(0, (15,)).tobytes())
+            image.putpalette(random_pixels(0, (15,)).tobytes())
         image.save(file)
     options = 'path = "photos"\ntarget = "dense_classes"\n'
     if form == "column":
@@ -460,7 +431,7 @@ def test_classes_are_those_of_the_nearest_pixel(side, size):
             "holds float64 9x12; the target",
         ),
         (
-            lambda f: Image.fromarray(_pixels(0)).save(f),
+            lambda f: Image.fromarray(random_pixels(0)).save(f),
             "dense_classes",
             "holds uint8 9x12x3; the target 'dense_classes' needs",
         ),
@@ -470,7 +441,7 @@ def test_classes_are_those_of_the_nearest_pixel(side, size):
             r"is 9x11, but its image .*a\.png is 9x12",
         ),
         (lambda f: np.save(f.with_suffix(".npy"), np.zeros(9)), "dense", r"is 9, but its image"),
-        (lambda f: Image.fromarray(_pixels(0, (12, 9))).save(f), "dense", "is 12x9, but its image"),
+        (lambda f: Image.fromarray(random_pixels(0, (12, 9))).save(f), "dense", "is 12x9, but its image"),
         (lambda f: np.save(f.with_suffix(".npy"), np.full((9, 12), np.inf)), "dense", "holds infinite numbers"),
         (
             lambda f: np.save(f.with_suffix(".npy"), np.full((9, 12), "x")),
@@ -479,7 +450,7 @@ def test_classes_are_those_of_the_nearest_pixel(side, size):
         ),
         (lambda f: f.write_bytes(b"nothing"), "dense", r"masks/a\.png cannot be used as a dense label; it must be"),
         (
-            lambda f: Image.fromarray(_pixels(0)).save(f.with_suffix(".jpg")),
+            lambda f: Image.fromarray(random_pixels(0)).save(f.with_suffix(".jpg")),
             "dense",
             r"a\.jpg cannot be used as a dense",
         ),
@@ -500,7 +471,7 @@ def test_dense_labels_that_differ(photos):
     options = 'path = "photos"\ndense = "masks"\ntarget = "dense"'
     with pytest.raises(JaxTransferError, match=r"same number of outputs, but .*a\.npy has 2 and .*b\.npy has 3"):
         _read(_toml(photos.parent, options))
-    Image.fromarray(_pixels(0)).save(photos.parent / "masks" / "a.png")
+    Image.fromarray(random_pixels(0)).save(photos.parent / "masks" / "a.png")
     with pytest.raises(JaxTransferError, match=r"two labels of one name, a\.npy and a\.png"):
         _read(photos.parent / "tasks.toml")
     _table(photos, {"mask": [f"{name}.npy" for name in FILES]})
@@ -511,100 +482,11 @@ def test_dense_labels_that_differ(photos):
 def test_a_photo_that_lies_on_its_side(photos):
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(_pixels(0)).save(photos / "a.png", exif=exif)
+    Image.fromarray(random_pixels(0)).save(photos / "a.png", exif=exif)
     (photos.parent / "masks").mkdir()
     np.save(photos.parent / "masks" / "a.npy", np.zeros((12, 9)))
     task = _only(_toml(photos.parent, 'path = "photos"\ndense = "masks"\ntarget = "dense"'))
     assert task.labels.shape == (1, 6, 6, 1)
-
-
-# Arrays
-
-
-def test_arrays_of_every_kind(tmp_path):
-    x, rng = _pixels(0, (6, 8, 8, 3)), np.random.default_rng(0)
-    floats = np.where(np.arange(12).reshape(6, 2) == 3, np.nan, rng.normal(size=(6, 2)))
-    dense = np.where(rng.random((6, 8, 8, 2)) < 0.2, np.nan, rng.normal(size=(6, 8, 8, 2)))
-    for y, target_type, missing in (
-        (np.array(["a", "b", "", "a", "b", "a"]), "classes", 1),
-        (floats, "numbers", 1),
-        (rng.integers(0, 2, (6, 3)), "multilabel", 0),
-        (rng.integers(0, 2, (6, 3)).astype(bool), "multilabel", 0),
-        (rng.integers(-2, 3, (6, 8, 8)), "dense_classes", None),
-        (rng.integers(0, 200, (6, 8, 8)).astype(np.uint8), "dense_classes", 0),
-        (dense, "dense", int(np.isnan(dense).sum())),
-    ):
-        np.savez(tmp_path / "a.npz", x=x, y=y)
-        [task] = read_tasks([tmp_path / "a.npz"], size=8, missing=True)
-        assert task.target_type == target_type
-        assert task.missing == (int((y < 0).sum()) if missing is None else missing)
-        order = [int(name) for name in task.image_names]
-        expected = np.maximum(y.astype(int), -1) if target_type == "dense_classes" else y
-        np.testing.assert_array_equal(task.labels, np.asarray(expected, task.labels.dtype)[order])
-        if target_type != "classes":
-            direct = LabelledTask.of(x, y, name="a")
-            np.testing.assert_array_equal(direct.labels, task.labels)
-            assert (direct.sha256, direct.images_sha256) == (task.sha256, task.images_sha256)
-        if missing != 0 and target_type != "classes":
-            with pytest.raises(JaxTransferError, match=r"a\.npz: y holds (values that are not finite|classes below 0)"):
-                read_tasks([tmp_path / "a.npz"], size=8)
-    binary = np.where(np.arange(12).reshape(6, 2) == 3, np.nan, rng.integers(0, 2, (6, 2)))
-    assert LabelledTask.of(x, binary).target_type == "numbers"
-    assert LabelledTask.of(x, binary, target_type="multilabel").missing == 1
-
-
-def test_tasks_of_arrays_are_cropped_to_squares():
-    task = LabelledTask.of(_pixels(0, (4, 9, 12)), np.arange(4 * 9 * 12).reshape(4, 9, 12), name="wide")
-    assert (task.images.shape, task.labels.shape) == ((4, 9, 9, 1), (4, 9, 9))
-    np.testing.assert_array_equal(task.labels[0, 0], np.arange(1, 10))
-    np.testing.assert_array_equal(task.images[0, ..., 0], _pixels(0, (4, 9, 12))[0, :, 1:10])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((np.zeros((2, 8, 8)), [0, 1, 0]), "The task 'task': images holds 2 images and labels 3 labels"),
-        ((np.zeros(3), [0, 1, 0]), "The task 'task': images must hold images"),
-        ((np.zeros((3, 8, 8)), [[0], [1], [0]]), "The task 'task': labels is int64 3x1; save classes as"),
-        (
-            (np.zeros((3, 8, 8)), [0.5, 1, 0], "classes"),
-            "fit the target 'classes' that the argument target_type gives it",
-        ),
-        ((np.zeros((3, 8, 8)), np.full((3, 2), 2), "multilabel"), "gives it, 0 and 1"),
-        ((np.zeros((3, 8, 8)), [0, None, 1]), "The task 'task': labels is object 3; save classes as"),
-        ((np.zeros((3, 8, 8)), [0, None, 1], "classes"), "labels is object 3; that does not fit the target 'classes'"),
-        ((np.zeros((3, 8, 8)), [0, 1, 0], "words"), "no target 'words' for the task 'task'; there are: classes"),
-        ((np.zeros((3, 8, 8)), np.full((3, 1), np.inf)), "labels holds values that are not finite"),
-        ((np.full((3, 8, 8), np.nan), [0, 1, 0]), "images holds values that are not finite"),
-        ((np.zeros((3, 8, 8)), np.zeros((3, 4, 4), int)), "dense targets, 3x4x4, must have the height and width"),
-    ],
-)
-def test_bad_arrays(arguments, message):
-    images, labels, *target_type = arguments
-    with pytest.raises(JaxTransferError, match=message):
-        LabelledTask.of(images, labels, target_type=target_type[0] if target_type else None)
-
-
-def test_bad_groups_and_names(tmp_path):
-    with pytest.raises(JaxTransferError, match="the name 'a/b' of a dataset cannot be part of a file name"):
-        LabelledTask.of(np.zeros((2, 8, 8)), [0, 1], name="a/b")
-    for groups in ([1], [[1], [2]], [0.5, 1.5]):
-        np.savez(tmp_path / "a.npz", x=np.zeros((2, 8, 8)), y=[0, 1], groups=groups)
-        with pytest.raises(JaxTransferError, match=r"a\.npz: groups is .*; it must be integers or text \[2\]"):
-            _read(tmp_path / "a.npz")
-
-
-def test_tasks_with_equal_images_share_one_array(tmp_path):
-    x = _pixels(0, (4, 6, 6))
-    for name, y in (("a", np.eye(4)), ("b", np.eye(4) * 2), ("c", np.eye(4, 2))):
-        np.savez(tmp_path / f"{name}.npz", x=x if name != "c" else x[::-1], y=y)
-    a, b, c = read_tasks([tmp_path], size=6)
-    assert a.images is b.images
-    assert a.images is not c.images
-    np.savez(tmp_path / "colour.npz", x=_pixels(0, (4, 6, 6, 3)), y=np.eye(4))
-    a, b, c, _ = read_tasks([tmp_path], size=6)
-    assert a.images is b.images
-    assert a.images.shape[-1] == 3
 
 
 def test_public_names():
@@ -632,26 +514,3 @@ def test_a_folder_by_any_path(photos, monkeypatch):
     monkeypatch.chdir(photos / "deep")
     names = [_only(Path(path)).name for path in ("..", "../labels.csv", "../../link", "../deep/../../photos")]
     assert names == ["photos", "photos", "link", "photos"]
-
-
-def test_a_part_of_a_task_has_a_hash_of_its_own():
-    task = LabelledTask.of(_pixels(0, (6, 4, 4)), np.arange(6) % 2)
-    mask = np.arange(6) > 2
-    part, same, other = task.take(mask), task.take(np.flatnonzero(mask)), task.take(~mask)
-    assert part.sha256 == same.sha256
-    assert len({task.sha256, part.sha256, other.sha256}) == 3
-    assert part.image_names == ("3", "4", "5")
-
-
-def test_text_objects_are_text():
-    labels = np.array(["a", None, float("nan"), "b"], object)
-    task = LabelledTask.of(np.zeros((4, 8, 8)), labels)
-    assert (task.target_type, task.labels.tolist(), task.missing) == ("classes", ["a", "", "", "b"], 2)
-
-
-def test_grey_images_in_colour():
-    grey = LabelledTask.of(_pixels(0, (4, 8, 8)), [0, 1, 0, 1])
-    colour = grey.in_colour()
-    np.testing.assert_array_equal(colour.images, np.stack([_pixels(0, (4, 8, 8))] * 3, -1))
-    assert colour.in_colour() is colour
-    assert colour.sha256 == grey.sha256

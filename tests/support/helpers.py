@@ -40,6 +40,11 @@ def free_port() -> int:
             return port
 
 
+def random_pixels(seed: int, shape: tuple[int, ...] = (9, 12, 3)) -> np.ndarray:
+    """An image, or several of them, of random pixels, uint8."""
+    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+
+
 def affinity_of(matrix: Any, names: Sequence[str], pseudo_values: np.ndarray | None = None) -> Affinity:
     """Affinities that are known, under one method, without errors."""
     values = np.asarray(matrix, np.float32)
