@@ -26,12 +26,13 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, OutputKind
 
-from jaxtransfer.aten import AtenProgram, Node, Value, Weight
+from jaxtransfer.aten import AtenProgram
 from jaxtransfer.converters.lower import arguments, lower, module_path, needed, operation, user_output, where
 from jaxtransfer.converters.pt2 import load_program
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.networks.network import Network
 from jaxtransfer.networks.preprocess import Preprocess
+from jaxtransfer.networks.program import Node, Value, Weight
 from jaxtransfer.networks.zoo import Zoo
 
 # Arguments that say where and how a result is stored, not what it is.

@@ -1,176 +1,20 @@
 """Represents a PyTorch program as data: a list of ATen operations that JAX executes."""
 
 import dataclasses
-import functools
-import json
-from collections.abc import Callable, Mapping
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from jaxtransfer.aten import algebra, elementwise, layers, normalisation, shaping  # noqa: F401  fill OPS
 from jaxtransfer.aten.table import OPS
-from jaxtransfer.errors import JaxTransferError
-
-
-@dataclasses.dataclass(frozen=True)
-class Value:
-    """An argument that is the result of an earlier node, or the images."""
-
-    name: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Weight:
-    """An argument that is a parameter, a buffer or a constant with its PyTorch name."""
-
-    name: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Node:
-    """An operation of a program with its arguments.
-
-    Attributes:
-        op: Name of the operation in the table, such as `aten.add.Tensor`.
-        args: Positional arguments: `Value`, `Weight`, numbers, booleans, strings, None, and lists of these.
-        kwargs: Keyword arguments of the same types.
-        output: Name of the result.
-        module: Path of the PyTorch module that the operation comes from, such as `blocks.0.bn1`; empty for the
-            outermost.
-    """
-
-    op: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: str
-    module: str
+from jaxtransfer.networks.program import Program
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class AtenProgram:
-    """Runs a PyTorch network as a pure function `program(params, images)`; it holds data only, and no weights.
+class AtenProgram(Program):
+    """Runs a PyTorch network as a pure function `program(params, images)`; see `Program`."""
 
-    Programs with equal contents are equal, so networks that differ only in their weights share a compiled function.
+    ops = OPS
 
-    Attributes:
-        nodes: The operations in order of execution.
-        input: Name of the value that holds the images.
-        output: Name of the value that holds the result.
-        shape: Height, width and channels of the images.
-        one_by_one: Whether the program was exported for a batch of one, so that it is mapped over the images.
-
-    Raises:
-        JaxTransferError: An operation is not in the table.
-    """
-
-    nodes: tuple[Node, ...]
-    input: str
-    output: str
-    shape: tuple[int, int, int]
-    one_by_one: bool
-
-    def __post_init__(self) -> None:
-        for node in self.nodes:
-            if node.op not in OPS:
-                raise JaxTransferError(
-                    f"The operation {node.op} {_where(node)} is not supported; supported are: {', '.join(sorted(OPS))}."
-                )
-
-    def __call__(
-        self, params: Mapping[str, Array | np.ndarray], images: Float[Array, "images height width channels"]
-    ) -> Float[Array, "images ..."]:
-        """Executes the program.
-
-        Args:
-            params: The weights by their PyTorch names.
-            images: Preprocessed images of the size that the program was exported for.
-
-        Raises:
-            JaxTransferError: The images have another size, or an operation has arguments that are not supported.
-        """
-        if images.ndim != 4 or images.shape[1:] != self.shape:
-            raise JaxTransferError(
-                f"This network takes images of height, width and channels {self.shape}, "
-                f"not an array of shape {images.shape}."
-            )
-        images = images.transpose(0, 3, 1, 2)
-        if self.one_by_one:
-            return jax.vmap(lambda image: self._run(params, image[None])[0])(images)
-        return self._run(params, images)
-
-    def _run(self, params: Mapping[str, Array | np.ndarray], images: Float[Array, "images c h w"]) -> Array:
-        values: dict[str, Any] = {self.input: images}
-
-        def resolve(argument: Any) -> Any:
-            if isinstance(argument, Value):
-                return values[argument.name]
-            return jnp.asarray(params[argument.name]) if isinstance(argument, Weight) else argument
-
-        for node in self.nodes:
-            args, kwargs = _map(resolve, node.args), _map(resolve, node.kwargs)
-            try:
-                values[node.output] = OPS[node.op](*args, **kwargs)
-            except (TypeError, ValueError, IndexError, NotImplementedError) as error:
-                raise JaxTransferError(f"The operation {node.op} {_where(node)} failed: {error}.") from error
-        return values[self.output]
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the program as data that JSON can hold."""
-        nodes = [[n.op, _map(_encode, n.args), _map(_encode, n.kwargs), n.output, n.module] for n in self.nodes]
-        return {
-            "nodes": nodes,
-            "input": self.input,
-            "output": self.output,
-            "shape": list(self.shape),
-            "one_by_one": self.one_by_one,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "AtenProgram":
-        """Restores the program from the data that `to_json` returned."""
-        nodes = tuple(
-            Node(op, tuple(_decode(args)), {k: _decode(v) for k, v in kwargs.items()}, output, module)
-            for op, args, kwargs, output, module in data["nodes"]
-        )
-        return cls(nodes, data["input"], data["output"], tuple(data["shape"]), data["one_by_one"])
-
-    # Compared as text, because in Python 1 == 1.0 == True, and because text caches its hash.
-    @functools.cached_property
-    def _text(self) -> str:
-        return json.dumps(self.to_json(), sort_keys=True)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, AtenProgram) and (self is other or self._text == other._text)
-
-    def __hash__(self) -> int:
-        return hash(self._text)
-
-
-def _where(node: Node) -> str:
-    return f"in module {node.module}" if node.module else "in the outermost module"
-
-
-def _map(function: Callable[[Any], Any], argument: Any) -> Any:
-    """Applies a function to the leaves of nested lists and dicts."""
-    if isinstance(argument, list | tuple):
-        return [_map(function, item) for item in argument]
-    if isinstance(argument, dict):
-        return {key: _map(function, item) for key, item in argument.items()}
-    return function(argument)
-
-
-def _encode(argument: Any) -> Any:
-    if isinstance(argument, Value | Weight):
-        return {type(argument).__name__.lower(): argument.name}
-    return argument
-
-
-def _decode(argument: Any) -> Any:
-    if isinstance(argument, dict):
-        ((kind, name),) = argument.items()
-        return {"value": Value, "weight": Weight}[kind](name)
-    return [_decode(item) for item in argument] if isinstance(argument, list) else argument
+    def arrange(self, images: Float[Array, "images h w channels"]) -> Float[Array, "images channels h w"]:
+        """Arranges images with their channels first."""
+        return images.transpose(0, 3, 1, 2)

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 import jaxtransfer
 import jaxtransfer.converters as converters
 from jaxtransfer import Network, Preprocess, Zoo
-from jaxtransfer.aten import AtenProgram, Node, Value, Weight
+from jaxtransfer.aten import AtenProgram
 from jaxtransfer.cli.app import app
+from jaxtransfer.networks.program import Node, Value, Weight
 from jaxtransfer.runs.load import load_run
 from support.helpers import complaint, free_port
 

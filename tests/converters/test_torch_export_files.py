@@ -14,8 +14,9 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
 import jaxtransfer as jt  # noqa: E402
-from jaxtransfer.aten import OPS, AtenProgram, Node, Value  # noqa: E402
+from jaxtransfer.aten import OPS, AtenProgram  # noqa: E402
 from jaxtransfer.converters import torch_export  # noqa: E402
+from jaxtransfer.networks.program import Node, Value  # noqa: E402
 from support.torch_modules import (  # noqa: E402
     IMAGE,
     Attention,
