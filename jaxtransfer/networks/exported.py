@@ -95,11 +95,9 @@ class ExportedProgram:
         Raises:
             JaxTransferError: It is not, or it does.
         """
-        exported: Any = self._exported
-        called = set()
-        while exported is not None:  # the program, its gradient, the gradient's gradient if a stranger has added one
-            called |= {name or "something" for _, name in _CUSTOM_CALL.findall(exported.mlir_module())}
-            exported = exported.vjp() if exported.has_vjp() else None
+        with _damage_as_error():
+            texts = [program.mlir_module() for program in self._programs()]
+        called = {name or "something" for text in texts for _, name in _CUSTOM_CALL.findall(text)}
         if refused := sorted(called - _CUSTOM_CALLS):
             raise JaxTransferError(
                 f"its exported program calls {', '.join(refused)}, which is no operation of StableHLO, so that a zoo "
@@ -151,13 +149,15 @@ class ExportedProgram:
 
     @functools.cached_property
     def _exported(self) -> export.Exported:
-        try:
+        with _damage_as_error():
             return export.deserialize(bytearray(self.content))
-        except Exception as error:  # what reads it has no exceptions of its own
-            raise JaxTransferError(
-                f"its exported program is damaged, or of a version of JAX that {jax.__version__} cannot read "
-                f"({type(error).__name__}); add the network again."
-            ) from error
+
+    def _programs(self) -> Iterator[export.Exported]:
+        """Yields the program and its gradient, and whatever further gradients a stranger has added."""
+        program: export.Exported | None = self._exported
+        while program is not None:
+            yield program
+            program = program.vjp() if program.has_vjp() else None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ExportedProgram) and self.sha256 == other.sha256
@@ -186,3 +186,15 @@ def _without_source_lines() -> Iterator[None]:
         yield
     finally:
         jax.config.update("jax_traceback_in_locations_limit", limit)
+
+
+@contextmanager
+def _damage_as_error() -> Iterator[None]:
+    """Turns whatever is raised for bytes that are no program into one sentence."""
+    try:
+        yield
+    except Exception as error:  # flatbuffers and XLA raise many types
+        raise JaxTransferError(
+            f"its exported program is damaged, or of a version of JAX that {jax.__version__} cannot read "
+            f"({type(error).__name__}); add the network again."
+        ) from error
