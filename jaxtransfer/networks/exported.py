@@ -123,8 +123,8 @@ class ExportedProgram:
         expected = self._exported.in_avals
         if len(arrays) != len(expected) or any(map(_differ, [*arrays[:-1], images[:1]], expected)):
             raise JaxTransferError(
-                f"This network's exported program takes its own weights and {expected[-1].dtype} images of height, width "
-                f"and channels {expected[-1].shape[1:]}, not {images.dtype} images of shape {images.shape}."
+                f"This network's exported program takes its own weights, and {expected[-1].dtype} images of height, "
+                f"width and channels {expected[-1].shape[1:]}, not {images.dtype} images of shape {images.shape}."
             )
         weights, call = arrays[:-1], self._exported.call
         if expected[-1].shape[0] == 1:
