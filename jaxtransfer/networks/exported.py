@@ -86,12 +86,10 @@ class ExportedProgram:
                 program = exported(*export.symbolic_shape("images"))
             except Exception:  # whatever code raises that asks for the number of images, as len(images) does
                 program = exported(1)
-        except JaxTransferError:
-            raise
         except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".")
             raise JaxTransferError(
-                f"its program cannot be exported ({type(error).__name__}: {(str(error).splitlines() or [''])[0]}); "
-                "give jaxtransfer.Network.of a factory."
+                f"its program cannot be exported ({reason}); give jaxtransfer.Network.of a factory."
             ) from error
         program.check()
         return program

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,11 @@ pytestmark = [
 SIZE = jt.Preprocess((16, 16))
 MODULES = [support := "support.jax_modules"]
 every_library = pytest.mark.parametrize(
-    "case", [pytest.param(case, id=name, marks=[pytest.mark.slow] * (name == "keras")) for name, case in CASES.items()]
+    "case",
+    [
+        pytest.param(case, id=name, marks=[pytest.mark.slow] * (name in ("keras", "linen")))
+        for name, case in CASES.items()
+    ],
 )
 
 
@@ -333,6 +338,7 @@ def test_zoos_store_exported_programs(case: Case, tmp_path: Path) -> None:
     assert str(Path(__file__).parents[2]).encode() not in (zoo.path / "n" / "program.export").read_bytes()
 
 
+@pytest.mark.slow
 def test_exported_networks_share_a_program_and_can_be_compared(exported: jt.Zoo) -> None:
     assert exported["n0"].apply == exported["n1"].apply
     assert hash(exported["n0"].apply) == hash(exported["n1"].apply)
@@ -344,6 +350,7 @@ def test_exported_networks_share_a_program_and_can_be_compared(exported: jt.Zoo)
     np.testing.assert_allclose(ours["saliency"], theirs["saliency"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_paths_of_gradients_through_an_exported_program(exported: jt.Zoo) -> None:
     stored = exported["n0"]
     network = jt.Network.of(trained(CASES["nnx"]), name="n")
@@ -373,8 +380,6 @@ def test_what_an_exported_program_cannot_do_is_said(exported: jt.Zoo, tmp_path: 
 
 def _replaced(zoo: jt.Zoo, target: Path, content: bytes) -> jt.Zoo:
     """A copy of the first network of a zoo with another program, whose hash is in the manifest."""
-    import shutil
-
     shutil.copytree(zoo.path / "n0", target / "n0")
     (target / "n0" / "program.export").write_bytes(content)
     file = target / "n0" / "network.json"
@@ -417,7 +422,7 @@ def test_programs_that_call_more_than_computations_are_refused(exported: jt.Zoo,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "layer"), [("MobileNetV3Small", "expanded_conv_3_add"), ("EfficientNetV2B0", "block4a_project_bn")]
+    ("name", "layer"), [("MobileNetV3Small", "expanded_conv_4_add"), ("EfficientNetV2B0", "block4a_project_bn")]
 )
 def test_applications_of_keras(name: str, layer: str) -> None:
     import keras
@@ -427,8 +432,8 @@ def test_applications_of_keras(name: str, layer: str) -> None:
     network = jt.Network.of(model, name="n", layer=layer)
     images = np.random.default_rng(0).random((1, 32, 32, 3), dtype=np.float32)
     maps, output = jt.attribute(network.apply, network.params, images, with_outputs=True)
-    until = keras.Model(model.inputs, model.get_layer(layer).output)
+    until = keras.Model(model.input, model.get_layer(layer).output)
     gradient = jax.grad(lambda images: jax_modules.CASES["keras"].by_hand(until, images).sum())(jnp.asarray(images))
-    np.testing.assert_allclose(output, until(images, training=False), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(output, until(jnp.asarray(images), training=False), rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(maps["saliency"], np.abs(gradient), rtol=1e-3, atol=1e-3 * np.abs(gradient).max())
     assert all(np.isfinite(of_method).all() and np.abs(of_method).max() > 0 for of_method in maps.values())
