@@ -34,7 +34,7 @@ from jaxtransfer.points.compute import PointComputation, PointSettings, Progress
 from jaxtransfer.points.directions import Similarity
 from jaxtransfer.points.network_refs import network_refs
 from jaxtransfer.points.passes import REPRESENTATION, SKETCH, Images
-from jaxtransfer.points.store import Points, given_or_temporary
+from jaxtransfer.points.store import Points, given_or_temporary, recomputing_damaged
 
 # DEPARA compares networks by these maps, beside their representations.
 _DEPARA_NODES = "input_x_gradient"
@@ -195,10 +195,7 @@ class Sweep:
         total = len(keys)
         while True:
             try:
-                self._computation.run(points, progress)
-                results = self._compare_maps(points, progress)
-                with single_blas_thread():
-                    results |= self._compare_representations(points, results.get(_DEPARA_NODES), progress)
+                results = recomputing_damaged(lambda: self._results(points, progress))
                 break
             except NetworkError as error:
                 if len(keys) <= _LEAST_NETWORKS:
@@ -213,6 +210,13 @@ class Sweep:
             warnings.warn(f"{counted_left_out(left_out, total)}: {' '.join(left_out.values())}", stacklevel=3)
         results = {method: results[method] for method in self._options.methods}
         return Affinity((*keys,), self._options.similarity, results, faults, left_out=left_out)
+
+    def _results(self, points: Points, progress: ProgressFn | None) -> dict[str, MethodResult]:
+        """Computes the points that are missing, and compares all."""
+        self._computation.run(points, progress)
+        results = self._compare_maps(points, progress)
+        with single_blas_thread():
+            return results | self._compare_representations(points, results.get(_DEPARA_NODES), progress)
 
     def _compare_maps(self, points: Points, progress: ProgressFn | None) -> dict[str, MethodResult]:
         """Compares maps, for each method that makes them."""
@@ -336,7 +340,7 @@ def _check_usable(names: Sequence[str], method: str, usable: np.ndarray, counts:
                 "finite.",
             )
     if not counts.all():
-        first, second = (names[i] for i in np.argwhere(counts == 0)[0])
+        first, second = (names[int(i)] for i in np.argwhere(counts == 0)[0])
         fewer = min(first, second, key=lambda name: usable[names.index(name)].sum())
         raise NetworkError(
             fewer, f"Networks {first!r} and {second!r} have no probe image on which both {method} maps are usable."

@@ -99,7 +99,7 @@ def enough_images(
     if usable.all():
         raise JaxTransferError(f"{sentence}.")
     counts = usable.sum(1)
-    fewest = names[counts.argmin()]
+    fewest = names[int(counts.argmin())]
     raise NetworkError(fewest, f"{sentence}; {fewest!r} can use {counts.min()} of {usable.shape[1]} images.")
 
 

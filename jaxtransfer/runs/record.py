@@ -70,8 +70,10 @@ def open_run(
                 if (earlier := _earlier(out, kind, about, differences)) is not None:
                     record["starts"] += earlier["starts"]
                 record["starts"].append(_start(command) | start)
-                finished = earlier is not None and earlier["finished"] is not None
-                _write(out, earlier | {"starts": record["starts"]} if finished else record)
+                if earlier is not None and earlier["finished"] is not None:
+                    _write(out, earlier | {"starts": record["starts"]})
+                else:
+                    _write(out, record)
         results: dict[str, Any] = {}
         with devices.synchronised():
             yield results
