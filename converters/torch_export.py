@@ -27,6 +27,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, OutputKind
 
 from jaxtransfer.aten import AtenProgram
+from jaxtransfer.converters.grids import is_channels_first
 from jaxtransfer.converters.lower import arguments, lower, module_path, needed, operation, user_output, where
 from jaxtransfer.converters.pt2 import load_program
 from jaxtransfer.errors import JaxTransferError
@@ -121,22 +122,13 @@ def from_exported(exported: ExportedProgram) -> tuple[AtenProgram, dict[str, np.
 
 
 def with_channels_last(program: AtenProgram, params: dict[str, np.ndarray]) -> AtenProgram:
-    """Returns a program whose output has its channels last, if it is a grid [images, channels, h, w].
-
-    A grid has the proportions of the images. Where that fits both orders, PyTorch's own, channels first, is assumed.
-    """
+    """Returns a program whose output has its channels last, if it is a grid [images, channels, h, w]."""
     output = jax.eval_shape(program, params, jax.ShapeDtypeStruct((1, *program.shape), np.float32))
-    if output.ndim != 4 or (_is_grid(output.shape[1:3], program) and not _is_grid(output.shape[2:], program)):
+    if not is_channels_first(output.shape, program.shape):
         return program
     name = f"{program.output}_channels_last"
     node = Node("aten.permute.default", (Value(program.output), [0, 2, 3, 1]), {}, name, "")
     return dataclasses.replace(program, nodes=(*program.nodes, node), output=name)
-
-
-def _is_grid(places: tuple[int, ...], program: AtenProgram) -> bool:
-    """Whether two sizes have the proportions of a program's images, to within one place."""
-    (height, width), (h, w) = program.shape[:2], places
-    return abs(h * width - w * height) < max(height, width)
 
 
 def _image(exported: ExportedProgram) -> torch.Tensor:

@@ -37,6 +37,7 @@ _PARTIAL, _SECONDS_OF_LEFTOVERS = ".adding-", 24 * 3600
 # manifests and of the keys of points: they stay the same when a module moves.
 _FUNCTIONS = {
     "jaxtransfer.aten.program:AtenProgram": "jaxtransfer.aten.program:AtenProgram",
+    "jaxtransfer.onnx.program:OnnxProgram": "jaxtransfer.onnx.program:OnnxProgram",
     "jaxtransfer.rooms.networks:encode": "jaxtransfer.rooms.networks:encode",
     "jaxtransfer.taskonomy:encode": "jaxtransfer.taskonomy.networks:encode",
 }
