@@ -37,6 +37,8 @@ _AFTER_HEAD = frozenset(
     "Squeeze".split()
 )
 DEEPEST = "deepest"
+# Operators whose results have places, whatever the proportions of these.
+_OVER_PLACES = ("onnx.Conv", "onnx.MaxPool", "onnx.AveragePool")
 
 
 def from_onnx(
@@ -209,8 +211,10 @@ class OnnxNetworkFile:
         return Network(name, program, params, preprocess)
 
     def _program(self, representation: str | Sequence[str] | None) -> tuple[OnnxProgram, dict[str, np.ndarray]]:
-        several = representation is not None and not isinstance(representation, str)
-        names = list(representation) if several else [self._default() if representation is None else representation]
+        several = not isinstance(representation, str | None)
+        names = (
+            list(representation) if not isinstance(representation, str | None) else [representation or self._default()]
+        )
         nodes = list(self._graph.nodes)
         outputs = {name: self._output(name, nodes) for name in names}
         nodes, used = _needed(nodes, set(outputs.values()))
@@ -256,15 +260,17 @@ class OnnxNetworkFile:
         return layers[name]
 
     def _deepest(self) -> str:
-        """Returns the last of the values that have the fewest places, but more than one, in the images' proportions."""
+        """Returns the last of the values that have the fewest places, but more than one."""
         height, width = self._shape[:2]
+        layers = {node.output for node in self._graph.nodes if node.op in _OVER_PLACES}
         best: tuple[int, str] | None = None
         for name, known in self._graph.layers.items():
             shape = known.value.shape if isinstance(known, Known) else ()
             if len(shape) != 4 or not jnp.issubdtype(known.value.dtype, np.floating):
                 continue
             h, w = shape[2:] if is_channels_first(shape, self._shape) else shape[1:3]
-            if h * w > 1 and abs(h * width - w * height) < max(height, width) and (best is None or h * w <= best[0]):
+            grid = abs(h * width - w * height) < max(height, width) or known.name in layers
+            if grid and h * w > 1 and (best is None or h * w <= best[0]):
                 best = h * w, name
         if best is None:
             raise JaxTransferError("no value of the graph has places: choose a representation by its name.")
