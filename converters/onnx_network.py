@@ -25,7 +25,6 @@ from jaxtransfer.errors import JaxTransferError, unknown_name
 from jaxtransfer.networks.network import Network
 from jaxtransfer.networks.preprocess import Preprocess, PreprocessFn
 from jaxtransfer.networks.program import Node, Value, Weight
-from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.onnx import OnnxProgram
 
 # Images of the trace; no other axis has this length by itself.
@@ -76,29 +75,6 @@ def from_onnx(
 
 def _size(size: tuple[int, int] | None, preprocess: PreprocessFn | None) -> tuple[int, int] | None:
     return preprocess.size if size is None and isinstance(preprocess, Preprocess) else size
-
-
-def convert(
-    file: str | Path,
-    zoo: Zoo,
-    name: str,
-    *,
-    representation: str | Sequence[str] | None = None,
-    preprocess: PreprocessFn | None = None,
-    size: tuple[int, int] | None = None,
-) -> tuple[Network, list[str]]:
-    """Reads the network in an ONNX file and adds it to a zoo; the arguments are those of `from_onnx`.
-
-    Returns:
-        The network, and what was changed so that it can be used, in sentences.
-
-    Raises:
-        JaxTransferError: As for `from_onnx`, or the zoo cannot store the network.
-    """
-    read = read_onnx(file, size=_size(size, preprocess))
-    network = read.network(name, representation, preprocess)
-    zoo.add(network, source=read.source)
-    return network, read.source["notes"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,14 +177,18 @@ class OnnxNetworkFile:
                 self._graph, self._values = before
                 self._one_by_one = False
                 program, params = self._program(representation)
-        height, width, channels = program.shape
-        if preprocess is None:
-            preprocess = (
-                Preprocess((height, width), lightness=True)
-                if channels == 1
-                else Preprocess((height, width), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-            )
-        return Network(name, program, params, preprocess)
+        return Network(name, program, params, self.preprocess() if preprocess is None else preprocess)
+
+    def preprocess(
+        self,
+        mean: tuple[float, ...] = (0.485, 0.456, 0.406),
+        std: tuple[float, ...] = (0.229, 0.224, 0.225),
+    ) -> Preprocess:
+        """Returns the preprocessing to the size of the network's images; a single channel is lightness from 0 to 1."""
+        height, width, channels = self._shape
+        if channels == 1:
+            return Preprocess((height, width), lightness=True)
+        return Preprocess((height, width), mean, std)
 
     def _program(self, representation: str | Sequence[str] | None) -> tuple[OnnxProgram, dict[str, np.ndarray]]:
         several = not isinstance(representation, str | None)
