@@ -265,7 +265,8 @@ def _check(program: AtenProgram, params: dict[str, np.ndarray], outputs: list[to
             raise JaxTransferError(
                 f"the network's output has shape {tuple(expected)}: its first axis must be the images."
             )
-        if result.shape != (images, *expected[1:]) or not np.issubdtype(result.dtype, np.floating):
+        known = tuple(n if isinstance(n, int) else m for n, m in zip(expected[1:], result.shape[1:], strict=True))
+        if result.shape != (images, *known) or not np.issubdtype(result.dtype, np.floating):
             raise JaxTransferError(
                 f"the network's output for {images} images is {result.dtype} {result.shape}: it must be an array of "
                 "floats whose first axis is the images."
