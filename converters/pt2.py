@@ -17,13 +17,15 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from jaxtransfer.aten import OPS
 from jaxtransfer.errors import JaxTransferError
 
 _GRAPH = "models/model.json"
 _TENSORS = ("data/weights", "data/constants")
 _FORMAT = ("archive_format", "archive_version", "byteorder", ".data/version")
 
-# Functions that the nodes of a graph may call: PyTorch's own operations, and arithmetic on sizes.
+# Functions that the nodes of a graph may call beside those that the user has registered: PyTorch's own operations, and
+# arithmetic on sizes.
 _TARGET = re.compile(
     r"torch\.ops\.aten\.\w+\.\w+|torch\.ops\.higher_order\.wrap_with_(set_grad_enabled|autocast)"
     r"|_operator\.(add|sub|mul|floordiv|truediv|mod|neg|pow|eq|ne|lt|le|gt|ge|and_|or_|getitem)"
@@ -64,7 +66,8 @@ def load_program(data: bytes) -> ExportedProgram:
             return torch.export.load(io.BytesIO(archive))
         except Exception as error:  # PyTorch raises many types; all mean the same to a user.
             raise JaxTransferError(
-                f"PyTorch {torch.__version__} cannot load this program: export it again with this version."
+                f"PyTorch {torch.__version__} cannot load this program: export it again with this version, and import "
+                "the modules that define its operations (--import)."
             ) from error
 
 
@@ -124,9 +127,11 @@ def _check(data: Any) -> None:
     if not isinstance(data, dict):
         return
     if "target" in data and "inputs" in data:
-        if not _TARGET.fullmatch(data["target"]):
+        target = data["target"]
+        if not _TARGET.fullmatch(target) and not (target.startswith("torch.ops.") and target[10:] in OPS):
             raise JaxTransferError(
-                f"the operation {data['target']} is not one of PyTorch's own: rewrite the network without it."
+                f"the operation {target} is not one of PyTorch's own: rewrite the network without it, or import the "
+                "module that registers it (--import), see docs/unsupported-operations.md."
             )
         stack = data["metadata"].get("nn_module_stack")
         data["metadata"] = {"nn_module_stack": stack} if stack else {}

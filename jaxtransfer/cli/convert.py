@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from jaxtransfer.cli.arguments import parse_rgb, parse_size
+from jaxtransfer.cli.arguments import import_modules, parse_rgb, parse_size
 from jaxtransfer.cli.console import print_line, progress_bar, require_extra
-from jaxtransfer.cli.options import WeightsDir, ZooDir
+from jaxtransfer.cli.options import Import, WeightsDir, ZooDir
 
 _Name = Annotated[str, typer.Option(help="Name of the network in the zoo.")]
 _Mean = Annotated[
@@ -49,8 +49,10 @@ def convert_torch(
     name: _Name,
     mean: _Mean = None,
     std: _Std = None,
+    import_: Import = None,
 ) -> None:
     """Convert a program that torch.export has saved."""
+    import_modules(import_ or ())
     scaling = {"mean": parse_rgb("--mean", mean), "std": parse_rgb("--std", std)}
     with require_extra("torch", "torch"):
         from jaxtransfer.converters import torch_export
