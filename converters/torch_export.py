@@ -17,6 +17,7 @@ a `torch.autograd.Function`, so its gradient is the derivative of that pass; it 
 
 import dataclasses
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from torch.export.graph_signature import InputKind, InputSpec, OutputKind
 from jaxtransfer.aten import AtenProgram
 from jaxtransfer.converters.lower import arguments, lower, module_path, needed, operation, user_output, where
 from jaxtransfer.converters.pt2 import load_program
+from jaxtransfer.devices import host_memory
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.networks.network import Network
 from jaxtransfer.networks.preprocess import Preprocess
@@ -74,6 +76,11 @@ def convert(
         program = with_channels_last(program, params)
     except JaxTransferError as error:
         raise JaxTransferError(f"{file}: {error}") from error
+    except Exception as error:  # what PyTorch and JAX raise for graphs that no network has
+        reason = " ".join(str(error).split())[:200]
+        raise JaxTransferError(
+            f"{file}: this program cannot be converted ({type(error).__name__}: {reason}): export the network again."
+        ) from error
     *size, channels = program.shape
     if channels != 3:
         raise JaxTransferError(f"{file}: the network takes images of {channels} channels, not the 3 of RGB.")
@@ -227,7 +234,13 @@ def _weight(exported: ExportedProgram, name: str) -> np.ndarray:
 def _check(program: AtenProgram, params: dict[str, np.ndarray], output: torch.fx.Node) -> None:
     """Traces the program for three images, which reveals unsupported arguments, and checks the shapes."""
     images = 3
-    result = jax.eval_shape(program, params, jax.ShapeDtypeStruct((images, *program.shape), np.float32))
+    given = params, jax.ShapeDtypeStruct((images, *program.shape), np.float32)
+    jaxpr, result = jax.make_jaxpr(program, return_shape=True)(*given)
+    largest = max((_bytes_of(variable) for equation in jaxpr.eqns for variable in equation.outvars), default=0)
+    if largest > host_memory():
+        raise JaxTransferError(
+            f"for {images} images one of its values takes {largest:,} bytes, but the memory has {host_memory():,}."
+        )
     expected = output.meta["val"]
     if not expected.ndim or (isinstance(expected.shape[0], int) and (not program.one_by_one or expected.shape[0] != 1)):
         raise JaxTransferError(
@@ -238,3 +251,8 @@ def _check(program: AtenProgram, params: dict[str, np.ndarray], output: torch.fx
             f"the network's output for {images} images is {result.dtype} {result.shape}: it must be an array of "
             "floats whose first axis is the images."
         )
+
+
+def _bytes_of(variable: Any) -> int:
+    aval = variable.aval
+    return math.prod(aval.shape) * aval.dtype.itemsize
