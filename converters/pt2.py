@@ -204,8 +204,8 @@ def _check(data: Any, depth: int = 0) -> int:
         target = data["target"]
         if not _TARGET.fullmatch(target) and not (target.startswith("torch.ops.") and target[10:] in OPS):
             raise JaxTransferError(
-                f"the operation {str(target)[:100]} is not one of PyTorch's own: rewrite the network without it, or import the "
-                "module that registers it (--import), see docs/unsupported-operations.md."
+                f"the operation {str(target)[:100]} is not one of PyTorch's own: rewrite the network without it, or "
+                "import the module that registers it (--import), see docs/unsupported-operations.md."
             )
         stack = data["metadata"].get("nn_module_stack")
         data["metadata"] = {"nn_module_stack": stack} if stack else {}
