@@ -11,16 +11,11 @@ from onnx import TensorProto, helper
 
 import jaxtransfer as jt
 from jaxtransfer.converters.onnx_network import read_onnx
-from jaxtransfer.onnx import OPS
 from support.helpers import quick_cases
-from support.onnx_models import channels_first, model, normal, reference, rng, save
+from support.onnx_models import channels_first, model, node, normal, reference, rng, save
 
 
-def node(op, *inputs, outputs=("y",), domain="", **attributes):
-    return helper.make_node(op, list(inputs), list(outputs), name=f"{op} of {outputs[0]}", domain=domain, **attributes)
-
-
-def agrees(tmp_path, nodes, weights=(), *, opset=21, shape=(8, 8, 3), x=None, tolerance=1e-5, many="N"):
+def agrees(tmp_path, nodes, weights=(), *, opset=21, shape=(8, 8, 3), x=None, tolerance=1e-5, many: str | int = "N"):
     """Two images through a model in onnxruntime and in JAX; `many` is how many the model says it takes."""
     images = normal(2, *shape, seed=1) if x is None else x
     images[..., 3:] = 1  # a fourth channel is opacity
@@ -39,10 +34,10 @@ def agrees(tmp_path, nodes, weights=(), *, opset=21, shape=(8, 8, 3), x=None, to
 ONE = {
     **{
         op: {}
-        for op in "Relu Sigmoid Tanh Mish HardSwish LeakyRelu Elu Celu Selu Gelu Softplus Softsign HardSigmoid ThresholdedRelu "
-        "Shrink Exp Neg Sign Floor Ceil Round Sin Cos Tan Atan Sinh Cosh Asinh Erf Abs Reciprocal Identity Softmax "
-        "LogSoftmax Hardmax GlobalAveragePool GlobalMaxPool GlobalLpPool MeanVarianceNormalization LpNormalization "
-        "Dropout Flatten".split()
+        for op in "Relu Sigmoid Tanh Mish HardSwish LeakyRelu Elu Celu Selu Gelu Softplus Softsign HardSigmoid "
+        "ThresholdedRelu Shrink Exp Neg Sign Floor Ceil Round Sin Cos Tan Atan Sinh Cosh Asinh Erf Abs Reciprocal "
+        "Identity Softmax LogSoftmax Hardmax GlobalAveragePool GlobalMaxPool GlobalLpPool MeanVarianceNormalization "
+        "LpNormalization Dropout Flatten".split()
     },
     "LeakyRelu slope": {"alpha": 0.3},
     "Elu slope": {"alpha": 0.3},
@@ -387,12 +382,15 @@ def test_shapes_are_arithmetic_in_numpy(tmp_path):
         node("Concat", "n1", "three", "p", outputs=["to"], axis=0),
         node("Reshape", "x", "to", outputs=["r"]),
         node("ConstantOfShape", "p", outputs=["c"], value=helper.make_tensor("v", TensorProto.FLOAT, [1], [0.5])),
+        node("Cast", "p", outputs=["f"], to=TensorProto.FLOAT),
+        node("Squeeze", "f", outputs=["length"]),
         node("Range", "null", "length", "step", outputs=["range"]),
         node("Add", "c", "range", outputs=["d"]),
         node("Add", "r", "d"),
     ]
-    weights = {"zero": np.array(0), "first": np.array([0]), "two": np.array([2]), "four": np.array([4]),
-               "three": np.array([3]), "null": np.float32(0), "length": np.float32(64), "step": np.float32(1)}  # fmt: skip
+    numbers = {"zero": 0, "first": [0], "two": [2], "four": [4], "three": [3]}
+    weights = {name: np.array(value) for name, value in numbers.items()}
+    weights |= {"null": np.float32(0), "step": np.float32(1)}
     network = agrees(tmp_path, nodes, weights)
     program = jax.make_jaxpr(network.apply)(network.params, normal(2, 8, 8, 3))
     assert [e.primitive.name for e in program.eqns if e.primitive.name not in ("transpose", "reshape")] in (

@@ -1,5 +1,8 @@
 """Small ONNX models, and what onnxruntime computes of them."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
@@ -13,8 +16,13 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-def normal(*shape, seed=0):
+def normal(*shape: int, seed: int = 0) -> Any:
     return rng(seed).normal(size=shape).astype(np.float32)
+
+
+def node(op: str, *inputs: str, outputs: Sequence[str] = ("y",), domain: str = "", **attributes: Any) -> Any:
+    """A node that has the name of its operator and its first output."""
+    return helper.make_node(op, list(inputs), list(outputs), name=f"{op} of {outputs[0]}", domain=domain, **attributes)
 
 
 def model(nodes, weights=(), *, opset=21, image=("N", 3, 8, 8), outputs=("y",), kind=TensorProto.FLOAT, inputs=()):
@@ -34,7 +42,7 @@ def save(made, path):
     return path
 
 
-def reference(made, *names, **inputs):
+def reference(made: Any, *names: str, **inputs: Any) -> list[Any]:
     """The values of a model that onnxruntime computes, as float32 where they are floats."""
     data = made if isinstance(made, bytes) else made.SerializeToString()
     options = onnxruntime.SessionOptions()
