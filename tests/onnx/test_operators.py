@@ -1,5 +1,7 @@
 """Every operator of the table agrees with onnxruntime, in the forms of the opsets that changed it."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -157,7 +159,7 @@ def test_reductions(name, opset, tmp_path):
     x = np.abs(normal(2, 8, 8, 3)) + 0.1
     as_input = opset >= 18 or (opset >= 13 and name == "Sum")
     for axes, keep in (([2, 3], 0), ([-1], 1)):
-        given = {} if as_input else {"axes": axes}
+        given: Any = {} if as_input else {"axes": axes}
         inputs = ["x", "axes"] if as_input else ["x"]
         weights = {"axes": np.array(axes)} if as_input else {}
         agrees(tmp_path, [node(f"Reduce{name}", *inputs, keepdims=keep, **given)], weights, opset=opset, x=x)
@@ -318,8 +320,8 @@ def test_resizes(case, tmp_path):
         weights = {"scales": np.array(scales, np.float32)}
         agrees(tmp_path, [node("Resize", "x", "", "scales", **given)], weights, opset=19)
     if "symmetric" not in case:
-        given = given | {"axes": [2, 3]}
-        agrees(tmp_path, [node("Resize", "x", "", "", "sizes", **given)], {"sizes": np.array([5, 16])}, opset=19)
+        sides: Any = given | {"axes": [2, 3]}
+        agrees(tmp_path, [node("Resize", "x", "", "", "sizes", **sides)], {"sizes": np.array([5, 16])}, opset=19)
 
 
 @pytest.mark.parametrize("mode", ["nearest", "linear"])

@@ -48,7 +48,7 @@ def reference(made: Any, *names: str, **inputs: Any) -> list[Any]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(data, options)
-    return session.run(list(names) or None, inputs)
+    return list(session.run(list(names) or None, inputs))
 
 
 def channels_first(x):
