@@ -72,8 +72,8 @@ def convert_onnx(
         list[str] | None,
         typer.Option(
             metavar="VALUE",
-            help="Value or node of the graph that the network gives, or deepest, the last value with the fewest places; "
-            "may be repeated.",
+            help="Value or node of the graph that the network gives, or deepest, the last value with the fewest "
+            "places; may be repeated.",
             show_default="what a classifier's last layer reads, or the output",
         ),
     ] = None,

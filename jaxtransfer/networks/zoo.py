@@ -1,7 +1,6 @@
 """Stores networks in a directory: Orbax checkpoints beside manifests that a person can read."""
 
 import contextlib
-import dataclasses
 import functools
 import importlib
 import json
@@ -400,7 +399,7 @@ def _preprocess_to_json(preprocess: PreprocessFn | None) -> dict[str, Any] | Non
         return None
     if not isinstance(preprocess, Preprocess):
         raise JaxTransferError(f"its preprocess is {preprocess!r}; use jaxtransfer.Preprocess.")
-    return dataclasses.asdict(preprocess)
+    return preprocess.fields()
 
 
 def _preprocess_from_json(stored: Mapping[str, Any]) -> Preprocess:
