@@ -6,6 +6,7 @@ operation with weights. A node of the exported graph that is none of these has i
 """
 
 import copy
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
@@ -51,6 +52,15 @@ def output_names(exported: ExportedProgram) -> list[str]:
     return [".".join(path) for path in _paths(exported.module_call_graph[0].signature.out_spec)]
 
 
+def default_tokens(exported: ExportedProgram, name: str) -> Tokens:
+    """Returns which tokens stand for the whole image: the class token, or the mean where there is none."""
+    try:
+        with_outputs(exported, [name], "class")
+    except JaxTransferError:
+        return "mean"
+    return "class"
+
+
 def with_outputs(exported: ExportedProgram, names: Sequence[str], tokens: Tokens = "all") -> ExportedProgram:
     """Returns the network that ends in the chosen values, and returns them as one tensor or as a tuple.
 
@@ -86,10 +96,10 @@ def with_outputs(exported: ExportedProgram, names: Sequence[str], tokens: Tokens
     specs = [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(node.name), None) for node in chosen]
     module.graph.output_node().args = (tuple(chosen),)
     module.recompile()
-    call = copy.deepcopy(exported.module_call_graph[0])
-    assert call.signature is not None
-    call.signature.outputs = [spec.arg for spec in specs]
-    call.signature.out_spec = pytree.tree_structure(0 if len(chosen) == 1 else (0,) * len(chosen))
+    call = exported.module_call_graph[0]
+    structure = pytree.tree_structure(0 if len(chosen) == 1 else (0,) * len(chosen))
+    returned: Any = dataclasses.replace(call.signature, outputs=[spec.arg for spec in specs], out_spec=structure)
+    call = dataclasses.replace(call, signature=returned)
     signature = ExportGraphSignature(exported.graph_signature.input_specs, specs)
     return _rebuilt(exported, module, signature, call)
 
