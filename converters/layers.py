@@ -16,6 +16,7 @@ from torch.export.graph_signature import ExportGraphSignature, OutputKind, Outpu
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from jaxtransfer.converters.grids import is_grid
 from jaxtransfer.converters.lower import needed, user_outputs
 from jaxtransfer.errors import JaxTransferError, unknown_name
 
@@ -25,12 +26,6 @@ Tokens = Literal["all", "class", "mean", "grid"]
 
 _CONVOLUTIONS = frozenset(("aten::conv2d", "aten::convolution"))
 _WITH_WEIGHTS = _CONVOLUTIONS | {"aten::linear", "aten::addmm", "aten::matmul", "aten::mm"}
-
-
-def is_grid(places: Sequence[int], size: Sequence[int]) -> bool:
-    """Whether height and width of a grid have the proportions of images of a size, to within one place."""
-    (height, width), (h, w) = size, places
-    return abs(h * width - w * height) < max(height, width)
 
 
 def layers(exported: ExportedProgram) -> dict[str, torch.Tensor]:

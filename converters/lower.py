@@ -25,7 +25,7 @@ _MAY_RETURN_THEIR_ARGUMENT = frozenset(
         "resolve_neg atleast_1d atleast_2d atleast_3d"
     ).split()
 )
-_UNDECLARED_VIEWS = _MAY_RETURN_THEIR_ARGUMENT | {"aten::_unsafe_view"}
+_UNDECLARED_VIEWS = _MAY_RETURN_THEIR_ARGUMENT | {"aten::_unsafe_view", "aten::conj_physical", "aten::_conj_physical"}
 
 
 def lower(exported: ExportedProgram) -> tuple[Graph, ExportedProgram]:

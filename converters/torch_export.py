@@ -29,7 +29,8 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, OutputKind
 
 from jaxtransfer.aten import AtenProgram
-from jaxtransfer.converters.layers import Tokens, is_grid, layers, output_names, with_outputs
+from jaxtransfer.converters.grids import is_channels_first
+from jaxtransfer.converters.layers import Tokens, layers, output_names, with_outputs
 from jaxtransfer.converters.lower import arguments, lower, module_path, needed, operation, user_outputs, where
 from jaxtransfer.converters.pt2 import load_program
 from jaxtransfer.errors import JaxTransferError
@@ -154,16 +155,12 @@ def from_exported(exported: ExportedProgram, names: Sequence[str] = ("",)) -> tu
 
 
 def with_channels_last(program: AtenProgram, params: dict[str, np.ndarray]) -> AtenProgram:
-    """Returns a program whose outputs have their channels last, if they are grids [images, channels, h, w].
-
-    A grid has the proportions of the images. Where that fits both orders, PyTorch's own, channels first, is assumed.
-    """
+    """Returns a program whose outputs have their channels last, if they are grids [images, channels, h, w]."""
     outputs = jax.eval_shape(program, params, jax.ShapeDtypeStruct((1, *program.shape), np.float32))
     moved: list[Node] = []
 
     def move(name: str, output: jax.ShapeDtypeStruct) -> str:
-        size = program.shape[:2]
-        if output.ndim != 4 or (is_grid(output.shape[1:3], size) and not is_grid(output.shape[2:], size)):
+        if not is_channels_first(output.shape, program.shape):
             return name
         moved.append(Node("aten.permute.default", (Value(name), [0, 2, 3, 1]), {}, f"{name}_channels_last", ""))
         return moved[-1].output

@@ -308,6 +308,12 @@ def zeros(like: Any, *, dtype: str | None = None) -> jax.Array:
     return full(like, 0.0, dtype=dtype)
 
 
+@op("empty.memory_format", "empty_like.default", "empty_permuted.default")
+def empty(like: Any, physical_layout: Any = None, *, dtype: str | None = None) -> jax.Array:
+    """Returns zeros; what a network reads before it has written there is undefined in PyTorch."""
+    return zeros(like, dtype=dtype)
+
+
 @op("ones.default", "ones_like.default")
 def ones(like: Any, *, dtype: str | None = None) -> jax.Array:
     return full(like, 1.0, dtype=dtype)

@@ -10,6 +10,7 @@ from jaxtransfer.errors import JaxTransferError
 # manifests and of the keys of points: they stay the same when a module moves.
 FUNCTIONS = {
     "jaxtransfer.aten.program:AtenProgram": "jaxtransfer.aten.program:AtenProgram",
+    "jaxtransfer.onnx.program:OnnxProgram": "jaxtransfer.onnx.program:OnnxProgram",
     "jaxtransfer.rooms.networks:encode": "jaxtransfer.rooms.networks:encode",
     "jaxtransfer.taskonomy:encode": "jaxtransfer.taskonomy.networks:encode",
 }
