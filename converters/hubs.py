@@ -199,11 +199,12 @@ def _load_transformers(name: str, random_weights: bool, pre_head: bool) -> HubNe
     import transformers
 
     transformers.logging.disable_progress_bar()
+    config = transformers.AutoConfig.from_pretrained(name)
     processor = transformers.AutoImageProcessor.from_pretrained(name).to_dict()
     if random_weights:
-        model, missing = transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(name)), ()
+        model, missing = transformers.AutoModel.from_config(config), ()
     else:
-        model, loading = transformers.AutoModel.from_pretrained(name, output_loading_info=True)
+        model, loading = transformers.AutoModel.from_pretrained(name, config=config, output_loading_info=True)
         missing = loading["missing_keys"]
     whole = model
     model: Any = getattr(whole, "vision_model", whole).float().eval()  # of networks of images and text
@@ -247,7 +248,6 @@ def _preprocess(
         (size[0], size[1]),
         tuple(map(float, mean)),
         tuple(map(float, std)),
-        clip=None if method == "linear" else (0.0, 1.0),
         resize=None if [*resize] == [*size] else (resize[0], resize[1]),
         interpolation=method,
     )

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, OutputKind, OutputSpec, TensorArgument
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from jaxtransfer.converters.grids import is_grid
@@ -73,7 +73,7 @@ def with_outputs(exported: ExportedProgram, names: Sequence[str], tokens: Tokens
         raise unknown_name("choice of tokens", tokens, get_args(Tokens))
     if not names and tokens == "all":
         return exported
-    module, image = copy.deepcopy(exported.graph_module), _image(exported).name
+    module, image = _copy(exported.graph_module), _image(exported).name
     exported = _rebuilt(exported, module, exported.graph_signature, exported.module_call_graph[0])
     named, by_node = _named(exported), {node.name: node for node in module.graph.nodes}
     chosen = []
@@ -97,6 +97,14 @@ def with_outputs(exported: ExportedProgram, names: Sequence[str], tokens: Tokens
     call = dataclasses.replace(call, signature=returned)
     signature = ExportGraphSignature(exported.graph_signature.input_specs, specs)
     return _rebuilt(exported, module, signature, call)
+
+
+def _copy(module: GraphModule) -> GraphModule:
+    """Copies a graph with the names of its nodes; PyTorch's own copy renames those named like a builtin function."""
+    copied = copy.deepcopy(module)
+    for old, new in zip(module.graph.nodes, copied.graph.nodes, strict=True):
+        new.name, new.target = old.name, old.target
+    return copied
 
 
 def _rebuilt(exported: ExportedProgram, module: Any, signature: ExportGraphSignature, call: Any) -> ExportedProgram:
