@@ -16,6 +16,7 @@ FUNCTIONS = {
     "jaxtransfer.networks.modules:KerasFunction": "jaxtransfer.networks.modules.keras_models:KerasFunction",
     "jaxtransfer.networks.modules:LinenFunction": "jaxtransfer.networks.modules.linen_modules:LinenFunction",
     "jaxtransfer.networks.modules:NnxFunction": "jaxtransfer.networks.modules.nnx_modules:NnxFunction",
+    "jaxtransfer.onnx.program:OnnxProgram": "jaxtransfer.onnx.program:OnnxProgram",
     "jaxtransfer.rooms.networks:encode": "jaxtransfer.rooms.networks:encode",
     "jaxtransfer.taskonomy:encode": "jaxtransfer.taskonomy.networks:encode",
 }

@@ -1,7 +1,6 @@
 """Stores networks in a directory: Orbax checkpoints beside manifests that a person can read."""
 
 import contextlib
-import dataclasses
 import functools
 import importlib
 import json
@@ -31,6 +30,7 @@ from jaxtransfer.networks.exported import ExportedProgram
 from jaxtransfer.networks.functions import FUNCTIONS, findable_name, function_named, is_registered, register
 from jaxtransfer.networks.modules import ModuleFunction
 from jaxtransfer.networks.network import ApplyFn, Network, Storable, is_key, is_name, weights_hash
+from jaxtransfer.networks.outputs import describe_outputs
 from jaxtransfer.networks.preprocess import Preprocess, PreprocessFn
 
 _MANIFEST, _WEIGHTS, _PROGRAM = "network.json", "weights", "program.export"
@@ -49,9 +49,9 @@ _SINGLE: _Path = ("params",)
 class Zoo:
     """Stores networks in a directory, one folder per network, and loads them one by one on demand.
 
-    A folder holds `network.json` (the manifest: architecture, preprocessing, shapes, hash and origin of the
-    weights), `weights/` (an Orbax checkpoint), and for a network of `Network.of` without a factory `program.export`
-    (StableHLO). A folder appears whole or not at all.
+    A folder holds `network.json` (the manifest: architecture, preprocessing, what it returns, shapes, hash and origin
+    of the weights), `weights/` (an Orbax checkpoint), and for a network of `Network.of` without a factory
+    `program.export` (StableHLO). A folder appears whole or not at all.
 
     Any other network's `apply` is stored by name, never as code: it must be a function at the top level of a module,
     or an object with `to_json()` whose class has `from_json(config)`. Opening a network imports nothing but
@@ -202,6 +202,7 @@ class Zoo:
                 "preprocess": _preprocess_to_json(network.preprocess),
                 "weights_sha256": weights_hash(_rebuild(params, (), lambda path, *_: arrays[path])),
                 "source": dict(source or {}),
+                "outputs": describe_outputs(network),
                 "params": params,
             }
             text = json.dumps(manifest, indent=1)
@@ -293,12 +294,18 @@ class _Function(JsonObject):
     name: Annotated[str, Field(pattern=r"^[\w.:<>]*$", max_length=300)]
 
 
+class _Output(JsonObject):
+    kind: str
+    shape: list[int]
+
+
 class _Manifest(JsonObject):
     format: Literal[1]
     name: str
     apply: _Function
     preprocess: Annotated[dict[str, Any], AfterValidator(_checked_preprocess)] | None
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    outputs: dict[str, _Output] = {}  # noqa: RUF012  pydantic copies it
     params: Annotated[Any, AfterValidator(_checked_params)]
 
 
@@ -420,7 +427,7 @@ def _preprocess_to_json(preprocess: PreprocessFn | None) -> dict[str, Any] | Non
         return None
     if not isinstance(preprocess, Preprocess):
         raise JaxTransferError(f"its preprocess is {preprocess!r}; use jaxtransfer.Preprocess.")
-    return dataclasses.asdict(preprocess)
+    return preprocess.fields()
 
 
 def _preprocess_from_json(stored: Mapping[str, Any]) -> Preprocess:
