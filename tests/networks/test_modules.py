@@ -150,6 +150,21 @@ def test_of_several_calls_the_last_counts_also_inside_transformations(checkpoint
     np.testing.assert_allclose(network.apply(network.params, jnp.asarray(IMAGES)), expected, atol=1e-6)
 
 
+class Checkpointed(eqx.Module):
+    layer: eqx.nn.Conv2d
+
+    def __call__(self, image: jax.Array) -> jax.Array:
+        return jax.checkpoint(lambda image: self.layer(image))(image)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_layers_of_equinox_inside_transformations_are_refused(compiled: bool) -> None:
+    module = Checkpointed(eqx.nn.Conv2d(3, 4, 3, key=jax.random.key(0)))
+    network = jt.Network.of(module, name="n", layer="layer")
+    with pytest.raises(jt.JaxTransferError, match=r"The layer layer cannot be taken, .* such as jax.jit"):
+        (jax.jit(network.apply) if compiled else network.apply)(network.params, jnp.asarray(IMAGES))
+
+
 def encode(module: Any, images: jax.Array) -> jax.Array:
     return module.encode(images)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jaxtransfer.networks.modules.function import ModuleFunction, evaluation_arguments
+from jaxtransfer.networks.modules.function import ModuleFunction, Records, evaluation_arguments
 
 
 class EquinoxFunction(ModuleFunction):
@@ -52,14 +52,14 @@ class EquinoxFunction(ModuleFunction):
         module = jax.tree.unflatten(tree, [next(arrays) if _is_shape(leaf) else leaf for leaf in shapes])
 
         def run_one(image: Array) -> tuple[PyTree, dict[str, PyTree]]:
-            records: dict[str, Any] = {}
+            records = Records()
             watched = module
             for name in layers:
                 if name in _layers(_network(module)):
-                    watched = _watch(watched, name, functools.partial(records.__setitem__, name))
+                    watched = _watch(watched, name, functools.partial(records.record, name))
             if self.call is not None:
-                return self.call(watched, image), records
-            return jax.tree.map(_channels_last, (_call(watched, image.transpose(2, 0, 1)), records))
+                return self.call(watched, image), {**records}
+            return jax.tree.map(_channels_last, (_call(watched, image.transpose(2, 0, 1)), {**records}))
 
         return jax.vmap(run_one)(images)
 

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Self
 
-import jax
+import jax.extend.core as jex
 from jaxtyping import Array, Float, PyTree
 
 from jaxtransfer.arguments import is_state_error
@@ -85,11 +85,6 @@ class ModuleFunction(abc.ABC):
         except JaxTransferError:
             raise
         except Exception as error:
-            if names and isinstance(error, jax.errors.UnexpectedTracerError):
-                raise JaxTransferError(
-                    f"The layers {', '.join(names)} cannot be taken, since one of them is called inside a "
-                    "transformation such as jax.jit, jax.checkpoint or jax.lax.scan; take a layer outside."
-                ) from error
             if self.call is not None or is_state_error(error):
                 raise
             raise JaxTransferError(
@@ -156,6 +151,31 @@ class ModuleFunction(abc.ABC):
 
     def __hash__(self) -> int:
         return self._hash
+
+
+class Records(dict[str, PyTree]):
+    """Collects the outputs of inner layers by their names, in one transformation of JAX."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._transformation = _transformation()
+
+    def record(self, name: str, outputs: PyTree) -> None:
+        """Stores the outputs of a layer.
+
+        Raises:
+            JaxTransferError: The layer is called inside another transformation, which its outputs cannot leave.
+        """
+        if _transformation() != self._transformation:
+            raise JaxTransferError(
+                f"The layer {name} cannot be taken, since it is called inside a transformation such as jax.jit, "
+                "jax.checkpoint or jax.lax.scan; take a layer outside."
+            )
+        self[name] = outputs
+
+
+def _transformation() -> Any:
+    return jex.get_opaque_trace_state(convention="flax")
 
 
 def evaluation_arguments(function: Callable[..., Any]) -> dict[str, bool]:

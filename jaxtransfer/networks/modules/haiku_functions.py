@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxtyping import Array, PyTree
 
-from jaxtransfer.networks.modules.function import ModuleFunction, evaluation_arguments
+from jaxtransfer.networks.modules.function import ModuleFunction, Records, evaluation_arguments
 
 
 class HaikuFunction(ModuleFunction):
@@ -39,26 +39,31 @@ class HaikuFunction(ModuleFunction):
 
     def run(self, weights: PyTree, images: Array, layers: Iterable[str]) -> tuple[PyTree, Mapping[str, PyTree]]:
         """Calls the function; of several calls of a layer, the last is kept."""
-        return self._intercepted(weights, images, lambda name: name in layers)
+        records = Records()
+
+        def keep(name: str, outputs: PyTree) -> None:
+            if name in layers:
+                records.record(name, outputs)
+
+        return self._intercepted(weights, images, keep), records
 
     def layer_names(self, weights: PyTree, images: Array) -> list[str]:
         """Returns the names of the modules."""
-        return [*self._intercepted(weights, images, lambda _: True)[1]]
+        names: dict[str, PyTree] = {}
+        self._intercepted(weights, images, names.__setitem__)
+        return [*names]
 
-    def _intercepted(
-        self, weights: PyTree, images: Array, wanted: Callable[[str], bool]
-    ) -> tuple[PyTree, Mapping[str, PyTree]]:
-        haiku = sys.modules["haiku"]
-        records: dict[str, PyTree] = {}
+    def _intercepted(self, weights: PyTree, images: Array, keep: Callable[[str, PyTree], None]) -> PyTree:
+        """Calls the function, and `keep(name, outputs)` after each call of a module."""
 
         def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
             outputs = call(*args, **kwargs)
-            if context.method_name == "__call__" and wanted(name := context.module.module_name):
-                records[name] = outputs
+            if context.method_name == "__call__":
+                keep(context.module.module_name, outputs)
             return outputs
 
-        with haiku.intercept_methods(intercept):
-            return self._apply(weights, images), records
+        with sys.modules["haiku"].intercept_methods(intercept):
+            return self._apply(weights, images)
 
     def _apply(self, weights: PyTree, images: Array) -> PyTree:
         with_state = isinstance(self.module, sys.modules["haiku"].TransformedWithState)

@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Array, PyTree
 
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.networks.modules.function import ModuleFunction
+from jaxtransfer.networks.modules.function import ModuleFunction, Records
 from jaxtransfer.networks.modules.structure import structure
 
 # Keys of a configuration that hold names of layers, which Keras numbers anew for every model.
@@ -44,13 +44,13 @@ class KerasFunction(ModuleFunction):
 
     def run(self, weights: PyTree, images: Array, layers: Iterable[str]) -> tuple[PyTree, Mapping[str, PyTree]]:
         """Calls the model; of several calls of a layer, the last is kept."""
-        keras, model, records = sys.modules["keras"], self.module, {}
+        keras, model, records = sys.modules["keras"], self.module, Records()
         watched = {name: layer for name, layer in _layers(model) if name in layers}
         trainable, others = _variables(model)
         values = [*zip(trainable, weights["trainable"], strict=True), *zip(others, weights["other"], strict=True)]
         try:
             for name, layer in watched.items():
-                object.__setattr__(layer, "call", _recorded(layer.call, functools.partial(records.__setitem__, name)))
+                object.__setattr__(layer, "call", _recorded(layer.call, functools.partial(records.record, name)))
             with keras.StatelessScope(state_mapping=values):
                 outputs = self.call(model, images) if self.call is not None else model(images, training=False)
         finally:
