@@ -69,7 +69,7 @@ def open_run(
         with devices.synchronised():
             if devices.is_first():
                 _earlier(out, kind, about, differences)  # before a file is created in somebody else's directory
-                stack.enter_context(_locked(out))
+                stack.enter_context(locked(out))
                 if (earlier := _earlier(out, kind, about, differences)) is not None:
                     record["starts"] += earlier["starts"]
                 record["starts"].append(_start(command) | start)
@@ -104,8 +104,12 @@ def replace_tables(out: Path) -> None:
     _write(out, read_json(out / _RECORD, RunRecord) | {"finished": None})
 
 
-def _locked(out: Path) -> contextlib.AbstractContextManager[Any]:
-    """Locks a run directory, which is created if it does not exist."""
+def locked(out: Path) -> contextlib.AbstractContextManager[Any]:
+    """Locks a run directory, which is created if it does not exist.
+
+    Raises:
+        JaxTransferError: It is locked.
+    """
     out.mkdir(parents=True, exist_ok=True)
     try:
         return filelock.FileLock(out / _LOCK, timeout=0).acquire()
