@@ -15,7 +15,6 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 from jaxtransfer.devices import host_memory
 from jaxtransfer.errors import JaxTransferError
 
-DOMAINS = ("", "ai.onnx", "com.microsoft")
 OPSETS = range(7, 26)
 _MOST_NODES = 100_000
 _DEEPEST_GRAPHS = 20

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from jaxtransfer.cli.arguments import parse_rgb, parse_size
+from jaxtransfer.cli.arguments import import_modules, parse_rgb, parse_size
 from jaxtransfer.cli.console import print_error, print_line, progress_bar, require_extra
-from jaxtransfer.cli.options import WeightsDir, ZooDir
+from jaxtransfer.cli.options import Import, WeightsDir, ZooDir
 
 if TYPE_CHECKING:
     import torch
@@ -88,8 +88,10 @@ def convert_torch(
     list_: _List = False,
     mean: _Mean = None,
     std: _Std = None,
+    import_: Import = None,
 ) -> None:
     """Convert a program that torch.export has saved."""
+    import_modules(import_ or ())
     scaling = {"mean": parse_rgb("--mean", mean), "std": parse_rgb("--std", std)}
     with require_extra("torch", "torch"):
         from jaxtransfer.converters import torch_export
