@@ -40,8 +40,8 @@ def register(function: _F) -> _F:
         JaxTransferError: The function cannot be found by its name.
 
     Examples:
-        >>> from jaxtransfer import rooms
-        >>> jt.register(rooms.networks.encode) is rooms.networks.encode
+        >>> from jaxtransfer.rooms.networks import encode
+        >>> jt.register(encode) is encode
         True
     """
     _registered.add(findable_name(function))

@@ -113,9 +113,9 @@ class Network:
             >>> network = jt.Network.of(module, name="tiny", preprocess=jt.Preprocess((16, 16)))
             >>> network.apply(network.params, jnp.ones((4, 16, 16, 3))).shape
             (4, 16, 16, 8)
-            >>> jt.Network.of(module, name="conv", layer="layers.7").apply(network.params, jnp.ones((4, 16, 16, 3)))
-            Traceback (most recent call last):
-            jaxtransfer.errors.JaxTransferError: There is no layer 'layers.7' in the module; there are: layers.0, ...
+            >>> inner = jt.Network.of(module, name="conv", layer="layers.0")
+            >>> inner.apply(inner.params, jnp.ones((4, 16, 16, 3))).shape
+            (4, 16, 16, 8)
         """
         apply, params = split_module(module, layer=layer, call=call, factory=factory)
         return cls(name, apply, params, preprocess)
