@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from jaxtransfer.aten import OPS
 from jaxtransfer.converters.sizes import is_size
 from jaxtransfer.devices import host_memory
 from jaxtransfer.errors import JaxTransferError
@@ -29,7 +30,8 @@ _GRAPH = "models/model.json"
 _TENSORS = ("data/weights", "data/constants")
 _FORMAT = ("archive_format", "archive_version", "byteorder", ".data/version")
 
-# Functions that the nodes of a graph may call: PyTorch's own operations, and arithmetic on sizes.
+# Functions that the nodes of a graph may call beside those that the user has registered: PyTorch's own operations, and
+# arithmetic on sizes.
 _TARGET = re.compile(
     r"torch\.ops\.aten\.\w+\.\w+|torch\.ops\.higher_order\.wrap_with_(set_grad_enabled|autocast)"
     r"|_operator\.(add|sub|mul|floordiv|truediv|mod|neg|pow|eq|ne|lt|le|gt|ge|and_|or_|getitem)"
@@ -85,7 +87,8 @@ def load_program(data: bytes) -> ExportedProgram:
             return torch.export.load(io.BytesIO(archive))
         except Exception as error:  # PyTorch raises many types; all mean the same to a user.
             raise JaxTransferError(
-                f"PyTorch {torch.__version__} cannot load this program: export it again with this version."
+                f"PyTorch {torch.__version__} cannot load this program: export it again with this version, and import "
+                "the modules that define its operations (--import)."
             ) from error
 
 
@@ -198,10 +201,11 @@ def _check(data: Any, depth: int = 0) -> int:
     if not isinstance(data, dict):
         return 0
     if "target" in data and "inputs" in data:
-        if not _TARGET.fullmatch(data["target"]):
+        target = data["target"]
+        if not _TARGET.fullmatch(target) and not (target.startswith("torch.ops.") and target[10:] in OPS):
             raise JaxTransferError(
-                f"the operation {str(data['target'])[:100]} is not one of PyTorch's own: rewrite the network "
-                "without it."
+                f"the operation {str(target)[:100]} is not one of PyTorch's own: rewrite the network without it, or "
+                "import the module that registers it (--import), see docs/unsupported-operations.md."
             )
         stack = data["metadata"].get("nn_module_stack")
         data["metadata"] = {"nn_module_stack": stack} if stack else {}

@@ -181,7 +181,10 @@ def with_channels_last(program: AtenProgram, params: dict[str, np.ndarray]) -> A
         moved.append(Node("aten.permute.default", (Value(name), [0, 2, 3, 1]), {}, f"{name}_channels_last", ""))
         return moved[-1].output
 
-    output = jax.tree.map(move, program.output, outputs)
+    if isinstance(program.output, str):
+        output = move(program.output, outputs)
+    else:
+        output = {layer: move(name, outputs[layer]) for layer, name in program.output.items()}
     return dataclasses.replace(program, nodes=(*program.nodes, *moved), output=output)
 
 
@@ -280,14 +283,15 @@ def _check(program: AtenProgram, params: dict[str, np.ndarray], outputs: list[to
         raise JaxTransferError(
             f"for {images} images one of its values takes {largest:,} bytes, but the memory has {host_memory():,}."
         )
-    by_output = results.values() if isinstance(results, dict) else (results,)
-    for result, node in zip(by_output, outputs, strict=True):
+    in_order = [results] if isinstance(program.output, str) else [results[layer] for layer in program.output]
+    for result, node in zip(in_order, outputs, strict=True):
         expected = node.meta["val"].shape
         if not expected or (isinstance(expected[0], int) and (not program.one_by_one or expected[0] != 1)):
             raise JaxTransferError(
                 f"the network's output has shape {tuple(expected)}: its first axis must be the images."
             )
-        if result.shape != (images, *expected[1:]) or not np.issubdtype(result.dtype, np.floating):
+        known = tuple(n if isinstance(n, int) else m for n, m in zip(expected[1:], result.shape[1:], strict=True))
+        if result.shape != (images, *known) or not np.issubdtype(result.dtype, np.floating):
             raise JaxTransferError(
                 f"the network's output for {images} images is {result.dtype} {result.shape}: it must be an array of "
                 "floats whose first axis is the images."
