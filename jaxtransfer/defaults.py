@@ -28,3 +28,6 @@ MAX_SIDE = 8192
 
 RELEVANT = 5
 """Number of sources of a target that count as relevant: those that transfer best."""
+
+RUN_RECORD = "run.json"
+"""Name of the record of a run in its directory."""

@@ -12,6 +12,7 @@ from jaxtransfer.comparison.affinity import Affinity
 from jaxtransfer.comparison.options import AffinityOptions
 from jaxtransfer.data.probe import Probe
 from jaxtransfer.defaults import LINEAR_PREDICTIVITY, METHODS, RELEVANT
+from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.evaluation.confidence import certain_ranking
 from jaxtransfer.evaluation.groups import rooms_groups
 from jaxtransfer.evaluation.oracle import Oracle
@@ -107,10 +108,10 @@ def _run(out: Path, command: Sequence[str], progress: Callable[[int, int, str], 
     if not (out / "zoo").exists():
         with atomic_directory(out / "zoo") as folder:
             for task in rooms.TASKS:
-                shutil.copytree(rooms.zoo().path / task, folder / task)
+                _copy(rooms.zoo().path / task, folder / task)
     if not (out / "images").exists():
         with atomic_directory(out / "images") as folder:
-            shutil.copytree(_IMAGES, folder, dirs_exist_ok=True)
+            _copy(_IMAGES, folder)
     run = out / "run"
     affinity, probe = run_affinity(
         Zoo(out / "zoo"),
@@ -133,6 +134,15 @@ def _run(out: Path, command: Sequence[str], progress: Callable[[int, int, str], 
     result = DemoResult(len(probe.images), _choices(affinity, oracle), evaluations)
     _draw(out, affinity, probe, result)
     return result
+
+
+def _copy(source: Path, folder: Path) -> None:
+    """Copies a folder; of what fails only the first file is named."""
+    try:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+    except shutil.Error as error:
+        _, file, reason = error.args[0][0]
+        raise JaxTransferError(f"{file} cannot be written: {reason.partition(': ')[0]}.") from error
 
 
 def _choices(affinity: Affinity, oracle: Oracle) -> tuple[SourceChoice, ...]:

@@ -48,6 +48,12 @@ def print_affinity(affinity: "Affinity", probe: "Probe", out: Path) -> None:
         print_line(f"!! {counted_left_out(affinity.left_out, total)}: {', '.join(affinity.left_out)}.")
     print_line(f"{len(probe.names)} images were used and {len(probe.skipped)} files skipped.")
     _print_skipped(probe.skipped, out, before="  ", shown=5)
+    if probe.copies:
+        print_line(
+            f"!! {probe.copies} of {len(probe.names)} images are copies of others, so errors are smaller and rankings "
+            "look surer than they are; remove the copies."
+        )
+    _print_without_errors(affinity, affinity.methods)
     for method in affinity.methods:
         if affinity.unusable[method]:
             print_line(
@@ -144,6 +150,7 @@ def print_rankings(affinity: "Affinity", target: str, methods: Sequence[str], to
             table.add_row(source, f"{value:{digits[0]}}", f"{error:{digits[1]}}", *confidence)
         print_table(table)
     _print_faults(affinity.faults)
+    _print_without_errors(affinity, methods)
     sampled = " or ".join(dict.fromkeys(f'"more {affinity.measure(method).sampled}"' for method in methods))
     print_line(
         f'"above next": probability that this source truly ranks above the next one. {sampled}: about how many more '
@@ -151,6 +158,14 @@ def print_rankings(affinity: "Affinity", target: str, methods: Sequence[str], to
     )
     if reason := reason_for_first(methods):
         print_line(reason)
+
+
+def _print_without_errors(affinity: "Affinity", methods: Sequence[str]) -> None:
+    """Says so where values come from one image, and have no error."""
+    if any(affinity.measure(method).sampled == "images" and affinity.counts(method).max() == 1 for method in methods):
+        print_line(
+            "!! Values from one image have no error, so nobody knows how sure these rankings are; take more images."
+        )
 
 
 def print_transfers(

@@ -3,10 +3,11 @@
 import dataclasses
 import hashlib
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from jaxtransfer.defaults import PROBE_SIZE
+from jaxtransfer.defaults import PROBE_SIZE, RUN_RECORD
 from jaxtransfer.devices import check_memory
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.pixels import centred_crop
@@ -22,6 +23,8 @@ from jaxtransfer.pixels import centred_crop
 # Formats that Pillow decodes itself; others run programs (EPS) or hold vector graphics.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _THREADS = min(os.cpu_count() or 1, 8)
+_LARGE_PIXELS, _ONE_LARGE = 2**24, threading.Lock()
+_STRIP = 256  # rows of an image that are converted at a time
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,12 +36,14 @@ class Probe:
         names: Path of every image relative to the folder, separated by `/`.
         sha256: SHA-256 over the content hashes and names of the images, in order.
         skipped: Name and reason of every file that could not be used.
+        copies: Number of images that are copies of others, so that errors over images are too small.
     """
 
     images: UInt8[np.ndarray, "images size size 3"]
     names: tuple[str, ...]
     sha256: str
     skipped: tuple[tuple[str, str], ...]
+    copies: int = 0
 
 
 def load_probe(folder: str | Path, *, size: int = PROBE_SIZE, limit: int | None = None, strict: bool = False) -> Probe:
@@ -47,7 +52,8 @@ def load_probe(folder: str | Path, *, size: int = PROBE_SIZE, limit: int | None 
     Every image is turned upright by its EXIF orientation, cropped to its largest centred square and resized
     bilinearly with anti-aliasing. Greyscale is repeated over the channels, transparency is laid on white, 16
     bits are scaled to 8, and of an animation the first frame is used. Floating-point images must lie in [0, 1].
-    Files of equal content all count. Hidden files and folders are ignored.
+    Files of equal content all count. Hidden files and folders are ignored, and so are folders of runs; folders that
+    cannot be read are named in a warning.
 
     Args:
         folder: The folder of images.
@@ -87,13 +93,14 @@ def load_probe(folder: str | Path, *, size: int = PROBE_SIZE, limit: int | None 
 
     check_images(min(len(files), limit or len(files)), size)
     images = np.empty((min(len(files), limit or len(files)), size, size, 3), np.uint8)
-    names, skipped, digest = [], [], hashlib.sha256()
+    names, skipped, digest, contents = [], [], hashlib.sha256(), set[str]()
     with decoding(folder, files, size) as decoded_files:
         for name, decoded in decoded_files:
             if not isinstance(decoded, str):
                 images[len(names)], content_hash = decoded
                 digest.update(f"{content_hash}  {name}\n".encode())
                 names.append(name)
+                contents.add(content_hash)
             elif strict:
                 raise JaxTransferError(f"{folder / name} cannot be used as a probe image: {decoded}.")
             else:
@@ -105,7 +112,8 @@ def load_probe(folder: str | Path, *, size: int = PROBE_SIZE, limit: int | None 
         raise JaxTransferError(
             f"None of the {len(files)} files in {folder} can be used as a probe image; of {name}: {reason}."
         )
-    return Probe(images[: len(names)], tuple(names), digest.hexdigest(), tuple(skipped))
+    copies = len(names) - len(contents)
+    return Probe(images[: len(names)], tuple(names), digest.hexdigest(), tuple(skipped), copies)
 
 
 def read_images(
@@ -142,16 +150,29 @@ def check_images(count: int, size: int) -> None:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Lists the files in `folder` and below that are not hidden, as sorted relative paths; links are followed."""
+    """Lists the files in `folder` and below that are not hidden, as sorted relative paths; links are followed.
+
+    Folders of runs below it are left out: their figures are no images of the user.
+
+    Warns:
+        UserWarning: A folder cannot be read.
+    """
+
+    def warn(error: OSError) -> None:
+        warnings.warn(f"The folder {error.filename} is left out: {error.strerror}.", stacklevel=4)
+
     visited = set()  # a link may lead back to a folder above it
     paths = []
-    for current, folders, files in os.walk(folder, followlinks=True):
+    for current, folders, files in os.walk(folder, onerror=warn, followlinks=True):
         real = os.path.realpath(current)
         if real in visited:
             folders.clear()
             continue
         visited.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        own = Path(current)
+        folders[:] = sorted(
+            name for name in folders if not (name.startswith(".") or (own / name / RUN_RECORD).is_file())
+        )
         relative = Path(current).relative_to(folder)
         paths += [relative / name for name in files if not name.startswith(".")]
     return sorted(paths, key=Path.as_posix)
@@ -195,10 +216,17 @@ def _decode(path: Path, size: int) -> tuple[np.ndarray, str] | str:
         return "it is not a regular file"
     formats = [name for name in _FORMATS if name in Image.OPEN]
     try:
-        with path.open("rb") as file, Image.open(file, formats=formats) as image:
-            pixels = np.asarray(_square(image, size))
+        with path.open("rb") as file:
+            content_hash = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
-            return pixels, hashlib.file_digest(file, "sha256").hexdigest()
+            # Decoded one after the other, large images take the memory of one.
+            with (
+                Image.open(file, formats=formats) as image,
+                _ONE_LARGE if image.width * image.height > _LARGE_PIXELS else nullcontext(),
+            ):
+                pixels = np.asarray(_square(image, size))
+                image.close()
+            return pixels, content_hash
     except UnidentifiedImageError:
         return "it is not an image of a known format"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -220,7 +248,9 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     top, left, side, _ = centred_crop(image.height, image.width, (1, 1))
-    image = image.crop((left, top, left + side, top + side))
+    if (top, left, side) != (0, 0, image.height) or image.width != side:
+        whole, image = image, image.crop((left, top, left + side, top + side))
+        whole.close()  # a large one takes much memory
     return _rgb(image).resize((size, size), Image.Resampling.BILINEAR)
 
 
@@ -229,9 +259,12 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+        result = Image.new("RGB", image.size)
+        for top in range(0, image.height, _STRIP):  # in strips, since there are several copies of each
+            strip = image.crop((0, top, image.width, min(top + _STRIP, image.height))).convert("RGBA")
+            result.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB"), (0, top))
+        return result
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _eight_bits(values: Shaped[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width"]:
@@ -239,4 +272,8 @@ def _eight_bits(values: Shaped[np.ndarray, "height width"]) -> UInt8[np.ndarray,
     top = 1 if values.dtype.kind == "f" else 65535
     if not (values.min() >= 0 and values.max() <= top):  # also true for NaN
         raise _UnknownRange(f"its values run from {values.min()} to {values.max()}, not within 0 to {top}")
-    return np.rint(values.astype(np.float64) * (255 / top)).astype(np.uint8)
+    result = np.empty(values.shape, np.uint8)
+    for start in range(0, len(values), _STRIP):
+        rows = slice(start, start + _STRIP)
+        result[rows] = np.rint(values[rows].astype(np.float64) * (255 / top)).astype(np.uint8)
+    return result

@@ -86,6 +86,7 @@ def run_affinity(
             "sha256": probe.sha256,
             "images": list(probe.names),
             "skipped": [list(pair) for pair in probe.skipped],
+            "copies": probe.copies,
         },
         "points": f"{points}/points" if "://" in str(points) else os.path.relpath(Path(points or out) / "points", out),
         "unusable": None,

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtransfer import devices
 from jaxtransfer._version import __version__
 from jaxtransfer.data.datasets import LabelledTask
+from jaxtransfer.defaults import RUN_RECORD
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.files import atomic_write, partial_path, read_json
 from jaxtransfer.networks.zoo import Zoo
@@ -26,7 +27,7 @@ from jaxtransfer.runs.record_schema import RunRecord
 
 Record = dict[str, Any]
 
-_RECORD, _LOCK = "run.json", ".lock"
+_RECORD, _LOCK = RUN_RECORD, ".lock"
 
 
 @contextlib.contextmanager

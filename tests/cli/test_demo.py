@@ -92,6 +92,17 @@ def zoo_params(zoo: Zoo, name: str) -> str:
     return str([manifest["apply"], manifest["params"]])
 
 
+def test_a_full_disk_ends_in_one_sentence(tmp_path, monkeypatch):
+    def full(source, folder, **_):
+        raise shutil.Error(
+            [(source, f"{folder}/{i}", f"[Errno 28] No space left on device: '{folder}'") for i in range(9)]
+        )
+
+    monkeypatch.setattr(demo.shutil, "copytree", full)
+    line = complaint(CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "demo")]))
+    assert line.endswith("/0 cannot be written: [Errno 28] No space left on device.")
+
+
 def test_two_demos_in_one_directory(tmp_path):
     with locked(tmp_path / "demo"):
         result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "demo")])

@@ -1,4 +1,6 @@
+import errno
 import os
+import time
 import warnings
 from pathlib import Path
 
@@ -7,7 +9,9 @@ import pytest
 from PIL import Image
 
 from jaxtransfer import JaxTransferError
+from jaxtransfer.data import probe as probe_module
 from jaxtransfer.data.probe import load_probe
+from support.helpers import random_pixels
 
 
 def _gradient(height=40, width=60) -> np.ndarray:
@@ -149,6 +153,56 @@ def test_truncated_files_are_skipped(tmp_path, name, share):
     assert [skipped for skipped, _ in probe.skipped] == [name]
     with pytest.raises(JaxTransferError, match=name):
         load_probe(tmp_path, size=16, strict=True)
+
+
+def test_copies_are_counted(tmp_path):
+    for name, seed in {"a": 0, "b": 0, "c": 1, "d": 0}.items():
+        Image.fromarray(random_pixels(seed)).save(tmp_path / f"{name}.png")
+    assert load_probe(tmp_path, size=8).copies == 2
+    assert load_probe(tmp_path, size=8, limit=1).copies == 0
+
+
+def test_folders_of_runs_are_ignored(tmp_path):
+    for folder in ("", "run", "run/figures", "sub"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        Image.fromarray(random_pixels(0)).save(tmp_path / folder / "a.png")
+    (tmp_path / "run" / "run.json").write_text("{}")
+    assert load_probe(tmp_path, size=8).names == ("a.png", "sub/a.png")
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "locked").mkdir()
+    Image.fromarray(random_pixels(0)).save(tmp_path / "a.png")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.warns(UserWarning, match="^The folder .*locked is left out: Permission denied"):
+        assert load_probe(tmp_path, size=8).names == ("a.png",)
+
+
+def test_large_images_are_decoded_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(probe_module, "_LARGE_PIXELS", 99)
+    monkeypatch.setattr(probe_module, "_THREADS", 4)
+    square, at_once, most = probe_module._square, [], []
+
+    def spied(image, size):
+        at_once.append(image)
+        most.append(len(at_once))
+        time.sleep(0.02)
+        result = square(image, size)
+        at_once.pop()
+        return result
+
+    monkeypatch.setattr(probe_module, "_square", spied)
+    for i in range(4):
+        Image.fromarray(random_pixels(i, (10, 10, 3))).save(tmp_path / f"{i}.png")
+    assert len(load_probe(tmp_path, size=8).names) == 4
+    assert most == [1, 1, 1, 1]
 
 
 def test_files_that_are_no_images_are_skipped(tmp_path):

@@ -322,6 +322,19 @@ def test_unfinished_run_is_not_ranked(tmp_path, zoo, images, monkeypatch):
     assert load_run(out).names == zoo.names
 
 
+def test_copies_and_single_images_are_said(tmp_path, zoo, images):
+    (images / "copy.png").write_bytes((images / "0.png").read_bytes())
+    zoo = Zoo(zoo.path, modules=[__name__])
+    arguments = ["affinity", zoo.path, images, "--size", 32, "--method", "saliency", "--import", __name__]
+    printed = CliRunner().invoke(app, [*map(str, arguments), "--out", str(tmp_path / "six")]).stdout
+    assert "!! 1 of 6 images are copies of others" in printed
+    assert "from one image" not in printed
+    printed = CliRunner().invoke(app, [*map(str, arguments), "--out", str(tmp_path / "one"), "--limit", "1"]).stdout
+    assert "!! Values from one image have no error" in printed
+    assert "copies of others" not in printed
+    assert "have no error" in CliRunner().invoke(app, ["rank", str(tmp_path / "one"), "one"]).stdout
+
+
 def test_old_evaluations_and_reports_do_not_outlive_their_results(tmp_path, zoo, images):
     out = tmp_path / "run"
     run_affinity(zoo, images, out, command=["first"], methods=["saliency"])
