@@ -319,3 +319,21 @@ def test_an_operation_of_the_users_own(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(jt.JaxTransferError, match=r"jaxtransfer_test\.scale\.default in module 1 .*--import"):
         jt.Zoo(tmp_path / "zoo")["own"]
+
+
+def test_bounds_and_masks_may_be_infinite():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mask", torch.triu(torch.full((8, 8), -torch.inf), 1))
+
+        def forward(self, x):
+            return (x + self.mask).softmax(-1)
+
+    x = images(2, 8)
+    program, params = torch_export.from_exported(export(Masked(), IMAGE))
+    np.testing.assert_allclose(program(params, x), outputs(Masked(), x), rtol=1e-5)
+    trained = nn.Conv2d(3, 2, 1)
+    trained.weight.data[0] = torch.inf
+    with pytest.raises(jt.JaxTransferError, match="the weight weight holds values that are not finite"):
+        torch_export.from_exported(export(trained, IMAGE))
