@@ -297,10 +297,9 @@ def test_every_operation_is_named_as_pytorch_names_it():
 def test_an_operation_of_the_users_own(tmp_path, monkeypatch):
     """From a live module and from a file, and refused where nothing is registered for it."""
 
-    @torch.library.custom_op("jaxtransfer_test::scale", mutates_args=())
-    def scale(x: torch.Tensor, factor: float) -> torch.Tensor:
-        return factor * x
-
+    scale = torch.library.custom_op(
+        "jaxtransfer_test::scale", lambda x, factor: factor * x, mutates_args=(), schema="(Tensor x, float f) -> Tensor"
+    )
     scale.register_fake(lambda x, factor: torch.empty_like(x))
     exported = export(nn.Sequential(nn.ReLU(), Function(lambda x: scale(x, 3.0))), IMAGE)
     file = save(exported, tmp_path / "own.pt2")
