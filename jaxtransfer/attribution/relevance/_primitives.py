@@ -4,18 +4,12 @@ A primitive that is in no table here has no rule, and using it on the images is 
 primitive, decide to which table it belongs and add its name.
 """
 
-# Functions of each entry by itself; what they do to several arrays is decided in `_activations.py`.
-AFFINE = frozenset("add add_any convert_element_type copy copy_p neg reduce_precision stop_gradient sub".split())
-SCALING = frozenset({"div", "mul"})
-NONLINEAR = frozenset(
-    """
-    abs acos acosh asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp cos cosh digamma erf
-    erf_inv erfc exp exp2 expm1 floor integer_pow lgamma log log1p logistic max min nextafter pow rem round
-    rsqrt select_n sign sin sinh sqrt square tan tanh
-    """.split()
-)
-LOGICAL = frozenset("and eq ge gt is_finite le lt ne not or xor".split())
-ELEMENTWISE = AFFINE | SCALING | NONLINEAR | LOGICAL
+from jaxtransfer.networks.primitives import AFFINE as AFFINE
+from jaxtransfer.networks.primitives import CUSTOM as CUSTOM
+from jaxtransfer.networks.primitives import CUSTOM_BACKWARD as CUSTOM_BACKWARD
+from jaxtransfer.networks.primitives import ELEMENTWISE as ELEMENTWISE
+from jaxtransfer.networks.primitives import INLINED as INLINED
+from jaxtransfer.networks.primitives import SCALING as SCALING
 
 # Linear in everything that depends on the images (after the indices, masks and weights are given).
 LINEAR = frozenset(
@@ -45,10 +39,6 @@ ROUTING = frozenset(
     """.split()
 )
 
-# Calls that are replaced by their body, and calls with derivatives of their own.
-INLINED = frozenset("call closed_call core_call jit named_call pjit".split())
-CUSTOM_BACKWARD = frozenset("custom_vjp_call custom_vjp_call_jaxpr".split())
-CUSTOM = CUSTOM_BACKWARD | {"custom_jvp_call"}
 # The call of a program that `jax.export` has made, whose operations cannot be rewritten.
 EXPORTED = "call_exported"
 # Log-sum-exps; of two arrays it is a function with derivatives of its own, in which there are at least these.
