@@ -261,7 +261,8 @@ def _weight(exported: ExportedProgram, name: str) -> np.ndarray:
     tensor = exported.state_dict[name] if name in exported.state_dict else exported.constants.get(name)
     if not isinstance(tensor, torch.Tensor):
         raise JaxTransferError(f"the constant {name} is not a tensor but {type(tensor).__name__}.")
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    trained = name in exported.graph_signature.parameters  # others may be bounds or masks for attention
+    if bool((~tensor.isfinite() if trained else tensor.isnan()).any()):
         raise JaxTransferError(f"the weight {name} holds values that are not finite.")
     if tensor.dtype == torch.bfloat16 or tensor.dtype == torch.float16:
         raise JaxTransferError(f"the weight {name} is {tensor.dtype}: export the network in float32.")

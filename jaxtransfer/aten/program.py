@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 
 from jaxtransfer.aten import (  # noqa: F401  fill OPS
     algebra,
+    composite,
     elementary,
     elementwise,
     indexing,

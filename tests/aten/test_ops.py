@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -382,7 +383,7 @@ def _is_float(leaf):
     return isinstance(leaf, jax.Array | torch.Tensor) and ("float" in str(leaf.dtype) or "complex" in str(leaf.dtype))
 
 
-def _as_real(y):
+def _as_real(y: Any) -> Any:
     """Real and imaginary parts of complex arrays, by which both libraries differentiate in the same way."""
     if isinstance(y, torch.Tensor) and y.is_complex():
         return torch.view_as_real(y.resolve_conj())
@@ -391,7 +392,7 @@ def _as_real(y):
     return y
 
 
-def _as_complex(y):
+def _as_complex(y: Any) -> Any:
     return torch.view_as_complex(y) if isinstance(y, torch.Tensor) else jax.lax.complex(y[..., 0], y[..., 1])
 
 

@@ -16,7 +16,7 @@ from support.relevance_reference import assert_follows, gelu, hold, normal
 pytestmark = pytest.mark.usefixtures("float64")
 
 AT = jnp.array([4, 0, 3])
-UNIQUE = {"unique_indices": True}  # without which JAX has no derivative of products at places
+UNIQUE = True  # without which JAX has no derivative of products at places
 
 
 def images() -> jax.Array:
@@ -50,6 +50,10 @@ def solution(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.linalg.solve(matrices(a), b.reshape(b.shape[0], -1, 5).mT)
 
 
+def waves(a: jax.Array, wave: np.ndarray) -> jax.Array:
+    return jnp.einsum("nhwc,hk,wl->nklc", a, wave, wave)
+
+
 def larger(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.where(a > b, a, b)
 
@@ -68,14 +72,14 @@ LAYERS: dict[str, tuple[Layer, Layer]] = {
         lambda a, b: in_shares(jnp.cumprod(a[..., ::-1], 3), counts(a.shape, 3))[..., ::-1],
     ),
     "product at places": (
-        lambda a, b: a.at[..., AT].multiply(b[..., :3], **UNIQUE),
+        lambda a, b: a.at[..., AT].multiply(b[..., :3], unique_indices=UNIQUE),
         lambda a, b: jnp.stack(
             [in_shares(a[..., 0] * b[..., 1], 2), a[..., 1], a[..., 2], in_shares(a[..., 3] * b[..., 2], 2),
              in_shares(a[..., 4] * b[..., 0], 2)], -1,
         ),
     ),
     "weights at places": (
-        lambda a, b: a.at[..., AT].multiply(2.0 * jnp.ones((*a.shape[:-1], 3)), **UNIQUE),
+        lambda a, b: a.at[..., AT].multiply(2.0 * jnp.ones((*a.shape[:-1], 3)), unique_indices=UNIQUE),
         lambda a, b: a * jnp.array([2.0, 1, 1, 2, 2]).reshape(1, 1, 1, 5),
     ),
     "maximum at places": (
@@ -105,9 +109,7 @@ LAYERS: dict[str, tuple[Layer, Layer]] = {
     "sorted": (lambda a, b: jnp.sort(a), lambda a, b: jnp.take_along_axis(a, hold(jnp.argsort(a)), -1)),
     "spectrum": (
         lambda a, b: jnp.fft.fftn(a, axes=(1, 2)).real,
-        lambda a, b: sum(
-            sign * jnp.einsum("nhwc,hk,wl->nklc", a, wave, wave) for sign, wave in ((1.0, COSINES), (-1.0, SINES))
-        ),
+        lambda a, b: waves(a, COSINES) - waves(a, SINES),
     ),
     "products of pairs": (
         lambda a, b: (lax.complex(a, b) * lax.complex(jnp.cos(ANGLES), jnp.sin(ANGLES))).imag,

@@ -297,10 +297,9 @@ def test_every_operation_is_named_as_pytorch_names_it():
 def test_an_operation_of_the_users_own(tmp_path, monkeypatch):
     """From a live module and from a file, and refused where nothing is registered for it."""
 
-    @torch.library.custom_op("jaxtransfer_test::scale", mutates_args=())
-    def scale(x: torch.Tensor, factor: float) -> torch.Tensor:
-        return factor * x
-
+    scale = torch.library.custom_op(
+        "jaxtransfer_test::scale", lambda x, factor: factor * x, mutates_args=(), schema="(Tensor x, float f) -> Tensor"
+    )
     scale.register_fake(lambda x, factor: torch.empty_like(x))
     exported = export(nn.Sequential(nn.ReLU(), Function(lambda x: scale(x, 3.0))), IMAGE)
     file = save(exported, tmp_path / "own.pt2")
@@ -319,3 +318,21 @@ def test_an_operation_of_the_users_own(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(jt.JaxTransferError, match=r"jaxtransfer_test\.scale\.default in module 1 .*--import"):
         jt.Zoo(tmp_path / "zoo")["own"]
+
+
+def test_bounds_and_masks_may_be_infinite():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mask", torch.triu(torch.full((8, 8), -torch.inf), 1))
+
+        def forward(self, x):
+            return (x + self.mask).softmax(-1)
+
+    x = images(2, 8)
+    program, params = torch_export.from_exported(export(Masked(), IMAGE))
+    np.testing.assert_allclose(program(params, x), outputs(Masked(), x), rtol=1e-5)
+    trained = nn.Conv2d(3, 2, 1)
+    trained.weight.data[0] = torch.inf
+    with pytest.raises(jt.JaxTransferError, match="the weight weight holds values that are not finite"):
+        torch_export.from_exported(export(trained, IMAGE))

@@ -346,7 +346,7 @@ def halo(x):
 
 def unpool(x):
     y, places = F.max_pool2d(x, 2, return_indices=True)
-    return F.max_unpool2d(y * y, places, 2)
+    return F.max_unpool2d(y * y, places, [2, 2])
 
 
 def rotary(x):
