@@ -15,6 +15,7 @@ from torch.export.graph_signature import OutputKind
 from torch.fx import Graph, GraphModule, Node
 
 from jaxtransfer.aten import OPS
+from jaxtransfer.converters.masks import fix_sizes
 from jaxtransfer.errors import JaxTransferError
 
 # These return their argument itself if there is nothing to do, which their schemas do not always declare.
@@ -25,7 +26,7 @@ _MAY_RETURN_THEIR_ARGUMENT = frozenset(
         "resolve_neg atleast_1d atleast_2d atleast_3d"
     ).split()
 )
-_UNDECLARED_VIEWS = _MAY_RETURN_THEIR_ARGUMENT | {"aten::_unsafe_view"}
+_UNDECLARED_VIEWS = _MAY_RETURN_THEIR_ARGUMENT | {"aten::_unsafe_view", "aten::conj_physical", "aten::_conj_physical"}
 
 
 def lower(exported: ExportedProgram) -> tuple[Graph, ExportedProgram]:
@@ -38,14 +39,21 @@ def lower(exported: ExportedProgram) -> tuple[Graph, ExportedProgram]:
 
     Raises:
         JaxTransferError: A value is changed in place without its gradient, or the program does not say which values
-            have gradients.
+            have gradients; PyTorch cannot decompose it; or it reads memory in an order that is not known.
     """
+    graph, exported = _lower(exported)
+    fix_sizes(graph, exported)
+    _refuse_unknown_memory(graph)
+    return graph, exported
+
+
+def _lower(exported: ExportedProgram) -> tuple[Graph, ExportedProgram]:
     module = copy.deepcopy(exported.graph_module)
     rewritten = _keep_identity_and_gradients(module)
     functional = copy.deepcopy(module).graph
     if _remove_mutation(functional):
-        output = user_output(functional, exported)
-        if all(operation(node) in OPS for node in needed(output)):
+        outputs = user_outputs(functional, exported)
+        if all(operation(node) in OPS for node in needed(*outputs)):
             return functional, exported
     table = torch.export.default_decompositions()
     for name in OPS:
@@ -60,24 +68,37 @@ def lower(exported: ExportedProgram) -> tuple[Graph, ExportedProgram]:
             weights = {id(tensor): tensor for tensor in (*exported.state_dict.values(), *exported.constants.values())}
             exported = copy.deepcopy(exported, weights)
             exported.graph_module.graph = module.graph
-        exported = exported.run_decompositions(table)
+        try:
+            exported = exported.run_decompositions(table)
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise JaxTransferError(f"PyTorch cannot rewrite the network to simpler operations: {reason}") from error
     return exported.graph, exported
 
 
-def user_output(graph: Graph, exported: ExportedProgram) -> Node:
-    """Returns the node of the network's output, which must be a single array."""
+def _refuse_unknown_memory(graph: Graph) -> None:
+    for node in graph.nodes:
+        if operation(node).startswith("aten.as_strided") and not _value(node.args[0]).is_contiguous():
+            raise JaxTransferError(
+                f"the operation {node.target} {where(node)} reads memory in which axes were permuted before: "
+                "call .contiguous() first."
+            )
+
+
+def user_outputs(graph: Graph, exported: ExportedProgram) -> list[Any]:
+    """Returns what the network itself returns: the nodes of tensors, and constants."""
     kinds = [spec.kind for spec in exported.graph_signature.output_specs]
     outputs: Any = graph.output_node().args[0]
-    return outputs[kinds.index(OutputKind.USER_OUTPUT)]
+    return [output for output, kind in zip(outputs, kinds, strict=True) if kind == OutputKind.USER_OUTPUT]
 
 
-def needed(output: Node) -> list[Node]:
-    """Returns the operations that an output depends on, in order; checks and unused values are left out."""
-    wanted = {output}
-    for node in reversed(output.graph.nodes):
+def needed(*outputs: Node) -> list[Node]:
+    """Returns the operations that outputs depend on, in order; checks and unused values are left out."""
+    wanted = {*outputs}
+    for node in reversed(outputs[0].graph.nodes):
         if node in wanted:
             wanted.update(node.all_input_nodes)
-    return [node for node in output.graph.nodes if node in wanted and node.op != "placeholder"]
+    return [node for node in outputs[0].graph.nodes if node in wanted and node.op != "placeholder"]
 
 
 def operation(node: Node) -> str:

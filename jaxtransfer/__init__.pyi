@@ -13,6 +13,8 @@ from .comparison.affinity import Affinity as Affinity
 from .comparison.matrix import affinity_matrix as affinity_matrix
 from .comparison.measure import Measure as Measure
 from .comparison.representations import RELATIVES as RELATIVES
+from .converters.onnx_network import from_onnx as from_onnx
+from .converters.torch_module import from_torch as from_torch
 from .data.datasets import LabelledTask as LabelledTask
 from .data.datasets import read_tasks as read_tasks
 from .data.probe import Probe as Probe
@@ -37,10 +39,10 @@ from .evaluation.tree import MantelTest as MantelTest
 from .evaluation.tree import TaskTree as TaskTree
 from .evaluation.tree import mantel_test as mantel_test
 from .evaluation.tree import task_tree as task_tree
+from .networks.functions import register as register
 from .networks.network import Network as Network
 from .networks.preprocess import Preprocess as Preprocess
 from .networks.zoo import Zoo as Zoo
-from .networks.zoo import register as register
 from .pge.alignment import gradient_alignment as gradient_alignment
 from .pge.backbones import BACKBONES as BACKBONES
 from .pge.backbones import Backbone as Backbone

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from jaxtransfer.comparison.measure import AFFINITY, Measure, Sampled, pair_columns, pair_count, pair_indices
 from jaxtransfer.errors import JaxTransferError, in_words, unknown_name
-from jaxtransfer.files import JsonObject, atomic_write, read_json, read_table, text_cell
+from jaxtransfer.files import JsonObject, atomic_write, read_array, read_json, read_table, text_cell
 from jaxtransfer.points.directions import Similarity
 from jaxtransfer.points.store import Fault
 
@@ -35,6 +35,7 @@ class _Description(JsonObject):
     measures: dict[str, _Measure] = Field({})
     unusable: dict[str, list[tuple[str, str]]]
     faults: dict[str, list[Fault]] | None = None
+    left_out: dict[str, str] = Field({})
     targets: list[str] | None = None
 
     @model_validator(mode="after")
@@ -91,6 +92,7 @@ class Affinity:
         similarity: How maps were compared: "cosine" or "correlation".
         faults: By network, codes of faults that make its maps hard to interpret, see `jaxtransfer.FAULTS`. Networks
             without faults are absent, as are those whose maps were computed before faults were looked for.
+        left_out: By network that could not be compared, the sentence that says why.
 
     Examples:
         >>> affinity = jt.Affinity.of(["edges", "depth", "normals"],
@@ -110,6 +112,7 @@ class Affinity:
         faults: Mapping[str, Sequence[str]] | None = None,
         *,
         targets: Sequence[str] | None = None,
+        left_out: Mapping[str, str] | None = None,
     ) -> None:
         """Holds results of sources `names` for `targets`, or with one another where `targets` is None.
 
@@ -120,6 +123,7 @@ class Affinity:
         self.targets = self.sources if targets is None else tuple(targets)
         known = dict.fromkeys((*self.targets, *self.sources))
         self.faults = {name: tuple(faults[name]) for name in known if name in faults} if faults else {}
+        self.left_out = dict(left_out or {})
         self.similarity: Similarity = similarity
         self._results = dict(results)
         if not self.square:
@@ -335,7 +339,14 @@ class Affinity:
                 pseudo_values=samples,
                 sketch_stderr=None if result.sketch_stderr is None else result.sketch_stderr[block],
             )
-        return Affinity(sources, self.similarity, results, self.faults, targets=None if square else targets)
+        return Affinity(
+            sources,
+            self.similarity,
+            results,
+            self.faults,
+            targets=None if square else targets,
+            left_out=self.left_out,
+        )
 
     def pair_columns(
         self, method: str | None, rows: Int[np.ndarray, "..."], columns: Int[np.ndarray, "..."]
@@ -403,6 +414,8 @@ class Affinity:
             "unusable": self.unusable,
             "faults": self.faults,
         }
+        if self.left_out:
+            description["left_out"] = self.left_out
         if not self.square:
             description["targets"] = list(self.targets)
         with atomic_write(directory / "affinity.json") as partial:
@@ -425,27 +438,22 @@ class Affinity:
             names: tuple[str, ...] = ()
             results = {}
             for method in description["methods"]:
-                files, samples = _files(directory, method), _samples_file(directory, method)
                 measure = Measure(**description.get("measures", {}).get(method, {}))
-                names, affinity = read_table(files["affinity"], np.float32, targets=targets)
-                pseudo_values = np.load(samples, allow_pickle=False) if samples.exists() else None
-                rows = None if targets is None else len(targets)
-                pairs = pair_count(len(names), directed=measure.directed, targets=rows)
-                if pseudo_values is not None and pseudo_values.shape[1:] != (pairs,):
-                    raise ValueError(f"{samples.name} is of other networks than {files['affinity'].name}")
+                of_method, result = _load_method(directory, method, measure, targets)
+                if names not in ((), of_method):
+                    raise ValueError(f"the tables of {method} have other networks than those before")
+                names = of_method
+                unusable = tuple((network, image) for network, image in description["unusable"][method])
                 renamed = method == "cka" and "format" not in description
-                results["cka_biased" if renamed else method] = MethodResult(
-                    affinity,
-                    read_table(files["stderr"], np.float32, targets=targets)[1],
-                    read_table(files["counts"], np.int64, targets=targets)[1],
-                    tuple((network, image) for network, image in description["unusable"][method]),
-                    pseudo_values,
-                    read_table(sketched, np.float32, targets=targets)[1]
-                    if (sketched := files["sketch_stderr"]).exists()
-                    else None,
-                    measure,
-                )
-            return cls(names, description["similarity"], results, description.get("faults"), targets=targets)
+                results["cka_biased" if renamed else method] = dataclasses.replace(result, unusable=unusable)
+            return cls(
+                names,
+                description["similarity"],
+                results,
+                description.get("faults"),
+                targets=targets,
+                left_out=description.get("left_out"),
+            )
         except FileNotFoundError as error:
             raise JaxTransferError(f"{directory} does not hold a finished affinity run: {in_words(error)}") from error
         except JaxTransferError:
@@ -463,8 +471,46 @@ class Affinity:
         return self._results[method]
 
 
+def counted_left_out(left_out: Mapping[str, str], total: int) -> str:
+    """Says how many of all networks could not be compared."""
+    return (
+        f"{len(left_out)} of {total} networks cannot be compared and {'is' if len(left_out) == 1 else 'are'} left out"
+    )
+
+
 def _files(directory: Path, method: str) -> dict[str, Path]:
     return {field: directory / f"{field}_{method}.csv" for field in ("affinity", "stderr", "counts", "sketch_stderr")}
+
+
+def _load_method(
+    directory: Path, method: str, measure: Measure, targets: Sequence[str] | None
+) -> tuple[tuple[str, ...], MethodResult]:
+    """Reads the tables of a method; returns the names of its sources, too.
+
+    Raises:
+        OSError: A table cannot be read.
+        ValueError: A table is damaged or does not fit the others.
+    """
+    files, samples = _files(directory, method), _samples_file(directory, method)
+    names, values = read_table(files["affinity"], np.float32, targets=targets)
+
+    def table(field: str, dtype: type) -> np.ndarray:
+        others, of_field = read_table(files[field], dtype, targets=targets)
+        if others != names:
+            raise ValueError(f"{files[field].name} has other networks than {files['affinity'].name}")
+        return of_field
+
+    if np.isinf(values).any():
+        raise ValueError(f"{files['affinity'].name} holds a value that is not a number")
+    if targets is None and not measure.directed and not np.allclose(values, values.T, atol=1e-4, equal_nan=True):
+        raise ValueError(f"{files['affinity'].name} is not symmetric, as the values of its method are")
+    pseudo_values = read_array(samples) if samples.exists() else None
+    pairs = pair_count(len(names), directed=measure.directed, targets=None if targets is None else len(targets))
+    if pseudo_values is not None and (pseudo_values.shape[1:] != (pairs,) or pseudo_values.dtype.kind != "f"):
+        raise ValueError(f"{samples.name} is of other networks than {files['affinity'].name}")
+    sketch_stderr = table("sketch_stderr", np.float32) if files["sketch_stderr"].exists() else None
+    stderr, counts = table("stderr", np.float32), table("counts", np.int64)
+    return names, MethodResult(values, stderr, counts, (), pseudo_values, sketch_stderr, measure)
 
 
 def _samples_file(directory: Path, method: str) -> Path:

@@ -1,7 +1,6 @@
 """Stores networks in a directory: Orbax checkpoints beside manifests that a person can read."""
 
 import contextlib
-import dataclasses
 import functools
 import importlib
 import json
@@ -14,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,26 +26,21 @@ from pydantic import AfterValidator, Field
 from jaxtransfer.devices import host_memory
 from jaxtransfer.errors import JaxTransferError, operating_system_error, unknown_name
 from jaxtransfer.files import JsonObject, parse_json, read_json
+from jaxtransfer.networks.exported import ExportedProgram
+from jaxtransfer.networks.functions import FUNCTIONS, findable_name, function_named, is_registered, register
+from jaxtransfer.networks.modules import ModuleFunction
 from jaxtransfer.networks.network import ApplyFn, Network, Storable, is_key, is_name, weights_hash
+from jaxtransfer.networks.outputs import describe_outputs
 from jaxtransfer.networks.preprocess import Preprocess, PreprocessFn
 
-_MANIFEST, _WEIGHTS = "network.json", "weights"
+_MANIFEST, _WEIGHTS, _PROGRAM = "network.json", "weights", "program.export"
 _PARTIAL, _SECONDS_OF_LEFTOVERS = ".adding-", 24 * 3600
 
-# The functions of jaxtransfer that a manifest may name, and where each is defined. The names are part of the format of
-# manifests and of the keys of points: they stay the same when a module moves.
-_FUNCTIONS = {
-    "jaxtransfer.aten.program:AtenProgram": "jaxtransfer.aten.program:AtenProgram",
-    "jaxtransfer.rooms.networks:encode": "jaxtransfer.rooms.networks:encode",
-    "jaxtransfer.taskonomy:encode": "jaxtransfer.taskonomy.networks:encode",
-}
-# Names of the functions that the program has registered or added to a zoo.
-_registered: set[str] = set()
-_STORED_NAMES = {definition: name for name, definition in _FUNCTIONS.items()}
+# What the names of the functions of modules begin with.
+_MODULES = "jaxtransfer.networks.modules:"
 # Marks in a manifest for containers and leaves that JSON does not have; no dict of weights holds a string.
 _KIND, _INTEGERS, _TUPLE, _KEY = "kind", "dict with integer keys", "tuple", "PRNG key"
 
-_F = TypeVar("_F", bound=Callable[..., Any])
 _Path = tuple[str, ...]
 # Name in a checkpoint of weights that are a single array.
 _SINGLE: _Path = ("params",)
@@ -55,8 +49,8 @@ _SINGLE: _Path = ("params",)
 class Zoo:
     """Stores networks in a directory, one folder per network, and loads them one by one on demand.
 
-    A folder holds `network.json` (the manifest: architecture, preprocessing, shapes, hash and origin of the
-    weights) and `weights/` (an Orbax checkpoint). A folder appears whole or not at all.
+    A folder holds `network.json` (the manifest: architecture, preprocessing, what it returns, shapes, hash and origin
+    of the weights) and `weights/` (an Orbax checkpoint). A folder appears whole or not at all.
 
     A network's `apply` is stored by name, never as code: it must be a function at the top level of a module,
     or an object with `to_json()` whose class has `from_json(config)`. Opening a network imports nothing but
@@ -136,12 +130,11 @@ class Zoo:
         Raises:
             JaxTransferError: Some functions are not; the message names all modules that are needed.
         """
-        functions = {manifest["name"]: manifest["apply"]["name"] for manifest in manifests}
-        if refused := {name: function for name, function in functions.items() if not self._may_use(function)}:
-            name, function = next(iter(refused.items()))
-            raise JaxTransferError(
-                f"Network {name!r} of the zoo {self.path} has the function {function}: {_advice(refused.values())}."
-            )
+        functions = [(manifest["name"], name) for manifest in manifests for name in _functions_of(manifest["apply"])]
+        if refused := [(network, function) for network, function in functions if not self._may_use(function)]:
+            advice = _advice(function for _, function in refused)
+            name, function = refused[0]
+            raise JaxTransferError(f"Network {name!r} of the zoo {self.path} has the function {function}: {advice}.")
 
     def __getitem__(self, name: str) -> Network:
         """Loads a network.
@@ -153,7 +146,7 @@ class Zoo:
         """
         manifest = self.manifest(name)
         try:
-            apply = self._apply(manifest["apply"])
+            apply = self._apply(manifest["apply"], self.path / name)
             preprocess = self.preprocess(name)
             params = _restore(self.path / name / _WEIGHTS, manifest["params"])
         except JaxTransferError as error:
@@ -198,13 +191,17 @@ class Zoo:
             if names.total() > len(names):
                 name = names.most_common(1)[0][0]
                 raise JaxTransferError(f"its params hold two arrays that a checkpoint calls {name!r}; rename one.")
+            apply = network.apply
+            if isinstance(apply, ModuleFunction) and apply.factory is None:
+                apply = ExportedProgram.of(apply, network.params, network.preprocess)
             manifest = {
                 "format": 1,
                 "name": network.name,
-                "apply": _apply_to_json(network.apply),
+                "apply": _apply_to_json(apply),
                 "preprocess": _preprocess_to_json(network.preprocess),
                 "weights_sha256": weights_hash(_rebuild(params, (), lambda path, *_: arrays[path])),
                 "source": dict(source or {}),
+                "outputs": describe_outputs(network),
                 "params": params,
             }
             text = json.dumps(manifest, indent=1)
@@ -220,10 +217,13 @@ class Zoo:
                 ocp.save(str(partial / _WEIGHTS), _nested(saved))
                 # Object stores need this file, and Orbax writes into it the path that is renamed below.
                 (partial / _WEIGHTS / "commit_success.txt").write_text("Written as a whole.\n")
+            if isinstance(apply, ExportedProgram):
+                (partial / _PROGRAM).write_bytes(apply.content)
             (partial / _MANIFEST).write_text(text)
             partial.chmod(0o755)
             partial.rename(self.path / network.name)
-            _registered.add(manifest["apply"]["name"])
+            for function in _functions_of(manifest["apply"]):
+                register(function_named(function))
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -238,21 +238,25 @@ class Zoo:
         """Whether a stored function is part of jaxtransfer, or the program has registered it or named its module."""
         module = function.partition(":")[0]
         if module.split(".")[0] == "jaxtransfer":
-            return True  # `_by_name` accepts only the functions in `_FUNCTIONS`
+            return True  # `function_named` accepts only the functions in `FUNCTIONS`
         named = any(f"{module}.".startswith(f"{name}.") for name in self._modules)
-        return function in _registered or (named and module in sys.modules)
+        return is_registered(function) or (named and module in sys.modules)
 
-    def _apply(self, stored: Mapping[str, Any]) -> ApplyFn:
+    def _apply(self, stored: Mapping[str, Any], folder: Path) -> ApplyFn:
         """Looks up the function that a manifest names."""
+        for name in _functions_of(stored):
+            if not self._may_use(name):
+                raise JaxTransferError(f"its function is {name}: {_advice([name])}.")
         name = stored["name"]
-        if not self._may_use(name):
-            raise JaxTransferError(f"its function is {name}: {_advice([name])}.")
-        if name in _FUNCTIONS:
-            importlib.import_module(_FUNCTIONS[name].partition(":")[0])
-        function = _by_name(name)
+        if name in FUNCTIONS:
+            importlib.import_module(FUNCTIONS[name].partition(":")[0])
+        function = function_named(name)
         if function is None or isinstance(function, type) != ("config" in stored):
             raise JaxTransferError(f"its function {name} is not the function of a network, or no longer exists.")
-        return function.from_json(stored["config"]) if "config" in stored else function
+        if "config" not in stored:
+            return function
+        config = stored["config"]
+        return function.from_json(config if function is not ExportedProgram else {**config, "file": folder / _PROGRAM})
 
 
 def _checked_preprocess(stored: dict[str, Any]) -> dict[str, Any]:
@@ -289,12 +293,18 @@ class _Function(JsonObject):
     name: Annotated[str, Field(pattern=r"^[\w.:<>]*$", max_length=300)]
 
 
+class _Output(JsonObject):
+    kind: str
+    shape: list[int]
+
+
 class _Manifest(JsonObject):
     format: Literal[1]
     name: str
     apply: _Function
     preprocess: Annotated[dict[str, Any], AfterValidator(_checked_preprocess)] | None
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    outputs: dict[str, _Output] = {}  # noqa: RUF012  pydantic copies it
     params: Annotated[Any, AfterValidator(_checked_params)]
 
 
@@ -307,61 +317,10 @@ def _advice(functions: Iterable[str]) -> str:
     )
 
 
-def register(function: _F) -> _F:
-    """Lets the zoos of this program use a function, wherever it is defined; may be used as a decorator.
-
-    Args:
-        function: The function of a network, or a class with `to_json` and `from_json`, at the top level of a module.
-
-    Returns:
-        The function.
-
-    Raises:
-        JaxTransferError: The function cannot be found by its name.
-
-    Examples:
-        >>> from jaxtransfer import rooms
-        >>> jt.register(rooms.networks.encode) is rooms.networks.encode
-        True
-    """
-    _registered.add(_findable_name(function))
-    return function
-
-
-def _findable_name(function: Any) -> str:
-    """Returns the name of a function or class, checked to lead back to it."""
-    if not hasattr(function, "__qualname__"):
-        raise JaxTransferError(f"{function!r} is not a function; make it one at the top level of a module.")
-    name = function_name(function)
-    if function.__module__ == "__main__":
-        raise JaxTransferError(
-            f"its function {function.__qualname__} stands in the program that runs, which other programs cannot "
-            "import; move it to a module of its own, a file like my_nets.py, and import it from there."
-        )
-    if _by_name(name) is not function:
-        raise JaxTransferError(
-            f"its function {name} cannot be found by that name; define it with def at the top level of a module."
-        )
-    return name
-
-
-def function_name(function: Any) -> str:
-    """Returns the name `module:qualname` that manifests and the keys of points give a function or class."""
-    name = f"{function.__module__}:{function.__qualname__}"
-    return _STORED_NAMES.get(name, name)
-
-
-def _by_name(name: str) -> Any:
-    """Returns what an imported module (none of Python's own) defines under a stored name, or None."""
-    package = name.partition(":")[0].split(".")[0]
-    if package in sys.stdlib_module_names or (package == "jaxtransfer" and name not in _FUNCTIONS):
-        return None
-    module, _, qualname = _FUNCTIONS.get(name, name).partition(":")
-    value: Any = sys.modules.get(module)
-    for part in qualname.split("."):
-        value = getattr(value, part, None)
-    # A manifest must not reach what a module merely imports.
-    return value if callable(value) and getattr(value, "__module__", None) == module else None
+def _functions_of(stored: Mapping[str, Any]) -> list[str]:
+    """Returns the names of a network's function, and of those that build and call its module."""
+    of_module = stored["config"] if stored["name"].startswith(_MODULES) else {}
+    return [stored["name"], *(of_module[key] for key in ("factory", "call") if key in of_module)]
 
 
 def _restore(path: Path, description: PyTree) -> PyTree:
@@ -458,7 +417,7 @@ def _nested(flat: Mapping[_Path, Any]) -> dict[str, Any]:
 def _apply_to_json(apply: ApplyFn) -> dict[str, Any]:
     config = apply.to_json() if isinstance(apply, Storable) else None
     owner: Any = type(apply) if isinstance(apply, Storable) else apply
-    name = _findable_name(owner)
+    name = findable_name(owner)
     return {"name": name} if config is None else {"name": name, "config": config}
 
 
@@ -467,7 +426,7 @@ def _preprocess_to_json(preprocess: PreprocessFn | None) -> dict[str, Any] | Non
         return None
     if not isinstance(preprocess, Preprocess):
         raise JaxTransferError(f"its preprocess is {preprocess!r}; use jaxtransfer.Preprocess.")
-    return dataclasses.asdict(preprocess)
+    return preprocess.fields()
 
 
 def _preprocess_from_json(stored: Mapping[str, Any]) -> Preprocess:

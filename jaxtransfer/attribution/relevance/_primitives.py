@@ -32,6 +32,8 @@ ROUTING = frozenset(
     """.split()
 )
 
+# The call of a program that `jax.export` has made, whose operations cannot be rewritten.
+EXPORTED = "call_exported"
 # Log-sum-exps; of two arrays it is a function with derivatives of its own, in which there are at least these.
 LOG_SUMS = frozenset({"cumlogsumexp"})
 IN_LOGADDEXP = frozenset({"exp", "log1p", "max"}), frozenset({"exp2", "log1p", "max"})
