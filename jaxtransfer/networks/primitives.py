@@ -5,9 +5,9 @@ AFFINE = frozenset("add add_any convert_element_type copy copy_p neg reduce_prec
 SCALING = frozenset({"div", "mul"})
 NONLINEAR = frozenset(
     """
-    abs acos acosh asin asinh atan atan2 atanh cbrt ceil clamp cos cosh digamma erf erf_inv erfc exp exp2 expm1
-    floor integer_pow lgamma log log1p logistic max min nextafter pow rem round rsqrt select_n sign sin sinh sqrt
-    square tan tanh
+    abs acos acosh asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp cos cosh digamma erf
+    erf_inv erfc exp exp2 expm1 floor integer_pow lgamma log log1p logistic max min nextafter pow rem round
+    rsqrt select_n sign sin sinh sqrt square tan tanh
     """.split()
 )
 LOGICAL = frozenset("and eq ge gt is_finite le lt ne not or xor".split())

@@ -14,21 +14,28 @@ from jaxtransfer.networks.primitives import SCALING as SCALING
 # Linear in everything that depends on the images (after the indices, masks and weights are given).
 LINEAR = frozenset(
     """
-    all_gather all_gather_invariant all_to_all broadcast broadcast_in_dim complex concatenate conj cumsum device_put
-    dynamic_slice dynamic_update_slice expand_dims fft gather imag mesh_cast name optimization_barrier pad pcast
-    ppermute psum psum2 psum_invariant pvary real reduce_scatter reduce_sum reduce_window_sum reshape reshard rev
-    scatter scatter-add scatter_add sharding_constraint slice split squeeze stack tile transpose unstack
+    all_gather all_gather_invariant all_to_all broadcast broadcast_in_dim complex concatenate conj cumsum
+    device_put dynamic_slice dynamic_update_slice expand_dims fft gather imag mesh_cast name
+    optimization_barrier pad pcast ppermute psum psum2 psum_invariant pvary real reduce_scatter reduce_sum
+    reduce_window_sum reshape reshard rev scatter scatter-add scatter-sub scatter_add scatter_sub
+    sharding_constraint slice split squeeze stack tile transpose unstack
     """.split()
 )
 
 # Linear in each of several arrays that may all depend on the images.
 BILINEAR = frozenset("conv_general_dilated dot_general mul ragged_dot ragged_dot_general".split())
 
+# Products of any number of entries of one array, or of an array and its updates.
+PRODUCTS = frozenset("cumprod reduce_prod scatter-mul scatter_mul".split())
+
+# Solutions x of a x = b; b comes last among the inputs, and there are as many as outputs.
+SOLUTIONS = frozenset("custom_linear_solve triangular_solve".split())
+
 # Outputs are some of the inputs, chosen by their values: relevance follows the choice (max pooling, sorting).
 ROUTING = frozenset(
     """
-    argmax argmin cummax cummin max min reduce_max reduce_min reduce_window_max reduce_window_min select_n sort
-    top_k
+    argmax argmin cummax cummin max min reduce_max reduce_min reduce_window_max reduce_window_min scatter-max
+    scatter-min scatter_max scatter_min select_n sort top_k
     """.split()
 )
 
