@@ -8,7 +8,7 @@ concatenation, padding, slices, many changes of shape) pass it on.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -69,6 +69,10 @@ class _Ordered:
     def of(cls, array: Any) -> "_Ordered":
         return cls(array, tuple(range(jnp.ndim(array))))
 
+    def ordered(self) -> "_Ordered":
+        """Returns the value itself, which is in memory in some order."""
+        return self
+
     @property
     def shape(self) -> tuple[int, ...]:
         shape = jnp.shape(self.array)
@@ -92,7 +96,11 @@ class _Repeated:
     value: "_Value"
     axes: _Order
     shape: tuple[int, ...]
-    order: None = None
+
+    def ordered(self) -> _Ordered:
+        """Returns the value with the axes of the other one in their order."""
+        order = _inserted([self.axes[axis] for axis in self.value.ordered().order], range(len(self.shape)))
+        return _Ordered(self.arranged(order), order)
 
     def arranged(self, order: _Order) -> Array:
         positions = {axis: position for position, axis in enumerate(order)}
@@ -134,8 +142,8 @@ def _apply(jaxpr: jex.Jaxpr, eqn: jex.JaxprEqn, values: list[_Value]) -> Sequenc
         return [_Repeated(values[0], params["broadcast_dimensions"], params["shape"])]
     if name == "transpose" and isinstance(value := values[0], _Ordered):
         return [_Ordered(value.array, tuple(params["permutation"].index(axis) for axis in value.order))]
-    if name == "reshape" and isinstance(value := values[0], _Ordered):
-        shape = params["new_sizes"]
+    if name == "reshape":
+        value, shape = values[0].ordered(), params["new_sizes"]
         if (order := _reshaped(value, shape)) is not None:
             return [_Ordered(value.array.reshape([shape[axis] for axis in order]), order)]
     order = _best_order(values)
@@ -200,11 +208,16 @@ def _reshaped(value: _Ordered, shape: Sequence[int]) -> _Order | None:
     blocks.sort(key=lambda block: memory.index(block[0][0]))
     if [axis for before, _ in blocks for axis in before] != memory:
         return None
-    order = [axis for _, after in blocks for axis in after]
-    for axis, size in enumerate(shape):
-        if size == 1:
-            order.insert(order.index(axis - 1) + 1 if axis else 0, axis)
-    return tuple(order)
+    return _inserted([axis for _, after in blocks for axis in after], range(len(shape)))
+
+
+def _inserted(order: Sequence[int], axes: Iterable[int]) -> _Order:
+    """Adds the axes that an order lacks, in rising order, each behind its predecessor."""
+    complete = list(order)
+    for axis in axes:
+        if axis not in complete:
+            complete.insert(complete.index(axis - 1) + 1 if axis else 0, axis)
+    return tuple(complete)
 
 
 def _blocks(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
