@@ -35,8 +35,8 @@ _IN_NUMPY = frozenset(
     f"onnx.{name}"
     for name in (
         "Add And Cast Ceil Concat ConstantOfShape DequantizeLinear Div Equal Expand Floor Gather Greater "
-        "GreaterOrEqual Less LessOrEqual Max Min Mod Mul Neg Not Or Range ReduceMax ReduceMin ReduceProd ReduceSum Reshape Shape Size "
-        "Slice Split Sqrt Squeeze Sub Tile Transpose Unsqueeze Where"
+        "GreaterOrEqual Less LessOrEqual Max Min Mod Mul Neg Not Or Range ReduceMax ReduceMin ReduceProd ReduceSum "
+        "Reshape Shape Size Slice Split Sqrt Squeeze Sub Tile Transpose Unsqueeze Where"
     ).split()
 )
 

@@ -131,9 +131,8 @@ def index_put(
     x: jax.Array, indices: Sequence[jax.Array | None], values: jax.Array, accumulate: bool = False
 ) -> jax.Array:
     """Writes or adds values at places given by integers or by one mask."""
-    masks = [i for i in indices if i is not None and i.dtype == bool]
     values = values.astype(x.dtype)
-    if masks:
+    if any(i is not None and i.dtype in (bool, jnp.uint8) for i in indices):
         return _put_by_mask(x, indices, values, accumulate)
     arrays = iter(same_rank(*(i for i in indices if i is not None)))
     place = tuple(slice(None) if i is None else next(arrays) for i in indices)
@@ -145,7 +144,7 @@ def index_put(
 def _put_by_mask(x: jax.Array, indices: Sequence[Any], values: jax.Array, accumulate: bool) -> jax.Array:
     """Writes where a mask is True: one value everywhere, or the next of a row of values at each place."""
     first = next(axis for axis, index in enumerate(indices) if index is not None)
-    mask = indices[first]
+    mask = indices[first].astype(bool)
     if any(index is not None for index in indices[first + 1 :]):
         raise JaxTransferError("a mask that depends on the images cannot be combined with other indices")
     rest = x.ndim - first - mask.ndim

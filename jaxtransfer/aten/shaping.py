@@ -197,6 +197,11 @@ def select_scatter(x: jax.Array, source: jax.Array, dim: int, index: int) -> jax
 
 @op("index.Tensor")
 def index(x: jax.Array, indices: Sequence[jax.Array | None]) -> jax.Array:
+    if any(i is not None and i.dtype in (bool, jnp.uint8) for i in indices):
+        raise JaxTransferError(
+            "a mask that depends on the images selects a number of values that depends on them: keep all values, "
+            "and set those outside the mask to 0 with torch.where"
+        )
     arrays = iter(same_rank(*(i for i in indices if i is not None)))
     return x[tuple(slice(None) if i is None else next(arrays) for i in indices)]
 

@@ -14,17 +14,33 @@ import jax.numpy as jnp
 import numpy as np
 
 OPS: dict[str, Callable[..., Any]] = {}
-"""Maps the name of an ATen overload, such as `aten.add.Tensor`, to the function that computes it in JAX."""
+"""Maps the name of an operation, such as `aten.add.Tensor` or `mylib.scale.default`, to its function in JAX."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def op(*names: str) -> Callable[[_F], _F]:
-    """Registers a function in the table under the names of one or more ATen overloads."""
+    """Registers a function in the table; converted networks that use its operations can then run.
+
+    The function takes the operation's arguments in PyTorch's order, arrays in place of tensors and names in place of
+    dtypes, and returns an array or a tuple of arrays. JAX differentiates it.
+
+    Args:
+        names: Names of operations as PyTorch writes them: `tan` or `add.Tensor` of ATen, `mylib::scale` of another
+            library. A name without an overload means the overload `default`. A name that is there is replaced.
+
+    Examples:
+        >>> @op("mylib::scale")
+        ... def scale(x, factor):
+        ...     return x * factor
+        >>> "mylib.scale.default" in OPS
+        True
+    """
 
     def register(function: _F) -> _F:
         for name in names:
-            OPS[f"aten.{name}"] = function
+            library, _, operation = name.rpartition("::")
+            OPS[f"{library or 'aten'}.{operation if '.' in operation else operation + '.default'}"] = function
         return function
 
     return register

@@ -19,6 +19,7 @@ from jaxtransfer.cli.arguments import (
 from jaxtransfer.cli.console import print_line, progress_bar
 from jaxtransfer.cli.convert import convert
 from jaxtransfer.cli.ending import Commands, end_on_signals
+from jaxtransfer.cli.options import Import as _Import
 from jaxtransfer.cli.options import WeightsDir as _Weights
 from jaxtransfer.cli.options import ZooDir as _Zoo
 from jaxtransfer.cli.tables import (
@@ -99,16 +100,6 @@ _BatchSize = Annotated[
 _Precision = Annotated[
     Literal["float32", "tf32", "bfloat16"],
     typer.Option(help="Precision of matrix products in the networks; bfloat16 applies to backward passes only."),
-]
-_Import = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--import",
-        metavar="MODULE",
-        help="A module that defines functions of the zoo's networks, installed or in the current directory; may be "
-        "repeated. No other module is imported for a zoo.",
-        show_default="jaxtransfer only",
-    ),
 ]
 _Relevant = Annotated[
     int, typer.Option(min=1, help="Number of each target's best measured sources that count as relevant.")

@@ -1,6 +1,7 @@
 """Represents a network as data: a list of operations of a closed table, which JAX executes."""
 
 import dataclasses
+import difflib
 import functools
 import json
 from collections.abc import Callable, Mapping
@@ -76,9 +77,11 @@ class Program:
     def __post_init__(self) -> None:
         for node in self.nodes:
             if node.op not in self.ops:
+                closest = difflib.get_close_matches(node.op, self.ops, n=3)
                 raise JaxTransferError(
-                    f"The operation {node.op} {_where(node)} is not supported; supported are: "
-                    f"{', '.join(sorted(self.ops))}."
+                    f"The operation {node.op} {_where(node)} is not supported; "
+                    f"the closest that are: {', '.join(closest) or 'none'}. If it is yours, import the module that "
+                    "registers it (--import); otherwise see docs/unsupported-operations.md."
                 )
 
     def __call__(

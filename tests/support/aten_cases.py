@@ -221,11 +221,16 @@ CASES = {
         (r(5, 2, 3), [r(1, 2, 2), r(1, 2, 4)], [r(16, 3), r(16, 2), r(2, 4)], False, 1, 0.0, False, False, False),
     ],
     "gru.input": [
-        (r(2, 5, 3), r(2, 2, 4), [r(12, 3), r(12, 4), r(12), r(12), r(12, 4), r(12, 4), r(12), r(12)], True, 2, 0.0, False, False, True),
+        (
+            r(2, 5, 3), r(2, 2, 4), [r(12, 3), r(12, 4), r(12), r(12), r(12, 4), r(12, 4), r(12), r(12)], True, 2, 0.0,
+            False, False, True,
+        ),
         (r(5, 2, 3), r(2, 2, 4), [r(12, 3), r(12, 4), r(12, 3), r(12, 4)], False, 1, 0.0, False, True, False),
     ],
     **{
-        f"rnn_{name}.input": [(r(2, 5, 3), r(1, 2, 4), [r(4, 3), r(4, 4), r(4), r(4)], True, 1, 0.0, False, False, True)]
+        f"rnn_{name}.input": [
+            (r(2, 5, 3), r(1, 2, 4), [r(4, 3), r(4, 4), r(4), r(4)], True, 1, 0.0, False, False, True),
+        ]
         for name in ("tanh", "relu")
     },
     **{f"rnn_{name}_cell.default": [(r(2, 3), r(2, 4), r(4, 3), r(4, 4), r(4), r(4))] for name in ("tanh", "relu")},
@@ -233,7 +238,9 @@ CASES = {
     "gru_cell.default": [(r(2, 3), r(2, 4), r(12, 3), r(12, 4), r(12), r(12)), (r(2, 3), r(2, 4), r(12, 3), r(12, 4))],
     # --- solving
     **{
-        f"{name}.default": [(r(2, 3, 4), r(2, 5, 4), 2.0, None), (r(3, 4), r(5, 4), 1.0, None), (r(3, 4), r(5, 4), 3.0, None)]
+        f"{name}.default": [
+            (r(2, 3, 4), r(2, 5, 4), 2.0, None), (r(3, 4), r(5, 4), 1.0, None), (r(3, 4), r(5, 4), 3.0, None),
+        ]
         for name in ("cdist", "_cdist_forward")
     },
     "_euclidean_dist.default": [(r(3, 4), r(5, 4))],

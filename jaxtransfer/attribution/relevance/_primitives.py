@@ -42,6 +42,8 @@ ROUTING = frozenset(
 INLINED = frozenset("call closed_call core_call jit named_call pjit".split())
 CUSTOM_BACKWARD = frozenset("custom_vjp_call custom_vjp_call_jaxpr".split())
 CUSTOM = CUSTOM_BACKWARD | {"custom_jvp_call"}
+# The call of a program that `jax.export` has made, whose operations cannot be rewritten.
+EXPORTED = "call_exported"
 # Log-sum-exps; of two arrays it is a function with derivatives of its own, in which there are at least these.
 LOG_SUMS = frozenset({"cumlogsumexp"})
 IN_LOGADDEXP = frozenset({"exp", "log1p", "max"}), frozenset({"exp2", "log1p", "max"})

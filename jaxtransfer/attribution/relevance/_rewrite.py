@@ -26,6 +26,7 @@ from jaxtransfer.attribution.relevance._primitives import (
     BILINEAR,
     CUSTOM,
     CUSTOM_BACKWARD,
+    EXPORTED,
     IN_LOGADDEXP,
     LINEAR,
     LOG_SUMS,
@@ -273,6 +274,12 @@ class _Rules:
         (body,) = node.bodies
         if len(node.actives) == 2 and any({n.name for n in body.nodes}.issuperset(names) for names in IN_LOGADDEXP):
             return _plain(node)
+        if any(inner.name == EXPORTED for inner in body.nodes):
+            raise JaxTransferError(
+                "epsilon-LRP rewrites the operations of a network, which one that is stored as exported StableHLO no "
+                "longer has: leave epsilon_lrp out of the methods, or add the network again with a factory "
+                "(jaxtransfer.Network.of)."
+            )
         try:
             inner = self._inner(body)
         except JaxTransferError as error:

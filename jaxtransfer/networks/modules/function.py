@@ -138,8 +138,8 @@ class ModuleFunction(abc.ABC):
             return cls(cls.build(factory), layer, call, factory)
         except Exception as error:
             raise JaxTransferError(
-                f"the factory {factory.__module__}:{factory.__qualname__} must build the module when it is called "
-                f"without arguments, but it fails: {type(error).__name__}: {error}"
+                f"The factory {factory.__module__}:{factory.__qualname__} must build the module when it is called "
+                f"without arguments, but it fails: {type(error).__name__}: {error}."
             ) from error
 
     @functools.cached_property

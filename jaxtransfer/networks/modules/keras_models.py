@@ -108,14 +108,14 @@ def _renamed(config: Any, names: dict[str, str], key: str = "") -> Any:
 
     Args:
         config: The configuration or a part of it.
-        names: The numbers of layers by their names, to which layers of inputs are added.
+        names: The numbers of layers by their names, to which inputs and operations are added.
         key: The key of this part.
     """
     if key == "dtype":
         return config
     if isinstance(config, dict):
-        if config.get("class_name") == "InputLayer":
-            names.setdefault(config["config"]["name"], f"input {len(names)}")
+        if config.get("class_name") == "InputLayer" or "inbound_nodes" in config:
+            names.setdefault(config["config"]["name"], str(len(names)))
         return {key: _renamed(value, names, key) for key, value in config.items() if key != "compile_config"}
     if isinstance(config, list | tuple):
         return [_renamed(value, names, key) for value in config]
