@@ -8,7 +8,7 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,9 @@ class Call:
         return known
 
 
+Translate = Callable[["Graph", Call, str, Mapping[str, Known | Failure]], Sequence[Known | Failure]]
+
+
 class Graph:
     """Collects the operators and weights of a program while it follows a graph.
 
@@ -112,19 +115,21 @@ class Graph:
         notes: What was changed so that the graph can be used, in sentences.
     """
 
-    def __init__(self, folder: Path, opset: int) -> None:
+    def __init__(self, folder: Path, opset: int, translate: Translate) -> None:
         """Begins an empty program.
 
         Args:
             folder: Folder that external values must be in.
             opset: Version of ONNX's operators.
+            translate: Adds a node to the program, with its domain and what is known around it, and returns what is
+                known of its outputs.
         """
         self.nodes: list[Node] = []
         self.params: dict[str, np.ndarray] = {}
         self.layers: dict[str, Known | Failure] = {}
         self.first_outputs: dict[str, str] = {}
         self.notes: dict[str, None] = {}
-        self._folder, self._opset = folder, opset
+        self._folder, self._opset, self._translate = folder, opset, translate
         self._names: Counter[str] = Counter()
         self._arguments: dict[int, tuple[Known, Value | Weight]] = {}
         self._computed = 0
@@ -185,8 +190,6 @@ class Graph:
 
     def _node(self, node: NodeProto, values: Mapping[str, Known | Failure], inside: str) -> Sequence[Known | Failure]:
         """Reads one node, and returns what is known of its outputs."""
-        from jaxtransfer.converters import onnx_operators
-
         title = node.name or next(iter(node.output), "")
         where = f"the operator {node.op_type} at {title!r}"
         missing = [name for name in node.input if name and name not in values]
@@ -209,7 +212,7 @@ class Graph:
                 f"{inside}/{title}" if inside else title,
             )
             with np.errstate(all="ignore"):
-                results = list(onnx_operators.translate(self, call, node.domain, values))
+                results = list(self._translate(self, call, node.domain, values))
         except JaxTransferError as error:
             return [Failure(f"{where} cannot be used: {str(error).rstrip('.')}.")] * len(node.output)
         except MemoryError:

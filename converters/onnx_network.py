@@ -20,6 +20,7 @@ from onnx import NodeProto, TensorProto, ValueInfoProto
 from jaxtransfer.converters.grids import is_channels_first
 from jaxtransfer.converters.onnx_file import opset, read_model
 from jaxtransfer.converters.onnx_graph import Failure, Graph, Known
+from jaxtransfer.converters.onnx_operators import translate
 from jaxtransfer.defaults import MAX_SIDE
 from jaxtransfer.errors import JaxTransferError, unknown_name
 from jaxtransfer.networks.network import Network
@@ -125,7 +126,7 @@ class OnnxNetworkFile:
         }
 
     def _follow(self, images: int) -> Graph:
-        graph = Graph(self._folder, self._opset)
+        graph = Graph(self._folder, self._opset, translate)
         values: dict[str, Known | Failure] = {}
         for given in self._model.graph.input:
             if given.name == self._image.name or given.name in self._initialised:

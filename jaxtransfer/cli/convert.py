@@ -195,10 +195,14 @@ def _read_names(given: str) -> list[str]:
 
 
 def _print_layers(layers: "dict[str, torch.Tensor]") -> None:
+    for name, value in layers.items():
+        print_line(_layer(name, value.shape))
+
+
+def _layer(name: str, shape: tuple[int, ...]) -> str:
     from jaxtransfer.networks.outputs import kind_of_shape
 
-    for name, value in layers.items():
-        print_line(f"{name}  {'x'.join(map(str, value.shape[1:]))}  {kind_of_shape(value.shape)}")
+    return f"{name}  {'x'.join(map(str, shape[1:]))}  {kind_of_shape(shape)}"
 
 
 @convert.command("onnx")
@@ -217,9 +221,7 @@ def convert_onnx(
             show_default="what a classifier's last layer reads, or the output",
         ),
     ] = None,
-    list_: Annotated[
-        bool, typer.Option("--list", help="Print the values of the graph and their shapes, and add nothing.")
-    ] = False,
+    list_: _List = False,
     size: Annotated[
         str | None,
         typer.Option(
@@ -241,7 +243,7 @@ def convert_onnx(
         read = read_onnx(file, size=pixels)
     if list_:
         for value, shape in read.layers().items():
-            print_line(f"{value}  {shape if isinstance(shape, str) else 'x'.join(map(str, shape)) or 'a number'}")
+            print_line(f"{value}  {shape}" if isinstance(shape, str) else _layer(value, (1, *shape)))
         return
     chosen = representation and (representation if len(representation) > 1 else representation[0])
     given = {key: value for key, value in scaling.items() if value is not None}

@@ -260,7 +260,7 @@ def test_the_command(tmp_path):
     zoo = str(tmp_path / "zoo")
     listed = run(app, ["convert", "onnx", str(file), zoo, "--list", "--size", "8,8"])
     assert listed.exit_code == 0, listed.output
-    assert listed.stdout.splitlines()[:3] == ["c  4x8x8", "r  4x8x8", "d  6x3x3"]
+    assert listed.stdout.splitlines()[:3] == ["c  4x8x8  grid", "r  4x8x8  grid", "d  6x3x3  grid"]
     assert not (tmp_path / "zoo").exists()
     given = ["--size", "8", "--representation", "deepest", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5"]
     done = run(app, ["convert", "onnx", str(file), zoo, "--name", "deep", *given])
