@@ -93,9 +93,7 @@ def main() -> None:
                     location = _snapshot(Path(folder), name) if hub == "transformers" else lambda name=name: name
                     networks.append({"hub": hub, "name": name} | _converted(hub, location, arguments.limit))
                     print(networks[-1], flush=True)
-                    harness.store(
-                        {"networks": networks}, file, precision="float32", shapes={"images": [1]}
-                    )
+                    harness.store({"networks": networks}, file, precision="float32", shapes={"images": [1]})
                     jax.clear_caches()
 
 
