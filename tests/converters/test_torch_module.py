@@ -232,3 +232,8 @@ def test_the_example_in_the_documentation():
     outcome = doctest.testmod(torch_module, extraglobs={"jt": jt, "jnp": jnp})
     assert outcome.attempted
     assert not outcome.failed
+
+
+def test_numbers_too_small_to_be_normal_are_no_difference():
+    network_ = jt.from_torch(Function(lambda x: x.mean((2, 3)) * 1e-20 * 1e-19), EXAMPLE, name="net")
+    assert network_.name == "net"
