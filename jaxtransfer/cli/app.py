@@ -398,16 +398,16 @@ def rank(
 @app.command()
 def evaluate(
     run: _Run,
-    oracle: Annotated[str, typer.Option(help=_ORACLE_HELP)] = "taskonomy",
+    oracle: Annotated[str | None, typer.Option(help=_ORACLE_HELP, show_default="that of the run's networks")] = None,
     method: Annotated[
         list[str] | None, typer.Option(help="A method of the run; may be repeated.", show_default="all")
     ] = None,
     relevant: _Relevant = RELEVANT,
 ) -> None:
     """Compare a run's rankings with measured transfer."""
-    from jaxtransfer.runs.evaluation import evaluate_run
+    from jaxtransfer.runs.evaluation import evaluate_run, own_oracle
 
-    measured = load_oracle(oracle)
+    measured = own_oracle(run) if oracle is None else load_oracle(oracle)
     evaluations = evaluate_run(run, measured, relevant=relevant, methods=method)
     print_evaluation(evaluations, measured, run)
 

@@ -38,6 +38,9 @@ _CUSTOM_CALL = re.compile(r"custom_call( @([\w.]+)\()?")
 class ExportedProgram:
     """Runs a program that `jax.export` has made of a network, as a pure function of weights and images.
 
+    A program is for any number of images, or for one if the network's code does not run without knowing their number;
+    then images are mapped one after the other.
+
     Programs with the same bytes are equal. Gradients are of the first order, and epsilon-LRP is not possible.
 
     Attributes:
@@ -67,24 +70,26 @@ class ExportedProgram:
         shapes = [
             jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type) for aval in map(jax.typeof, leaves)
         ]
-        (count,) = export.symbolic_shape("images")
-        shape = count, *preprocess.size, 1 if preprocess.lightness else 3
+        channels = 1 if preprocess.lightness else 3
 
         def function(leaves: list[Array], images: Array) -> PyTree:
             return apply(jax.tree.unflatten(tree, leaves), images)
 
-        try:
+        def exported(count: Any) -> Self:
+            images = jax.ShapeDtypeStruct((count, *preprocess.size, channels), jnp.float32)
             with _without_source_lines():
-                exported = export.export(jax.jit(function), platforms=_PLATFORMS)(
-                    shapes, jax.ShapeDtypeStruct(shape, jnp.float32)
-                )
-                program = cls(bytes(exported.serialize(vjp_order=1)))
-        except JaxTransferError:
-            raise
-        except Exception as error:  # whatever the module's own code raises for a number of images that is a symbol
+                program = export.export(jax.jit(function), platforms=_PLATFORMS)(shapes, images)
+                return cls(bytes(program.serialize(vjp_order=1)))
+
+        try:
+            try:
+                program = exported(*export.symbolic_shape("images"))
+            except Exception:  # whatever code raises that asks for the number of images, as len(images) does
+                program = exported(1)
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".")
             raise JaxTransferError(
-                f"its program cannot be exported ({type(error).__name__}: {(str(error).splitlines() or [''])[0]}); "
-                "give jaxtransfer.Network.of a factory."
+                f"its program cannot be exported ({reason}); give jaxtransfer.Network.of a factory."
             ) from error
         program.check()
         return program
@@ -114,12 +119,15 @@ class ExportedProgram:
         """
         arrays = [*map(jnp.asarray, jax.tree.leaves(params)), images]
         expected = self._exported.in_avals
-        if len(arrays) != len(expected) or any(map(_differ, arrays, expected)):
+        if len(arrays) != len(expected) or any(map(_differ, [*arrays[:-1], images[:1]], expected)):
             raise JaxTransferError(
-                f"This network's exported program takes images of type and shape {expected[-1].str_short()} with "
-                f"weights of its own, not images of {jax.typeof(images).str_short()}."
+                f"This network's exported program takes its own weights, and {expected[-1].dtype} images of height, "
+                f"width and channels {expected[-1].shape[1:]}, not {images.dtype} images of shape {images.shape}."
             )
-        return self._exported.call(arrays[:-1], images)
+        weights, call = arrays[:-1], self._exported.call
+        if expected[-1].shape[0] == 1:
+            return jax.lax.map(lambda image: jax.tree.map(lambda output: output[0], call(weights, image[None])), images)
+        return call(weights, images)
 
     def to_json(self) -> dict[str, str]:
         """Returns the hash of the program, whose bytes are in a file of their own."""
@@ -167,13 +175,10 @@ class ExportedProgram:
 
 
 def _differ(array: Array, expected: Any) -> bool:
-    same_rank = array.ndim == len(expected.shape)
+    """Whether an array has another type or shape than a program expects, whose number of images may be a symbol."""
+    lengths = [length for length in expected.shape if isinstance(length, int)]
     return (
-        array.dtype != expected.dtype
-        or not same_rank
-        or any(
-            length != other for length, other in zip(array.shape, expected.shape, strict=True) if isinstance(other, int)
-        )
+        array.dtype != expected.dtype or array.ndim != len(expected.shape) or [*array.shape][-len(lengths) :] != lengths
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.networks.layout import without_transpositions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,17 +105,17 @@ class Program:
                 f"This network takes images of height, width and channels {self.shape}, "
                 f"not an array of shape {images.shape}."
             )
-        images = self.arrange(images)
-        if self.one_by_one:
-            return jax.vmap(lambda image: jax.tree.map(lambda x: x[0], self._run(params, image[None])))(images)
-        return self._run(params, images)
+        return without_transpositions(self._of_each if self.one_by_one else self._run, params, images)
 
     def arrange(self, images: Float[Array, "images h w channels"]) -> Array:
         """Arranges the axes of the images as the first operation expects them."""
         return images
 
+    def _of_each(self, params: Mapping[str, Array | np.ndarray], images: Array) -> Any:
+        return jax.vmap(lambda image: jax.tree.map(lambda x: x[0], self._run(params, image[None])))(images)
+
     def _run(self, params: Mapping[str, Array | np.ndarray], images: Array) -> Any:
-        values: dict[str, Any] = {self.input: images}
+        values: dict[str, Any] = {self.input: self.arrange(images)}
 
         def resolve(argument: Any) -> Any:
             if isinstance(argument, Value):

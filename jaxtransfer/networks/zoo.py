@@ -50,9 +50,10 @@ class Zoo:
     """Stores networks in a directory, one folder per network, and loads them one by one on demand.
 
     A folder holds `network.json` (the manifest: architecture, preprocessing, what it returns, shapes, hash and origin
-    of the weights) and `weights/` (an Orbax checkpoint). A folder appears whole or not at all.
+    of the weights), `weights/` (an Orbax checkpoint), and for a network of `Network.of` without a factory
+    `program.export` (StableHLO). A folder appears whole or not at all.
 
-    A network's `apply` is stored by name, never as code: it must be a function at the top level of a module,
+    Any other network's `apply` is stored by name, never as code: it must be a function at the top level of a module,
     or an object with `to_json()` whose class has `from_json(config)`. Opening a network imports nothing but
     jaxtransfer itself. Besides the architectures of jaxtransfer, a network's function may be one that the program has
     registered (`jaxtransfer.register`) or added to a zoo itself, or one of the modules that it names; anything else

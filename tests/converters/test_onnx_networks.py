@@ -1,5 +1,7 @@
 """Networks in ONNX files give what onnxruntime gives, and the gradients of the same network brought from PyTorch."""
 
+import subprocess
+import sys
 import warnings
 
 import jax
@@ -271,3 +273,32 @@ def test_the_command(tmp_path):
     assert set(stored["net"].apply(stored["net"].params, normal(2, 8, 8, 3))) == {"c", "m"}
     assert "choose one with size=(height, width) or --size" in complaint(run(app, ["convert", "onnx", str(file), zoo]))
     assert "--size takes height and width" in complaint(run(app, ["convert", "onnx", str(file), zoo, "--size", "a"]))
+
+
+_KERAS = """
+import os, sys, warnings
+os.environ["KERAS_BACKEND"] = "torch"
+warnings.simplefilter("ignore")
+import keras
+import numpy as np
+
+layers = keras.layers
+model = keras.Sequential([
+    keras.Input((12, 12, 3)), layers.Conv2D(4, 3, 2, "same", activation="relu"), layers.BatchNormalization(),
+    layers.DepthwiseConv2D(3), layers.GlobalAveragePooling2D(), layers.Dense(5, activation="softmax"),
+])
+x = np.random.default_rng(0).normal(size=(2, 12, 12, 3)).astype("float32")
+np.savez(sys.argv[2], x=x, y=model.predict(x, verbose=0))
+model.export(sys.argv[1], format="onnx", verbose=False)
+"""
+
+
+@pytest.mark.slow
+def test_keras_exports_what_is_read(tmp_path):
+    file, values = tmp_path / "net.onnx", tmp_path / "values.npz"
+    subprocess.run([sys.executable, "-c", _KERAS, str(file), str(values)], check=True, capture_output=True)
+    read = read_onnx(file)
+    network = read.network("net", onnx.load(file).graph.output[0].name)
+    with np.load(values) as expected:
+        np.testing.assert_allclose(network.apply(network.params, expected["x"]), expected["y"], atol=1e-5)
+    assert jt.from_onnx(file, name="net").apply(network.params, normal(2, 12, 12, 3)).shape == (2, 4)

@@ -59,6 +59,7 @@ ONE = {
     "DepthToSpace CRD": {"blocksize": 2, "mode": "CRD"},
     "SpaceToDepth": {"blocksize": 2},
     "MaxPool": {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 0, 1, 1]},
+    "MaxPool dilated": {"kernel_shape": [2, 2], "dilations": [2, 2], "strides": [2, 2]},
     "MaxPool ceil": {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1},
     "MaxPool same": {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER"},
     "MaxPool lower": {"kernel_shape": [2, 2], "strides": [1, 1], "auto_pad": "SAME_LOWER"},
@@ -454,6 +455,38 @@ def test_masks_and_positions(tmp_path):
         ],
         {"w": normal(3)},
     )
+
+
+@pytest.mark.parametrize("mode", ["linear", "nearest", "cubic"])
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+def test_sampling(mode, padding, tmp_path):
+    for align in (0, 1):
+        given = {"mode": mode, "padding_mode": padding, "align_corners": align}
+        grid = {"g": rng().uniform(-1.3, 1.3, (1, 5, 6, 2)).astype(np.float32)}
+        agrees(tmp_path, [node("GridSample", "x", "g", **given)], grid, opset=20, many=1)
+
+
+RECURRENT: dict[str, tuple[int, dict[str, Any]]] = {
+    "LSTM": (4, {}),
+    "LSTM both": (4, {"direction": "bidirectional"}),
+    "LSTM back": (4, {"direction": "reverse"}),
+    "GRU both": (3, {"direction": "bidirectional", "linear_before_reset": 1}),
+    "RNN": (1, {}),
+    "RNN relu": (1, {"activations": ["Relu"]}),
+}
+
+
+@pytest.mark.parametrize("case", quick_cases(RECURRENT, "LSTM"))
+def test_recurrent_layers(case, tmp_path):
+    gates, given = RECURRENT[case]
+    directions = 2 if "both" in case else 1
+    weights = {"w": normal(directions, gates * 4, 3), "r": normal(directions, gates * 4, 4, seed=1)}
+    weights |= {"b": normal(directions, gates * 8, seed=2), "to": np.array([64, -1, 3])}
+    before = [node("Transpose", "x", outputs=["t"], perm=[2, 3, 0, 1]), node("Reshape", "t", "to", outputs=["s"])]
+    for bias in ([], ["b"]):
+        layer = node(case.split()[0], "s", "w", "r", *bias, outputs=["all", "last"], hidden_size=4, **given)
+        agrees(tmp_path, [*before, layer, node("Transpose", "last", perm=[1, 0, 2])], weights)
+        agrees(tmp_path, [*before, layer, node("Transpose", "all", perm=[2, 0, 1, 3])], weights)
 
 
 def test_attention(tmp_path):

@@ -36,8 +36,6 @@ class NnxFunction(ModuleFunction):
     def run(self, weights: PyTree, images: Array, layers: Iterable[str]) -> tuple[PyTree, Mapping[str, PyTree]]:
         """Calls the module and collects outputs of modules and sown values; of several calls, that of the last."""
         module: Any = nnx.merge(self.module, weights)
-        if not layers:
-            return self._call(module, images), {}
         for name, layer in _layers(module).items():
             if name in layers:
                 object.__setattr__(layer, "__class__", _watched(type(layer)))

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import PyTree
 
+from jaxtransfer.arguments import checked_names
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.networks.functions import function_named
 from jaxtransfer.networks.modules.equinox_modules import EquinoxFunction
@@ -45,9 +46,8 @@ def split_module(
     for name, function in (("call", call), ("factory", build)):
         if function is not None and not callable(function):
             raise JaxTransferError(f"{name} must be a function, not {function!r}.")
-    if not (layer is None or isinstance(layer, str) or (layer and all(isinstance(name, str) for name in layer))):
-        raise JaxTransferError(f"layer must be the name of a layer, or several names, not {layer!r}.")
-    layer = layer if layer is None or isinstance(layer, str) else tuple(dict.fromkeys(layer))
+    if layer is not None and not isinstance(layer, str):
+        layer = checked_names("layer", layer, "blocks.0") or None
     template, weights = of_library.split(module)
     if build is not None:
         return of_library.of_factory(build, layer, call), weights
