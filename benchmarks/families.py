@@ -5,7 +5,6 @@ not converted again.
 """
 
 import argparse
-import importlib
 import json
 import re
 import signal
@@ -66,7 +65,6 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "PvtConfig": {"depths": [1, 1, 1, 1]},
     "LevitConfig": {"depths": [1, 1, 1]},
     "FocalNetConfig": _STAGES,
-    "CvtConfig": {"depth": [1, 1, 2]},
     "BitConfig": _STAGES,
     "PoolFormerConfig": _STAGES,
     "HieraConfig": {"depths": [1, 1, 1, 1]},
@@ -86,7 +84,7 @@ def main() -> None:
     signal.signal(signal.SIGALRM, _too_long)
     with tempfile.TemporaryDirectory() as folder:
         for hub in arguments.hub or ("transformers", "torchvision", "timm"):
-            importlib.import_module("jaxtransfer.converters.hubs")._import(hub)
+            hubs._import(hub)
             names = {"timm": TIMM.split(), "torchvision": TORCHVISION.split(), "transformers": [*TRANSFORMERS]}[hub]
             for name in names:
                 if (hub, name) not in done:

@@ -166,10 +166,11 @@ def _exported(hub: Hub, name: str, random_weights: bool, pre_head: bool) -> tupl
 
 def _load_timm(name: str, random_weights: bool, pre_head: bool) -> HubNetwork:
     import timm
+    from timm.data.config import resolve_model_data_config
 
     location = f"local-dir:{name}" if Path(name).is_dir() else name
     model: Any = timm.create_model(location, pretrained=not random_weights).float().eval()
-    config = timm.data.resolve_model_data_config(model)
+    config = resolve_model_data_config(model)
     if config["input_size"][0] != 3:
         raise JaxTransferError(f"{name} takes images of {config['input_size'][0]} channels, not the 3 of RGB.")
     if pre_head:
@@ -183,7 +184,8 @@ def _load_timm(name: str, random_weights: bool, pre_head: bool) -> HubNetwork:
 def _load_torchvision(name: str, random_weights: bool, pre_head: bool) -> HubNetwork:
     from torchvision import models
 
-    weights = models.get_model_weights(name).DEFAULT
+    weights: Any = models.get_model_weights(name)
+    weights = weights.DEFAULT
     builder = models.get_model_builder(name)
     backbone = {"weights_backbone": None} if "weights_backbone" in inspect.signature(builder).parameters else {}
     model = builder(weights=None if random_weights else weights, **backbone).eval()

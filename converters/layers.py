@@ -44,7 +44,8 @@ def layers(exported: ExportedProgram) -> dict[str, torch.Tensor]:
 
 def output_names(exported: ExportedProgram) -> list[str]:
     """Returns the names of a network's outputs: keys and indices, joined by dots; "" for a single one."""
-    return [".".join(path) for path in _paths(exported.module_call_graph[0].signature.out_spec)]
+    signature: Any = exported.module_call_graph[0].signature
+    return [".".join(path) for path in _paths(signature.out_spec)]
 
 
 def default_tokens(exported: ExportedProgram, name: str) -> Tokens:
@@ -91,9 +92,9 @@ def with_outputs(exported: ExportedProgram, names: Sequence[str], tokens: Tokens
     specs = [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(node.name), None) for node in chosen]
     module.graph.output_node().args = (tuple(chosen),)
     module.recompile()
-    call = exported.module_call_graph[0]
+    call: Any = exported.module_call_graph[0]
     structure = pytree.tree_structure(0 if len(chosen) == 1 else (0,) * len(chosen))
-    returned: Any = dataclasses.replace(call.signature, outputs=[spec.arg for spec in specs], out_spec=structure)
+    returned = dataclasses.replace(call.signature, outputs=[spec.arg for spec in specs], out_spec=structure)
     call = dataclasses.replace(call, signature=returned)
     signature = ExportGraphSignature(exported.graph_signature.input_specs, specs)
     return _rebuilt(exported, module, signature, call)

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ import timm  # noqa: E402
 import torchvision  # noqa: E402
 import transformers  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
+from timm.data.transforms_factory import create_transform  # noqa: E402
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -35,12 +37,18 @@ def _run(*arguments):
 
 
 def _photograph(height, width):
-    with get_sample_data("grace_hopper.jpg") as file:
-        return Image.open(file).convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    file: Any = get_sample_data("grace_hopper.jpg", asfileobj=False)
+    with Image.open(file) as image:
+        return image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _as_array(image):
     return jnp.asarray(np.asarray(image), jnp.float32)[None] / 255
+
+
+def _preprocessed(network, image):
+    assert network.preprocess is not None
+    return network.preprocess(_as_array(image))
 
 
 def _random(module):
@@ -82,7 +90,7 @@ def test_timm(timm_folder, tmp_path):
     assert network.preprocess == jt.Preprocess(
         (64, 64), (0.5, 0.4, 0.3), (0.3, 0.2, 0.1), resize=(71, 71), interpolation="cubic"
     )
-    x = network.preprocess(_as_array(_photograph(90, 90)))
+    x = _preprocessed(network, _photograph(90, 90))
     with torch.no_grad():
         features = module.forward_features(torch.from_numpy(np.array(x).transpose(0, 3, 1, 2)))
         _close(network.apply(network.params, x), module.forward_head(features, pre_logits=True))
@@ -136,7 +144,7 @@ def test_transformers(transformers_folder, tmp_path):
     assert _run("transformers", folder, tmp_path).exit_code == 0
     network = jt.Zoo(tmp_path)["vit"]
     assert network.preprocess == jt.Preprocess((32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    x = network.preprocess(_as_array(_photograph(50, 50)))
+    x = _preprocessed(network, _photograph(50, 50))
     with torch.no_grad():
         tokens = module(torch.from_numpy(np.array(x).transpose(0, 3, 1, 2))).last_hidden_state.numpy()
     _close(network.apply(network.params, x), tokens[:, 0])  # the pooler's weights would be random
@@ -181,7 +189,7 @@ def test_torchvision_from_its_cache(tmp_path, monkeypatch):
     assert _run("torchvision", "squeezenet1_1", tmp_path / "zoo").exit_code == 0
     network = jt.Zoo(tmp_path / "zoo")["squeezenet1_1"]
     assert network.preprocess == jt.Preprocess((224, 224), *IMAGENET, resize=(256, 256))
-    x = network.preprocess(_as_array(_photograph(256, 256)))
+    x = _preprocessed(network, _photograph(256, 256))
     _close(jax.jit(network.apply)(network.params, x), outputs(module.features, x).mean((2, 3)))
 
 
@@ -220,7 +228,7 @@ def test_names_in_a_zoo():
 def test_preprocessing_is_that_of_timm(side, size, crop, interpolation):
     """To 1.3 of 255 levels: Pillow rounds to 8 bits after each of its two passes."""
     options = {"input_size": (3, size, size), "interpolation": interpolation, "crop_pct": crop}
-    transform = timm.data.create_transform(**options, mean=(0, 0, 0), std=(1, 1, 1))
+    transform: Any = create_transform(**options, mean=(0, 0, 0), std=(1, 1, 1))
     photograph = _photograph(side, side)
     theirs = transform(photograph).numpy().transpose(1, 2, 0)
     resize = (int(size / crop),) * 2

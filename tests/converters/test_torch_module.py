@@ -1,6 +1,8 @@
 """PyTorch modules as they are: their layers and tokens are those that forward hooks see."""
 
 import collections
+import doctest
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -127,7 +129,7 @@ def test_tokens_that_are_not_there():
 
 
 def test_the_mode_of_the_module_is_restored():
-    module = network().train()
+    module: Any = network().train()
     module.block.norm.eval()
     jt.from_torch(module, EXAMPLE, name="net")
     assert module.training
@@ -224,3 +226,14 @@ def test_layers_of_a_file(tmp_path):
     outputs = jt.Zoo(tmp_path / "zoo").manifest("a")["outputs"]
     assert {name: output["kind"] for name, output in outputs.items()} == {"block": "grid", "head": "vector"}
     assert jnp.isfinite(ours["head"]).all()
+
+
+def test_the_example_in_the_documentation():
+    outcome = doctest.testmod(torch_module, extraglobs={"jt": jt, "jnp": jnp})
+    assert outcome.attempted
+    assert not outcome.failed
+
+
+def test_numbers_too_small_to_be_normal_are_no_difference():
+    network_ = jt.from_torch(Function(lambda x: x.mean((2, 3)) * 1e-20 * 1e-19), EXAMPLE, name="net")
+    assert network_.name == "net"
