@@ -126,19 +126,16 @@ def attention(
     key: jax.Array,
     value: jax.Array,
     mask: Any = None,
-    past_key: Any = None,
-    past_value: Any = None,
-    *,
+    *past: Any,
     is_causal: int = 0,
     q_num_heads: int | None = None,
     kv_num_heads: int | None = None,
     scale: float | None = None,
     softcap: float = 0.0,
-    softmax_precision: int | None = None,
-    qk_matmul_output_mode: int = 0,
+    **precision: Any,
 ) -> jax.Array:
     """Attends with heads on an axis of their own, or with the heads of a query side by side in its last axis."""
-    if past_key is not None or past_value is not None or softcap:
+    if any(x is not None for x in past) or softcap:
         raise JaxTransferError("attention with past keys and values or a soft cap is not supported")
     split = query.ndim == 3
     if split:

@@ -248,7 +248,23 @@ def resize(
     mode: str = "nearest",
     nearest_mode: str = "round_prefer_floor",
 ) -> jax.Array:
-    """Interpolates along one axis after the other."""
+    """Interpolates along one axis after the other.
+
+    Args:
+        x: The array.
+        roi: First and last positions along the axes, as parts of their lengths, for `tf_crop_and_resize`.
+        scales: Factors of the lengths, or None where `sizes` are given.
+        sizes: Lengths of the result.
+        antialias: Whether the kernel is widened where the array shrinks.
+        axes: The axes that are resized; None: all.
+        coordinate_transformation_mode: How positions of the result become positions of the array.
+        cubic_coeff_a: Coefficient of the cubic kernel.
+        exclude_outside: Whether inputs beyond the ends have no weight, instead of the value at the end.
+        extrapolation_value: Value of what lies outside `roi`.
+        keep_aspect_ratio_policy: Whether `sizes` are taken as they are, or as limits.
+        mode: `nearest`, `linear` or `cubic`.
+        nearest_mode: How positions are rounded.
+    """
     over = _axes(x, list(range(x.ndim)) if axes is None else axes)
     lengths = [x.shape[axis] for axis in over]
     if sizes is not None:

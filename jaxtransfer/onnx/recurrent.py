@@ -28,15 +28,11 @@ def _recurrent(
     lengths: Any = None,
     initial_h: Any = None,
     initial_c: Any = None,
-    peepholes: Any = None,
-    *,
-    hidden_size: int | None = None,
+    *peepholes: Any,
     direction: str = "forward",
     activations: Sequence[str] | None = None,
-    clip: float | None = None,
-    input_forget: int = 0,
-    layout: int = 0,
     linear_before_reset: int = 0,
+    **others: Any,
 ) -> tuple[jax.Array, ...]:
     """Takes sequences [length, images, features] and weights [directions, gates * hidden, ...]."""
     order, usual = _LAYERS[name]
@@ -44,7 +40,8 @@ def _recurrent(
     relu = name == "RNN" and list(activations or ()) == ["Relu"] * directions
     if list(activations or usual * directions) != list(usual) * directions and not relu:
         raise JaxTransferError(f"the activations {activations} are not supported")
-    if lengths is not None or peepholes is not None or clip or input_forget or layout:
+    others.pop("hidden_size", None)
+    if lengths is not None or any(p is not None for p in peepholes) or any(others.values()):
         raise JaxTransferError(
             "lengths of sequences, peepholes, clipping, coupled gates and layout=1 are not supported"
         )
