@@ -1,0 +1,139 @@
+"""Converts trained networks of packages into a zoo, and compares each with its own runtime."""
+
+import io
+import tempfile
+from pathlib import Path
+
+import h5py
+import jax
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from jaxtyping import Float
+from onnx import helper, numpy_helper
+
+import jaxtransfer as jt
+from benchmarks.wild.architectures import build
+from benchmarks.wild.settings import Source
+from jaxtransfer.converters.onnx_network import from_onnx
+from jaxtransfer.converters.torch_export import from_exported, with_channels_last
+
+
+
+def convert(source: Source, content: bytes) -> jt.Network:
+    """Converts a network to one that takes RGB images and returns its representation, channels last.
+
+    Args:
+        source: The network.
+        content: Its file.
+
+    Raises:
+        JaxTransferError: The network cannot be converted.
+    """
+    preprocess = jt.Preprocess(source.size, source.mean, source.std)
+    if source.format == "onnx":
+        model, node = _edited(source, content)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "network.onnx"
+            onnx.save(model, file)
+            inputs = _constants(source, model)
+            return from_onnx(file, name=source.name, representation=node, preprocess=preprocess, inputs=inputs)
+    shape = (2, 3, *source.size)
+    with torch.no_grad():
+        dynamic = ({0: torch.export.Dim.DYNAMIC},)
+        exported = torch.export.export(build(source.node, content), (torch.zeros(shape),), dynamic_shapes=dynamic)
+    program, params = from_exported(exported)
+    return jt.Network(source.name, with_channels_last(program, params), params, preprocess)
+
+
+def difference(network: jt.Network, source: Source, content: bytes, images: Float[np.ndarray, "n h w 3"]) -> float:
+    """Compares a converted network with its own runtime.
+
+    Args:
+        network: The converted network.
+        source: Where it comes from.
+        content: Its file.
+        images: Images in [0, 1].
+
+    Returns:
+        The largest difference of their outputs, as a share of the largest output.
+    """
+    assert network.preprocess is not None
+    inputs = np.asarray(network.preprocess(images))
+    outputs = np.asarray(jax.jit(network.apply)(network.params, inputs))
+    expected = {"onnx": _run_onnx, "torch": _run_torch, "keras": _run_keras}[source.format](source, content, inputs)
+    if outputs.shape != expected.shape:
+        raise ValueError(f"{source.name} returns {outputs.shape}, its own runtime {expected.shape}")
+    return float(np.abs(outputs - expected).max() / np.abs(expected).max())
+
+
+def _edited(source: Source, content: bytes) -> tuple[onnx.ModelProto, str]:
+    """Makes an ONNX network one for RGB images, and returns the name of its representation."""
+    model, node = onnx.load_from_string(content), source.node
+    graph = model.graph
+    if source.bgr:
+        (image,) = (value.name for value in graph.input)
+        for reader in graph.node:
+            reader.input[:] = ["turned" if name == image else name for name in reader.input]
+        graph.node.insert(0, helper.make_node("Gather", [image, "order"], ["turned"], axis=_channel_axis(model, image)))
+        graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0]), "order"))
+    if source.token is not None:
+        graph.node.append(helper.make_node("Gather", [node, "token"], ["representation"], axis=1))
+        graph.initializer.append(numpy_helper.from_array(np.array(source.token), "token"))
+        node = "representation"
+    return model, node
+
+
+def _channel_axis(model: onnx.ModelProto, image: str) -> int:
+    (shape,) = (value.type.tensor_type.shape.dim for value in model.graph.input if value.name == image)
+    return 3 if shape[3].dim_value in (3, 4) else 1
+
+
+def _constants(source: Source, model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """Returns the values of the inputs other than the image."""
+    shapes = {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in model.graph.input}
+    return {name: np.full(shapes[name], value, np.float32) for name, value in source.constants.items()}
+
+
+def _run_onnx(source: Source, content: bytes, images: Float[np.ndarray, "n h w 3"]) -> np.ndarray:
+    """Runs the network as it is with onnxruntime, image by image, and returns its representation, channels last."""
+    model = onnx.load_from_string(content)
+    model.graph.output.append(helper.make_empty_tensor_value_info(source.node))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    constants = _constants(source, model)
+    (image,) = (value.name for value in session.get_inputs() if value.name not in constants)
+    if source.bgr:
+        images = images[..., ::-1]
+    if source.opacity:
+        images = np.concatenate([images, np.ones_like(images[..., :1])], -1)
+    images = np.ascontiguousarray(np.moveaxis(images, -1, _channel_axis(model, image)))
+    outputs = np.concatenate([session.run([source.node], {image: one[None], **constants})[0] for one in images])
+    if source.token is not None:
+        return outputs[:, source.token]
+    return outputs if source.channels_last or outputs.ndim != 4 else np.moveaxis(outputs, 1, -1)
+
+
+def _run_torch(source: Source, content: bytes, images: Float[np.ndarray, "n h w 3"]) -> np.ndarray:
+    with torch.inference_mode():
+        outputs = build(source.node, content)(torch.from_numpy(np.moveaxis(images, -1, 1).copy()))
+    return np.moveaxis(outputs.numpy(), 1, -1)
+
+
+def _run_keras(source: Source, content: bytes, images: Float[np.ndarray, "n h w 3"]) -> np.ndarray:
+    """Runs the VGG-16 of HED in float64, as its package writes it: blocks of convolutions with ReLU, pools between."""
+    values = images[..., ::-1].astype(np.float64)
+    with h5py.File(io.BytesIO(content)) as weights:
+        for block in range(1, 6):
+            layers = weights[f"block{block}/layers"]
+            if block > 1:
+                n, h, w, c = values.shape
+                values = values.reshape(n, h // 2, 2, w // 2, 2, c).max((2, 4))
+            for layer in sorted(name for name in layers if name.startswith("conv2d")):
+                kernel, bias = (layers[f"{layer}/vars/{i}"][()].astype(np.float64) for i in range(2))
+                padded = np.pad(values, ((0, 0), (1, 1), (1, 1), (0, 0)))
+                windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+                values = np.maximum(np.tensordot(windows, kernel, ((4, 5, 3), (0, 1, 2))) + bias, 0)
+    return values
