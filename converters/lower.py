@@ -44,8 +44,8 @@ def lower(exported: ExportedProgram) -> tuple[Graph, ExportedProgram]:
     rewritten = _keep_identity_and_gradients(module)
     functional = copy.deepcopy(module).graph
     if _remove_mutation(functional):
-        output = user_output(functional, exported)
-        if all(operation(node) in OPS for node in needed(output)):
+        outputs = user_outputs(functional, exported)
+        if all(operation(node) in OPS for node in needed(*outputs)):
             return functional, exported
     table = torch.export.default_decompositions()
     for name in OPS:
@@ -64,20 +64,20 @@ def lower(exported: ExportedProgram) -> tuple[Graph, ExportedProgram]:
     return exported.graph, exported
 
 
-def user_output(graph: Graph, exported: ExportedProgram) -> Node:
-    """Returns the node of the network's output, which must be a single array."""
+def user_outputs(graph: Graph, exported: ExportedProgram) -> list[Any]:
+    """Returns what the network itself returns: the nodes of tensors, and constants."""
     kinds = [spec.kind for spec in exported.graph_signature.output_specs]
     outputs: Any = graph.output_node().args[0]
-    return outputs[kinds.index(OutputKind.USER_OUTPUT)]
+    return [output for output, kind in zip(outputs, kinds, strict=True) if kind == OutputKind.USER_OUTPUT]
 
 
-def needed(output: Node) -> list[Node]:
-    """Returns the operations that an output depends on, in order; checks and unused values are left out."""
-    wanted = {output}
-    for node in reversed(output.graph.nodes):
+def needed(*outputs: Node) -> list[Node]:
+    """Returns the operations that outputs depend on, in order; checks and unused values are left out."""
+    wanted = {*outputs}
+    for node in reversed(outputs[0].graph.nodes):
         if node in wanted:
             wanted.update(node.all_input_nodes)
-    return [node for node in output.graph.nodes if node in wanted and node.op != "placeholder"]
+    return [node for node in outputs[0].graph.nodes if node in wanted and node.op != "placeholder"]
 
 
 def operation(node: Node) -> str:

@@ -21,7 +21,7 @@ _MOST_NODES = 100_000
 _DEEPEST_GRAPHS = 20
 
 # Bits of a value, and the fields other than raw_data that may hold values. Other types cannot be computed with.
-_TYPES = {
+_TYPES: dict[int, tuple[int, str]] = {
     TensorProto.FLOAT: (32, "float_data"),
     TensorProto.DOUBLE: (64, "double_data"),
     TensorProto.FLOAT16: (16, "int32_data"),
@@ -182,8 +182,9 @@ def read_tensor(tensor: TensorProto, folder: Path) -> np.ndarray:
     """
     name = tensor.name or "of a constant"
     if tensor.data_type not in _TYPES:
-        kind = TensorProto.DataType.Name(tensor.data_type) if tensor.data_type in TensorProto.DataType.values() else "?"
-        raise JaxTransferError(f"the tensor {name} has values of the type {kind}, which is not supported.")
+        raise JaxTransferError(
+            f"the tensor {name} has values of ONNX's type {tensor.data_type}, which is not supported."
+        )
     bits, field = _TYPES[tensor.data_type]
     expected = -(-_length(tensor) * bits // 8)
     if tensor.data_location == TensorProto.EXTERNAL:

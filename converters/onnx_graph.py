@@ -26,8 +26,8 @@ from jaxtransfer.onnx import OPS
 _MOST_LITERALS = 1024
 # Operators that quantised networks use on the quantised numbers themselves.
 _KEEP_QUANTISED = frozenset(
-    "Concat DepthToSpace Expand Flatten Gather GlobalMaxPool MaxPool Reshape Resize Slice SpaceToDepth Split Squeeze Tile "
-    "Transpose Unsqueeze".split()
+    "Concat DepthToSpace Expand Flatten Gather GlobalMaxPool MaxPool Reshape Resize Slice SpaceToDepth Split Squeeze "
+    "Tile Transpose Unsqueeze".split()
 )
 
 

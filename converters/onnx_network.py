@@ -25,7 +25,6 @@ from jaxtransfer.errors import JaxTransferError, unknown_name
 from jaxtransfer.networks.network import Network
 from jaxtransfer.networks.preprocess import Preprocess, PreprocessFn
 from jaxtransfer.networks.program import Node, Value, Weight
-from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.onnx import OnnxProgram
 
 # Images of the trace; no other axis has this length by itself.
@@ -37,6 +36,8 @@ _AFTER_HEAD = frozenset(
     "Squeeze".split()
 )
 DEEPEST = "deepest"
+# Operators whose results have places, whatever the proportions of these.
+_OVER_PLACES = ("onnx.Conv", "onnx.MaxPool", "onnx.AveragePool")
 
 
 def from_onnx(
@@ -74,29 +75,6 @@ def from_onnx(
 
 def _size(size: tuple[int, int] | None, preprocess: PreprocessFn | None) -> tuple[int, int] | None:
     return preprocess.size if size is None and isinstance(preprocess, Preprocess) else size
-
-
-def convert(
-    file: str | Path,
-    zoo: Zoo,
-    name: str,
-    *,
-    representation: str | Sequence[str] | None = None,
-    preprocess: PreprocessFn | None = None,
-    size: tuple[int, int] | None = None,
-) -> tuple[Network, list[str]]:
-    """Reads the network in an ONNX file and adds it to a zoo; the arguments are those of `from_onnx`.
-
-    Returns:
-        The network, and what was changed so that it can be used, in sentences.
-
-    Raises:
-        JaxTransferError: As for `from_onnx`, or the zoo cannot store the network.
-    """
-    read = read_onnx(file, size=_size(size, preprocess))
-    network = read.network(name, representation, preprocess)
-    zoo.add(network, source=read.source)
-    return network, read.source["notes"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,18 +177,24 @@ class OnnxNetworkFile:
                 self._graph, self._values = before
                 self._one_by_one = False
                 program, params = self._program(representation)
-        height, width, channels = program.shape
-        if preprocess is None:
-            preprocess = (
-                Preprocess((height, width), lightness=True)
-                if channels == 1
-                else Preprocess((height, width), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-            )
-        return Network(name, program, params, preprocess)
+        return Network(name, program, params, self.preprocess() if preprocess is None else preprocess)
+
+    def preprocess(
+        self,
+        mean: tuple[float, ...] = (0.485, 0.456, 0.406),
+        std: tuple[float, ...] = (0.229, 0.224, 0.225),
+    ) -> Preprocess:
+        """Returns the preprocessing to the size of the network's images; a single channel is lightness from 0 to 1."""
+        height, width, channels = self._shape
+        if channels == 1:
+            return Preprocess((height, width), lightness=True)
+        return Preprocess((height, width), mean, std)
 
     def _program(self, representation: str | Sequence[str] | None) -> tuple[OnnxProgram, dict[str, np.ndarray]]:
-        several = representation is not None and not isinstance(representation, str)
-        names = list(representation) if several else [self._default() if representation is None else representation]
+        several = not isinstance(representation, str | None)
+        names = (
+            list(representation) if not isinstance(representation, str | None) else [representation or self._default()]
+        )
         nodes = list(self._graph.nodes)
         outputs = {name: self._output(name, nodes) for name in names}
         nodes, used = _needed(nodes, set(outputs.values()))
@@ -256,15 +240,17 @@ class OnnxNetworkFile:
         return layers[name]
 
     def _deepest(self) -> str:
-        """Returns the last of the values that have the fewest places, but more than one, in the images' proportions."""
+        """Returns the last of the values that have the fewest places, but more than one."""
         height, width = self._shape[:2]
+        layers = {node.output for node in self._graph.nodes if node.op in _OVER_PLACES}
         best: tuple[int, str] | None = None
         for name, known in self._graph.layers.items():
             shape = known.value.shape if isinstance(known, Known) else ()
             if len(shape) != 4 or not jnp.issubdtype(known.value.dtype, np.floating):
                 continue
             h, w = shape[2:] if is_channels_first(shape, self._shape) else shape[1:3]
-            if h * w > 1 and abs(h * width - w * height) < max(height, width) and (best is None or h * w <= best[0]):
+            grid = abs(h * width - w * height) < max(height, width) or known.name in layers
+            if grid and h * w > 1 and (best is None or h * w <= best[0]):
                 best = h * w, name
         if best is None:
             raise JaxTransferError("no value of the graph has places: choose a representation by its name.")

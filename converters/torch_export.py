@@ -15,8 +15,10 @@ a `torch.autograd.Function`, so its gradient is the derivative of that pass; it 
 `torch.inference_mode`.
 """
 
+import contextlib
 import dataclasses
 import hashlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ from torch.export.graph_signature import InputKind, InputSpec, OutputKind
 
 from jaxtransfer.aten import AtenProgram
 from jaxtransfer.converters.grids import is_channels_first
-from jaxtransfer.converters.lower import arguments, lower, module_path, needed, operation, user_output, where
+from jaxtransfer.converters.layers import Tokens, layers, output_names, with_outputs
+from jaxtransfer.converters.lower import arguments, lower, module_path, needed, operation, user_outputs, where
 from jaxtransfer.converters.pt2 import load_program
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.networks.network import Network
@@ -47,6 +50,8 @@ def convert(
     zoo: Zoo,
     name: str,
     *,
+    representation: Sequence[str] = (),
+    tokens: Tokens = "all",
     mean: tuple[float, ...] = (0.485, 0.456, 0.406),
     std: tuple[float, ...] = (0.229, 0.224, 0.225),
 ) -> Network:
@@ -56,6 +61,8 @@ def convert(
         file: A file written by `torch.export.save`. Nothing in it is run.
         zoo: The zoo that receives the network.
         name: Name of the network in the zoo.
+        representation: The values that the network returns, see `layers`; none: its output.
+        tokens: What is kept of their tokens, see `layers.with_outputs`.
         mean: Mean of every colour channel, values in [0, 1], that the network was trained with. Default: ImageNet's.
         std: Standard deviation of every colour channel, likewise.
 
@@ -65,41 +72,66 @@ def convert(
             network.
     """
     file = Path(file)
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise JaxTransferError(f"{file} cannot be read: {error.strerror}.") from error
-    try:
-        exported = load_program(data)
-        program, params = from_exported(exported)
+    data = _read(file)
+    with naming(file):
+        exported = with_outputs(load_program(data), representation, tokens)
+        program, params = from_exported(exported, representation or ("",))
         program = with_channels_last(program, params)
-    except JaxTransferError as error:
-        raise JaxTransferError(f"{file}: {error}") from error
     *size, channels = program.shape
     if channels != 3:
         raise JaxTransferError(f"{file}: the network takes images of {channels} channels, not the 3 of RGB.")
     network = Network(name, program, params, Preprocess((size[0], size[1]), mean, std))
-    source = {
+    source: dict[str, Any] = {
         "file": file.name,
         "sha256": hashlib.sha256(data).hexdigest(),
         "torch": str(torch.__version__),
     }
+    if representation:
+        source |= {"representation": [*representation], "tokens": tokens}
     zoo.add(network, source=source)
     return network
 
 
-def from_exported(exported: ExportedProgram) -> tuple[AtenProgram, dict[str, np.ndarray]]:
+def layers_of_file(file: str | Path) -> dict[str, torch.Tensor]:
+    """Returns the values of a `.pt2` file's network that can be chosen as its representation, see `layers.layers`.
+
+    Raises:
+        JaxTransferError: The file is not a `.pt2` file or is damaged, or its network does not take images.
+    """
+    data = _read(Path(file))
+    with naming(file):
+        return layers(load_program(data))
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise JaxTransferError(f"{file} cannot be read: {error.strerror}.") from error
+
+
+@contextlib.contextmanager
+def naming(place: object) -> Iterator[None]:
+    """Puts the name of a file or network before the errors of what is done with it."""
+    try:
+        yield
+    except JaxTransferError as error:
+        raise JaxTransferError(f"{place}: {error}") from error
+
+
+def from_exported(exported: ExportedProgram, names: Sequence[str] = ("",)) -> tuple[AtenProgram, dict[str, np.ndarray]]:
     """Converts an exported network to a program for JAX and its weights by their PyTorch names.
 
     Args:
         exported: A program with one input, float32 images [N, C, H, W] with fixed height and width and N dynamic or
-            1, and one output, a float array [N, ...].
+            1, and one output, a float array [N, ...], or several.
+        names: Names of the outputs, by which the program returns them where there are several.
 
     Raises:
         JaxTransferError: The network has other inputs or outputs, is in training mode, has weights that are not
             finite, or uses an operation or an argument that is not supported.
     """
-    image = _image(exported)
+    image = _image(exported, len(names))
     _refuse_training(exported)
     graph, exported = lower(exported)
     signature = exported.graph_signature
@@ -110,36 +142,42 @@ def from_exported(exported: ExportedProgram) -> tuple[AtenProgram, dict[str, np.
     placeholders = (node for node in graph.nodes if node.op == "placeholder")
     specs = dict(zip(placeholders, signature.input_specs, strict=True))
     (image_node,) = (node for node, spec in specs.items() if spec.kind == InputKind.USER_INPUT)
-    output = user_output(graph, exported)
-    nodes = _translate(output, specs)
+    outputs = user_outputs(graph, exported)
+    nodes = _translate(outputs, specs)
     used = {a.name for n in nodes for a in jax.tree.leaves((n.args, n.kwargs)) if isinstance(a, Weight)}
     params = {name: _weight(exported, name) for name in sorted(used)}
     batch, channels, height, width = image.shape
     shape = (height, width, channels)
-    program = AtenProgram(tuple(nodes), image_node.name, output.name, shape, isinstance(batch, int))
-    _check(program, params, output)
+    output = dict(zip(names, (node.name for node in outputs), strict=True)) if len(outputs) > 1 else outputs[0].name
+    program = AtenProgram(tuple(nodes), image_node.name, output, shape, isinstance(batch, int))
+    _check(program, params, outputs)
     return program, params
 
 
 def with_channels_last(program: AtenProgram, params: dict[str, np.ndarray]) -> AtenProgram:
-    """Returns a program whose output has its channels last, if it is a grid [images, channels, h, w]."""
-    output = jax.eval_shape(program, params, jax.ShapeDtypeStruct((1, *program.shape), np.float32))
-    if not is_channels_first(output.shape, program.shape):
-        return program
-    name = f"{program.output}_channels_last"
-    node = Node("aten.permute.default", (Value(program.output), [0, 2, 3, 1]), {}, name, "")
-    return dataclasses.replace(program, nodes=(*program.nodes, node), output=name)
+    """Returns a program whose outputs have their channels last, if they are grids [images, channels, h, w]."""
+    outputs = jax.eval_shape(program, params, jax.ShapeDtypeStruct((1, *program.shape), np.float32))
+    moved: list[Node] = []
+
+    def move(name: str, output: jax.ShapeDtypeStruct) -> str:
+        if not is_channels_first(output.shape, program.shape):
+            return name
+        moved.append(Node("aten.permute.default", (Value(name), [0, 2, 3, 1]), {}, f"{name}_channels_last", ""))
+        return moved[-1].output
+
+    output = jax.tree.map(move, program.output, outputs)
+    return dataclasses.replace(program, nodes=(*program.nodes, *moved), output=output)
 
 
-def _image(exported: ExportedProgram) -> torch.Tensor:
-    """Returns the network's input, without values; refuses inputs that are not images."""
+def _image(exported: ExportedProgram, outputs: int) -> torch.Tensor:
+    """Returns the network's input, without values; refuses inputs that are not images, and other outputs."""
     signature = exported.graph_signature
     if len(signature.user_inputs) != 1:
         raise JaxTransferError(f"the network has {len(signature.user_inputs)} inputs, not one batch of images.")
-    if len(signature.user_outputs) != 1:
+    if len(signature.user_outputs) != outputs:
         raise JaxTransferError(
-            f"the network has {len(signature.user_outputs)} outputs, not one: "
-            "export a module that returns the one to compare."
+            f"the network has {len(signature.user_outputs)} outputs, not one: choose a representation among them, "
+            f"{', '.join(output_names(exported))}, or a layer."
         )
     (name,) = signature.user_inputs
     image = next(n.meta.get("val") for n in exported.graph.nodes if n.name == name)
@@ -178,7 +216,7 @@ def _refuse_training(exported: ExportedProgram) -> None:
                 )
 
 
-def _translate(output: torch.fx.Node, specs: dict[torch.fx.Node, InputSpec]) -> list[Node]:
+def _translate(outputs: list[torch.fx.Node], specs: dict[torch.fx.Node, InputSpec]) -> list[Node]:
     def argument(value: Any) -> Any:
         if isinstance(value, torch.fx.Node):
             spec = specs.get(value)
@@ -197,7 +235,7 @@ def _translate(output: torch.fx.Node, specs: dict[torch.fx.Node, InputSpec]) -> 
         kwargs = {k: argument(v) for k, v in node.kwargs.items() if k not in _STORAGE}
         return Node(operation(node), tuple(argument(node.args)), kwargs, node.name, module_path(node))
 
-    return [translate(node) for node in needed(output) if node.op == "call_function"]
+    return [translate(node) for node in needed(*outputs) if node.op == "call_function"]
 
 
 def _weight(exported: ExportedProgram, name: str) -> np.ndarray:
@@ -216,17 +254,19 @@ def _weight(exported: ExportedProgram, name: str) -> np.ndarray:
     return array
 
 
-def _check(program: AtenProgram, params: dict[str, np.ndarray], output: torch.fx.Node) -> None:
+def _check(program: AtenProgram, params: dict[str, np.ndarray], outputs: list[torch.fx.Node]) -> None:
     """Traces the program for three images, which reveals unsupported arguments, and checks the shapes."""
     images = 3
-    result = jax.eval_shape(program, params, jax.ShapeDtypeStruct((images, *program.shape), np.float32))
-    expected = output.meta["val"]
-    if not expected.ndim or (isinstance(expected.shape[0], int) and (not program.one_by_one or expected.shape[0] != 1)):
-        raise JaxTransferError(
-            f"the network's output has shape {tuple(expected.shape)}: its first axis must be the images."
-        )
-    if result.shape != (images, *expected.shape[1:]) or not np.issubdtype(result.dtype, np.floating):
-        raise JaxTransferError(
-            f"the network's output for {images} images is {result.dtype} {result.shape}: it must be an array of "
-            "floats whose first axis is the images."
-        )
+    results = jax.eval_shape(program, params, jax.ShapeDtypeStruct((images, *program.shape), np.float32))
+    by_output = results.values() if isinstance(results, dict) else (results,)
+    for result, node in zip(by_output, outputs, strict=True):
+        expected = node.meta["val"].shape
+        if not expected or (isinstance(expected[0], int) and (not program.one_by_one or expected[0] != 1)):
+            raise JaxTransferError(
+                f"the network's output has shape {tuple(expected)}: its first axis must be the images."
+            )
+        if result.shape != (images, *expected[1:]) or not np.issubdtype(result.dtype, np.floating):
+            raise JaxTransferError(
+                f"the network's output for {images} images is {result.dtype} {result.shape}: it must be an array of "
+                "floats whose first axis is the images."
+            )

@@ -38,10 +38,10 @@ from .evaluation.tree import MantelTest as MantelTest
 from .evaluation.tree import TaskTree as TaskTree
 from .evaluation.tree import mantel_test as mantel_test
 from .evaluation.tree import task_tree as task_tree
+from .networks.functions import register as register
 from .networks.network import Network as Network
 from .networks.preprocess import Preprocess as Preprocess
 from .networks.zoo import Zoo as Zoo
-from .networks.zoo import register as register
 from .pge.alignment import gradient_alignment as gradient_alignment
 from .pge.backbones import BACKBONES as BACKBONES
 from .pge.backbones import Backbone as Backbone

@@ -14,6 +14,19 @@ class JaxTransferError(ValueError):
     """
 
 
+class NetworkError(JaxTransferError):
+    """Reports that a network cannot be compared with others.
+
+    Attributes:
+        network: Its name.
+    """
+
+    def __init__(self, network: str, sentence: str) -> None:
+        """Takes the name of the network, and the sentence, which names it too."""
+        super().__init__(sentence)
+        self.network = network
+
+
 def unknown_name(
     kind: str, name: object, known: Iterable[str], *, where: str = "", at_most: int | None = None
 ) -> JaxTransferError:

@@ -14,11 +14,13 @@ from jaxtransfer.cli.arguments import (
     import_modules,
     load_groups,
     load_oracle,
-    parse_rgb,
     resolve_task_name,
 )
-from jaxtransfer.cli.console import print_line, progress_bar, require_extra
+from jaxtransfer.cli.console import print_line, progress_bar
+from jaxtransfer.cli.convert import convert
 from jaxtransfer.cli.ending import Commands, end_on_signals
+from jaxtransfer.cli.options import WeightsDir as _Weights
+from jaxtransfer.cli.options import ZooDir as _Zoo
 from jaxtransfer.cli.tables import (
     print_affinity,
     print_comparison,
@@ -47,9 +49,8 @@ app = typer.Typer(
     "labelled tasks, and ranks them as sources for transfer.",
 )
 _download = typer.Typer(no_args_is_help=True, help="Download published networks.")
-_convert = typer.Typer(no_args_is_help=True, help="Convert networks and add them to a zoo.")
 app.add_typer(_download, name="download")
-app.add_typer(_convert, name="convert")
+app.add_typer(convert, name="convert")
 
 
 def main() -> None:
@@ -74,8 +75,6 @@ def _options(
     pass
 
 
-_Zoo = Annotated[Path, typer.Argument(metavar="ZOO", help="Directory of the zoo (a collection of networks).")]
-_Weights = Annotated[Path, typer.Argument(metavar="WEIGHTS_DIR", help="Directory for the .pth files.")]
 _Run = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a finished run.")]
 _Out = Annotated[Path, typer.Option(help="Run directory: a new one, or that of a run to resume.")]
 _Strict = Annotated[bool, typer.Option("--strict", help="Fail if an image cannot be used, instead of skipping it.")]
@@ -167,51 +166,6 @@ def download_taskonomy(
     with progress_bar("Downloading", DownloadColumn()) as advance:
         files = download(weights_dir, task, base_url=base_url or BASE_URL, on_progress=advance)
     print_line(f"{len(files)} files are in {weights_dir}.")
-
-
-@_convert.command("taskonomy")
-def convert_taskonomy(weights_dir: _Weights, zoo: _Zoo) -> None:
-    """Convert the .pth files of the visualpriors release."""
-    with require_extra("torch", "torch"):
-        from jaxtransfer.converters import taskonomy
-        from jaxtransfer.networks.zoo import Zoo
-
-        with progress_bar("Converting") as advance:
-            added = taskonomy.convert(weights_dir, Zoo(zoo), advance)
-    print_line(f"Added to the zoo {zoo}: {', '.join(added) or 'nothing, since it already has all of them'}.")
-
-
-@_convert.command("torch")
-def convert_torch(
-    file: Annotated[Path, typer.Argument(metavar="FILE.pt2", help="The file that torch.export.save wrote.")],
-    zoo: _Zoo,
-    name: Annotated[str, typer.Option(help="Name of the network in the zoo.")],
-    mean: Annotated[
-        str | None,
-        typer.Option(
-            metavar="R,G,B",
-            help="Mean of each colour, subtracted from images with values in [0, 1].",
-            show_default="ImageNet's",
-        ),
-    ] = None,
-    std: Annotated[
-        str | None,
-        typer.Option(
-            metavar="R,G,B",
-            help="Standard deviation of each colour, by which images are then divided.",
-            show_default="ImageNet's",
-        ),
-    ] = None,
-) -> None:
-    """Convert a program that torch.export has saved."""
-    scaling = {"mean": parse_rgb("--mean", mean), "std": parse_rgb("--std", std)}
-    with require_extra("torch", "torch"):
-        from jaxtransfer.converters import torch_export
-        from jaxtransfer.networks.zoo import Zoo
-
-        given = {key: value for key, value in scaling.items() if value is not None}
-        torch_export.convert(file, Zoo(zoo), name, **given)
-    print_line(f"The zoo {zoo} now has {name}.")
 
 
 @app.command()

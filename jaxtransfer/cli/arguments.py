@@ -99,3 +99,18 @@ def parse_rgb(option: str, text: str | None) -> tuple[float, ...] | None:
         if len(numbers) == 3:
             return numbers
     raise JaxTransferError(f"{option} takes three numbers, such as 0.485,0.456,0.406, not {text!r}.")
+
+
+def parse_size(option: str, text: str | None) -> tuple[int, int] | None:
+    """Returns the height and width in `text`.
+
+    Raises:
+        JaxTransferError: There are not two whole numbers, or one for both.
+    """
+    if text is None:
+        return None
+    with contextlib.suppress(ValueError):
+        numbers = [int(part) for part in text.split(",")]
+        if len(numbers) in (1, 2):
+            return numbers[0], numbers[-1]
+    raise JaxTransferError(f"{option} takes height and width in pixels, such as 224,224, not {text!r}.")

@@ -28,6 +28,7 @@ _SHOWN_DISAGREEMENTS = 8
 
 def print_affinity(affinity: "Affinity", probe: "Probe", out: Path) -> None:
     """Prints the best source of every target, what was left out, and where the files are."""
+    from jaxtransfer.comparison.affinity import counted_left_out
     from jaxtransfer.evaluation.rooms_scores import best_first, reason_for_first
 
     methods = best_first(affinity.methods)
@@ -42,6 +43,9 @@ def print_affinity(affinity: "Affinity", probe: "Probe", out: Path) -> None:
     if reason := reason_for_first(methods):
         print_line(reason)
     _print_faults(affinity.faults)
+    if affinity.left_out:
+        total = len(affinity.names) + len(affinity.left_out)
+        print_line(f"!! {counted_left_out(affinity.left_out, total)}: {', '.join(affinity.left_out)}.")
     print_line(f"{len(probe.names)} images were used and {len(probe.skipped)} files skipped.")
     _print_skipped(probe.skipped, out, before="  ", shown=5)
     for method in affinity.methods:

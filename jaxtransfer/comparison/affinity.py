@@ -35,6 +35,7 @@ class _Description(JsonObject):
     measures: dict[str, _Measure] = Field({})
     unusable: dict[str, list[tuple[str, str]]]
     faults: dict[str, list[Fault]] | None = None
+    left_out: dict[str, str] = Field({})
     targets: list[str] | None = None
 
     @model_validator(mode="after")
@@ -91,6 +92,7 @@ class Affinity:
         similarity: How maps were compared: "cosine" or "correlation".
         faults: By network, codes of faults that make its maps hard to interpret, see `jaxtransfer.FAULTS`. Networks
             without faults are absent, as are those whose maps were computed before faults were looked for.
+        left_out: By network that could not be compared, the sentence that says why.
 
     Examples:
         >>> affinity = jt.Affinity.of(["edges", "depth", "normals"],
@@ -110,6 +112,7 @@ class Affinity:
         faults: Mapping[str, Sequence[str]] | None = None,
         *,
         targets: Sequence[str] | None = None,
+        left_out: Mapping[str, str] | None = None,
     ) -> None:
         """Holds results of sources `names` for `targets`, or with one another where `targets` is None.
 
@@ -120,6 +123,7 @@ class Affinity:
         self.targets = self.sources if targets is None else tuple(targets)
         known = dict.fromkeys((*self.targets, *self.sources))
         self.faults = {name: tuple(faults[name]) for name in known if name in faults} if faults else {}
+        self.left_out = dict(left_out or {})
         self.similarity: Similarity = similarity
         self._results = dict(results)
         if not self.square:
@@ -335,7 +339,14 @@ class Affinity:
                 pseudo_values=samples,
                 sketch_stderr=None if result.sketch_stderr is None else result.sketch_stderr[block],
             )
-        return Affinity(sources, self.similarity, results, self.faults, targets=None if square else targets)
+        return Affinity(
+            sources,
+            self.similarity,
+            results,
+            self.faults,
+            targets=None if square else targets,
+            left_out=self.left_out,
+        )
 
     def pair_columns(
         self, method: str | None, rows: Int[np.ndarray, "..."], columns: Int[np.ndarray, "..."]
@@ -403,6 +414,8 @@ class Affinity:
             "unusable": self.unusable,
             "faults": self.faults,
         }
+        if self.left_out:
+            description["left_out"] = self.left_out
         if not self.square:
             description["targets"] = list(self.targets)
         with atomic_write(directory / "affinity.json") as partial:
@@ -427,7 +440,10 @@ class Affinity:
             for method in description["methods"]:
                 files, samples = _files(directory, method), _samples_file(directory, method)
                 measure = Measure(**description.get("measures", {}).get(method, {}))
+                before = names
                 names, affinity = read_table(files["affinity"], np.float32, targets=targets)
+                if before not in ((), names):
+                    raise ValueError(f"{files['affinity'].name} has other networks than the tables of other methods")
                 pseudo_values = np.load(samples, allow_pickle=False) if samples.exists() else None
                 rows = None if targets is None else len(targets)
                 pairs = pair_count(len(names), directed=measure.directed, targets=rows)
@@ -445,7 +461,14 @@ class Affinity:
                     else None,
                     measure,
                 )
-            return cls(names, description["similarity"], results, description.get("faults"), targets=targets)
+            return cls(
+                names,
+                description["similarity"],
+                results,
+                description.get("faults"),
+                targets=targets,
+                left_out=description.get("left_out"),
+            )
         except FileNotFoundError as error:
             raise JaxTransferError(f"{directory} does not hold a finished affinity run: {in_words(error)}") from error
         except JaxTransferError:
@@ -461,6 +484,13 @@ class Affinity:
         if method not in self._results:
             raise unknown_name("result for the method", method, self.methods)
         return self._results[method]
+
+
+def counted_left_out(left_out: Mapping[str, str], total: int) -> str:
+    """Says how many of all networks could not be compared."""
+    return (
+        f"{len(left_out)} of {total} networks cannot be compared and {'is' if len(left_out) == 1 else 'are'} left out"
+    )
 
 
 def _files(directory: Path, method: str) -> dict[str, Path]:

@@ -18,7 +18,7 @@ from jaxtransfer.comparison.streaming import (
     mean_over_images,
     pieces,
 )
-from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.errors import NetworkError
 from jaxtransfer.points.store import chunks
 
 
@@ -67,7 +67,7 @@ def _aligned(representations: Mapping[str, Units], *, biased: bool) -> Compariso
     """Computes linear CKA from tiles of the Gram matrices, of all images and without each group."""
     usable = finite_images(representations)
     # Unbiased values need four images, also when the jackknife has left one out.
-    order, groups = grouped(np.all(usable, axis=0), jackknife.GROUPS, least=4 if biased else 5)
+    order, groups = grouped(usable, representations, jackknife.GROUPS, least=4 if biased else 5)
     count, networks = len(order), len(representations)
     means = [mean_over_images(units, order) for units in representations.values()]
     traces = np.zeros(networks)
@@ -161,9 +161,10 @@ def u_centred(
     remaining = products - 2 / (count - 2) * sums @ sums.T + np.outer(total, total) / ((count - 1) * (count - 2))
     for name, before, after in zip(names, np.diagonal(products), np.diagonal(remaining), strict=True):
         if not after > CONSTANT_SHARE * before:
-            raise JaxTransferError(
+            raise NetworkError(
+                name,
                 f"Network {name!r} gives {measure} nothing to compare: all pairs of probe images are equally "
-                "similar for it, or one image differs and all others are identical. Take other images."
+                "similar for it, or one image differs and all others are identical. Take other images.",
             )
     return remaining
 

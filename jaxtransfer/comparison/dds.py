@@ -97,7 +97,7 @@ def _compare(representations: Representations, prepare: _Prepare) -> Comparison:
             usable[i, images], kernel = prepare(name, units, images, scratch)
             kernels.append(kernel)
         # U-centring needs four images, also when the jackknife has left one out.
-        order, groups = grouped(np.all(usable, axis=0), jackknife.GROUPS, least=5)
+        order, groups = grouped(usable, views, jackknife.GROUPS, least=5)
 
         def alignment(left_out: int | None) -> Float[np.ndarray, "networks networks"]:
             kept = np.isin(images, order if left_out is None else np.delete(order, groups[left_out]))

@@ -18,7 +18,7 @@ from jaxtransfer.comparison.streaming import (
     mean_over_images,
     pieces,
 )
-from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.errors import NetworkError
 from jaxtransfer.points.store import chunks
 
 Tile = Callable[[slice, slice], Float[np.ndarray, "rows columns"]]
@@ -110,9 +110,10 @@ def gaussian_kernel(name: str, units: Units, images: Int[np.ndarray, " images"],
         pairs = distances[np.ix_(kept, kept)]
         median = np.median(pairs, overwrite_input=True)
         if not median > CONSTANT_SHARE * own.mean():
-            raise JaxTransferError(
+            raise NetworkError(
+                name,
                 f"Network {name!r} gives half of the pairs of probe images the same representation, so dds_rbf has no "
-                "bandwidth for it; take other images."
+                "bandwidth for it; take other images.",
             )
         rate = -1 / (2 * _BANDWIDTH**2 * median)
         return _masked(lambda rows, columns: np.exp(rate * distances[rows, columns]), kept)

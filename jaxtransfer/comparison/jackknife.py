@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxtransfer.comparison.statistics import pseudo_values
-from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.comparison.streaming import LEAST_IMAGES, enough_images
 
 # Groups of images for the jackknife; fewer where a statistic takes long.
 GROUPS, FEWER_GROUPS = 20, 10
@@ -41,26 +41,17 @@ class Comparison(NamedTuple):
     chance: Float[np.ndarray, "networks networks"]
 
 
-def enough_images(usable: Bool[np.ndarray, " images"], least: int) -> Int[np.ndarray, " kept"]:
-    """Returns the usable images.
+def grouped(
+    usable: Bool[np.ndarray, "networks images"], names: Iterable[str], groups: int, least: int = LEAST_IMAGES
+) -> tuple[Int[np.ndarray, " kept"], list[slice]]:
+    """Returns the images that all networks can use, in a random order that is always the same, and groups of them.
+
+    The groups are slices of that order.
 
     Raises:
-        JaxTransferError: There are fewer than `least`.
+        JaxTransferError: There are fewer than `least`, see `enough_images`.
     """
-    kept = np.flatnonzero(usable)
-    if len(kept) < least:
-        raise JaxTransferError(
-            f"Representations are compared on {least} or more images that all networks can use; there are {len(kept)}. "
-            "Take more images, or compare maps alone (the method paper)."
-        )
-    return kept
-
-
-def grouped(
-    usable: Bool[np.ndarray, " images"], groups: int, least: int = 4
-) -> tuple[Int[np.ndarray, " kept"], list[slice]]:
-    """Returns the usable images in a random order that is always the same, and groups of them as slices of that."""
-    kept = enough_images(usable, least)
+    kept = enough_images(usable, list(names), least)
     bounds = np.linspace(0, len(kept), min(groups, len(kept)) + 1).round().astype(int)
     slices = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
     return np.random.default_rng(0).permutation(kept), slices

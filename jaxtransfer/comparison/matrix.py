@@ -14,7 +14,7 @@ from scipy.spatial.distance import squareform
 from jaxtransfer import arguments
 from jaxtransfer.attribution.diagnostics import in_sentences
 from jaxtransfer.attribution.precision import Precision
-from jaxtransfer.comparison.affinity import Affinity, MethodResult
+from jaxtransfer.comparison.affinity import Affinity, MethodResult, counted_left_out
 from jaxtransfer.comparison.columns import compare_predictivities
 from jaxtransfer.comparison.options import AffinityOptions
 from jaxtransfer.comparison.representations import (
@@ -27,17 +27,18 @@ from jaxtransfer.comparison.rows import compare_maps
 from jaxtransfer.comparison.statistics import stderr_of_mean
 from jaxtransfer.defaults import ATTRIBUTIONS, LINEAR_PREDICTIVITY
 from jaxtransfer.devices import default_mesh, is_first, single_blas_thread
-from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.errors import JaxTransferError, NetworkError
 from jaxtransfer.networks.network import Network
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.points.compute import PointComputation, PointSettings, ProgressFn, Target
 from jaxtransfer.points.directions import Similarity
 from jaxtransfer.points.network_refs import network_refs
 from jaxtransfer.points.passes import REPRESENTATION, SKETCH, Images
-from jaxtransfer.points.store import Points, given_or_temporary
+from jaxtransfer.points.store import Points, given_or_temporary, recomputing_damaged
 
 # DEPARA compares networks by these maps, beside their representations.
 _DEPARA_NODES = "input_x_gradient"
+_LEAST_NETWORKS = 2  # that are compared
 
 
 def affinity_matrix(
@@ -73,6 +74,9 @@ def affinity_matrix(
     meaningless (see `find_faults`; coupled images are found where a device has two or more images in a batch). One
     warning names the networks, and `Affinity.faults` lists them; faults are stored with the points.
 
+    A network that cannot be compared, because its function fails, its maps are zero or its representations are all the
+    same, is left out while two or more others remain: a warning says why, and `Affinity.left_out` has the reasons.
+
     Args:
         networks: A zoo, or networks with different names.
         images: Probe images, [images, height, width, channels]: uint8, or floating point in [0, 1].
@@ -104,9 +108,8 @@ def affinity_matrix(
 
     Raises:
         JaxTransferError: No networks or images, two networks with the same name, images of the wrong type, an unknown
-            method, target, similarity or precision, a network whose function fails, or without any usable map, or with
-            too few usable representations, a batch that does not fit in memory, several processes without a directory,
-            or what `attribute` raises.
+            method, target, similarity or precision, fewer than two networks that can be compared, a batch that does not
+            fit in memory, several processes without a directory, or what `attribute` raises.
         OSError: A file cannot be written, because the disk is full for example.
 
     Examples:
@@ -188,16 +191,32 @@ class Sweep:
         """Computes the points that a directory lacks, and compares all."""
         points = Points(f"{str(directory).rstrip('/')}/points")
         keys = self._computation.keys
-        self._computation.run(points, progress)
+        left_out: dict[str, str] = {}
+        total = len(keys)
+        while True:
+            try:
+                results = recomputing_damaged(lambda: self._results(points, progress))
+                break
+            except NetworkError as error:
+                if len(keys) <= _LEAST_NETWORKS:
+                    raise
+                left_out[error.network] = str(error)
+                self._computation.leave_out(error.network)
         faults = {name: points.faults(name, of_kinds) for name, of_kinds in keys.items()}
         faults = {name: codes for name, codes in faults.items() if codes}
         if faults and is_first():
             warnings.warn(" ".join(in_sentences(faults)), stacklevel=3)
+        if left_out and is_first():
+            warnings.warn(f"{counted_left_out(left_out, total)}: {' '.join(left_out.values())}", stacklevel=3)
+        results = {method: results[method] for method in self._options.methods}
+        return Affinity((*keys,), self._options.similarity, results, faults, left_out=left_out)
+
+    def _results(self, points: Points, progress: ProgressFn | None) -> dict[str, MethodResult]:
+        """Computes the points that are missing, and compares all."""
+        self._computation.run(points, progress)
         results = self._compare_maps(points, progress)
         with single_blas_thread():
-            results |= self._compare_representations(points, results.get(_DEPARA_NODES), progress)
-        results = {method: results[method] for method in self._options.methods}
-        return Affinity((*keys,), self._options.similarity, results, faults)
+            return results | self._compare_representations(points, results.get(_DEPARA_NODES), progress)
 
     def _compare_maps(self, points: Points, progress: ProgressFn | None) -> dict[str, MethodResult]:
         """Compares maps, for each method that makes them."""
@@ -315,11 +334,14 @@ def _unusable(
 def _check_usable(names: Sequence[str], method: str, usable: np.ndarray, counts: np.ndarray) -> None:
     for name, row in zip(names, usable, strict=True):
         if not row.any():
-            raise JaxTransferError(
-                f"Network {name!r} has no usable {method} map: on every probe image it is zero, constant or not finite."
+            raise NetworkError(
+                name,
+                f"Network {name!r} has no usable {method} map: on every probe image it is zero, constant or not "
+                "finite.",
             )
     if not counts.all():
-        i, j = np.argwhere(counts == 0)[0]
-        raise JaxTransferError(
-            f"Networks {names[i]!r} and {names[j]!r} have no probe image on which both {method} maps are usable."
+        first, second = (names[int(i)] for i in np.argwhere(counts == 0)[0])
+        fewer = min(first, second, key=lambda name: usable[names.index(name)].sum())
+        raise NetworkError(
+            fewer, f"Networks {first!r} and {second!r} have no probe image on which both {method} maps are usable."
         )

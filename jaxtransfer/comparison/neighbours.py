@@ -48,7 +48,7 @@ def mutual_knn(representations: Representations, *, neighbours: int = 10) -> Com
             kernels.append(kernel)
         # Also when a group is left out, an image must have enough others.
         least = neighbours + 1 + -(-(neighbours + 1) // (jackknife.GROUPS - 1))
-        order, groups = grouped(np.all(usable, axis=0), jackknife.GROUPS, least=least)
+        order, groups = grouped(usable, views, jackknife.GROUPS, least=least)
         totals = np.empty(networks)
         rows_at_a_time = max(1, min(_TILE, streaming.MAX_ELEMENTS // networks) // len(images))
 

@@ -40,7 +40,7 @@ def cka_places(representations: Representations) -> Comparison:
     """
     views = flat(representations)
     usable = finite_images(views)
-    order, groups = grouped(np.all(usable, axis=0), jackknife.GROUPS)
+    order, groups = grouped(usable, representations, jackknife.GROUPS)
     names = list(views)
     grids = [_grid(representation.shape) for representation in representations.values()]
     values = np.zeros((1 + len(groups), len(names), len(names)))

@@ -22,7 +22,6 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Bool, Float
 
-from jaxtransfer.comparison.jackknife import enough_images
 from jaxtransfer.comparison.moments import Activations, Folds, Moments, moments_of_one, moments_of_pairs
 from jaxtransfer.comparison.statistics import pseudo_values
 from jaxtransfer.comparison.streaming import CONSTANT_SHARE, Representations, finite_images
@@ -33,7 +32,6 @@ RIDGES = 10.0 ** np.arange(-8, 4)
 MAX_UNITS = 256
 """Networks with more units at a place are reduced to this number, see `places.reduce_units`."""
 
-_LEAST_IMAGES = 4
 _MOMENT_ELEMENTS = 32 * 2**20  # numbers in the sums of products of a tile of sources and a tile of targets
 
 LeftOut = tuple[int, ...]  # one fold, or two
@@ -81,12 +79,7 @@ def linear_predictivity(representations: Representations, *, max_units: int = MA
 
 
 def folds_of(usable: Bool[np.ndarray, " images"]) -> Folds:
-    """Divides the usable images into folds.
-
-    Raises:
-        JaxTransferError: There are fewer than four.
-    """
-    enough_images(usable, _LEAST_IMAGES)
+    """Divides the usable images into folds."""
     return Folds.of(usable, FOLDS)
 
 

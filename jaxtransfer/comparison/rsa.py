@@ -134,7 +134,7 @@ def _by_pairs(
             usable[i, images] = own > CONSTANT_SHARE * squares
             products.append(scratch.keep(product))
             levels.append(level)
-        order, groups = grouped(np.all(usable, axis=0), jackknife.GROUPS)
+        order, groups = grouped(usable, representations, jackknife.GROUPS)
         places = np.searchsorted(images, order)
         of_images = np.empty(len(products))
         # As many networks at a time as there are processors, if memory holds them.

@@ -2,20 +2,22 @@
 
 import math
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.errors import JaxTransferError, NetworkError
 from jaxtransfer.points.store import Point, chunks
 
 # Numbers of 8 bytes that are held at a time.
 MAX_ELEMENTS = 32 * 2**20
 # If the variance is less than this share of the mean square, a representation is constant up to rounding.
 CONSTANT_SHARE = 1e-12
+# Fewest images on which representations are compared.
+LEAST_IMAGES = 4
 
 Representation = Float[np.ndarray, "images ..."] | Point
 Representations = Mapping[str, Representation]
@@ -64,13 +66,41 @@ def standardised(representations: Mapping[str, Units]) -> dict[str, Units]:
 
 
 def finite_images(representations: Mapping[str, Representation | Units]) -> Bool[np.ndarray, "networks images"]:
-    """Returns which images have a finite representation."""
+    """Returns which images have a finite representation.
+
+    Raises:
+        JaxTransferError: There are fewer than `LEAST_IMAGES` for which all networks have one.
+    """
     usable = []
     for representation in representations.values():
         size = max(1, MAX_ELEMENTS // math.prod(representation.shape[1:]))
         parts = (representation[start:stop] for start, stop in chunks(len(representation), size))
         usable.append(np.concatenate([np.isfinite(part).reshape(len(part), -1).all(1) for part in parts]))
+    enough_images(np.array(usable), list(representations), LEAST_IMAGES)
     return np.array(usable)
+
+
+def enough_images(
+    usable: Bool[np.ndarray, "networks images"], names: Sequence[str], least: int
+) -> Int[np.ndarray, " kept"]:
+    """Returns the images that are usable for all networks.
+
+    Raises:
+        NetworkError: There are fewer than `least`; it is of the network with the fewest usable images.
+        JaxTransferError: There are fewer than `least` images.
+    """
+    kept = np.flatnonzero(usable.all(0))
+    if len(kept) >= least:
+        return kept
+    sentence = (
+        f"Representations are compared on {least} or more images that all networks can use; there are {len(kept)}. "
+        "Take more images, or compare maps alone (the method paper)"
+    )
+    if usable.all():
+        raise JaxTransferError(f"{sentence}.")
+    counts = usable.sum(1)
+    fewest = names[int(counts.argmin())]
+    raise NetworkError(fewest, f"{sentence}; {fewest!r} can use {counts.min()} of {usable.shape[1]} images.")
 
 
 def pieces(units: Units, images: Int[np.ndarray, " kept"]) -> Iterable[tuple[int, int]]:
@@ -109,9 +139,9 @@ def inner_products(
 
 
 def check_varies(name: str, varies: bool | np.bool_) -> None:
-    """Raises an error if a network's representation does not vary."""
+    """Raises a `NetworkError` if a network's representation does not vary."""
     if not varies:
-        raise JaxTransferError(f"Network {name!r} gives all probe images the same representation; take other images.")
+        raise NetworkError(name, f"Network {name!r} gives all probe images the same representation; take other images.")
 
 
 class Scratch(tempfile.TemporaryDirectory):

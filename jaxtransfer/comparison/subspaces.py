@@ -39,7 +39,7 @@ def svcca(representations: Representations, *, variance: float = 0.99) -> Compar
     """
     views = flat(representations)
     usable = finite_images(views)
-    order, groups = grouped(np.all(usable, axis=0), jackknife.FEWER_GROUPS)
+    order, groups = grouped(usable, views, jackknife.FEWER_GROUPS)
     directions: list[int] = []
 
     def correlation(left_out: int | None) -> Float[np.ndarray, "networks networks"]:
@@ -111,7 +111,7 @@ def procrustes(representations: Representations) -> Comparison:
     """
     views = flat(representations)
     usable = finite_images(views)
-    order, groups = grouped(np.all(usable, axis=0), jackknife.FEWER_GROUPS)
+    order, groups = grouped(usable, views, jackknife.FEWER_GROUPS)
     nuclear_norms: list[float] = []
     with Scratch() as scratch:
         coordinates = [scratch.keep(_coordinates(name, units, order)) for name, units in views.items()]

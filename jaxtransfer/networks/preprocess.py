@@ -13,12 +13,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxtransfer.defaults import MAX_SIDE
-from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.errors import JaxTransferError, unknown_name
 from jaxtransfer.pixels import centred_crop, srgb_to_linear
 
 # Weights of linear sRGB (D65) in the Y of CIE XYZ, and the constants of CIE lightness.
 _LUMINANCE = (0.212671, 0.715160, 0.072169)
 _CIE_EPSILON, _CIE_KAPPA = 216 / 24389, 24389 / 27
+
+_INTERPOLATIONS = {"linear": "linear", "cubic": "cubic", "lanczos": "lanczos3"}
+_ADDED = {"resize": None, "interpolation": "linear"}
 
 PreprocessFn = Callable[[Float[Array, "images height width 3"]], Float[Array, "images h w channels"]]
 
@@ -27,8 +30,8 @@ PreprocessFn = Callable[[Float[Array, "images height width 3"]], Float[Array, "i
 class Preprocess:
     """Crops, resizes, clips and scales images; a pure, hashable function that a zoo can store.
 
-    The largest centred rectangle with the aspect ratio of `size` is cropped, resized bilinearly with
-    anti-aliasing, clipped, reduced to lightness if asked for, and scaled to `(value - mean) / std`.
+    The largest centred rectangle with the aspect ratio of `size` is cropped, resized with anti-aliasing,
+    clipped, reduced to lightness if asked for, and scaled to `(value - mean) / std`.
 
     Attributes:
         size: Height and width of the network's input in pixels.
@@ -39,10 +42,14 @@ class Preprocess:
         lightness: Whether only CIE L* is kept, as one channel in [0, 1] (`to_light` in Taskonomy's task bank).
         mask_centre: Whether the centred rectangle of half the height and width is set to zero after scaling
             (`context_encoder_input` in Taskonomy's task bank).
+        resize: Height and width in pixels to which the rectangle is resized, before the centre of `size` is cut out
+            of it, as torchvision and timm do; None: `size`.
+        interpolation: "linear", "cubic" (Keys, a = -0.5) or "lanczos" (with three lobes), as Pillow defines them.
+            Those two leave the range of the images, which Pillow cuts off: set `clip` to (0, 1).
 
     Raises:
-        JaxTransferError: An attribute has another type or number of values, `size` is not from 1 to 8192, a number is
-            not finite, or `std` is 0.
+        JaxTransferError: An attribute has another type or number of values, `size` is not from 1 to 8192, `resize` is
+            smaller than `size`, a number is not finite, `std` is 0, or there is no such interpolation.
 
     Examples:
         >>> preprocess = jt.Preprocess((224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -56,10 +63,17 @@ class Preprocess:
     clip: tuple[float, float] | None = None
     lightness: bool = False
     mask_centre: bool = False
+    resize: tuple[int, int] | None = None
+    interpolation: str = "linear"
 
     def __post_init__(self) -> None:
-        if not (_is_tuple(self.size, (2,)) and all(map(_is_side, self.size))):
-            raise JaxTransferError(f"size must be height and width, from 1 to {MAX_SIDE} pixels, not {self.size!r}.")
+        for name, value in (("size", self.size), ("resize", self.resize or self.size)):
+            if not (_is_tuple(value, (2,)) and all(map(_is_side, value))):
+                raise JaxTransferError(f"{name} must be height and width, from 1 to {MAX_SIDE} pixels, not {value!r}.")
+        if any(map(operator.lt, self._resized, self.size)):
+            raise JaxTransferError(f"resize must not be smaller than size {self.size!r}, but is {self.resize!r}.")
+        if self.interpolation not in _INTERPOLATIONS:
+            raise unknown_name("interpolation", self.interpolation, _INTERPOLATIONS)
         for name, value in (("mean", self.mean), ("std", self.std)):
             numbers: Any = value if _is_tuple(value, (1, 3)) else (value,)
             if not all(map(_is_finite, numbers)):
@@ -79,7 +93,9 @@ class Preprocess:
         chex.assert_rank(images, 4)
         top, left, height, width = centred_crop(images.shape[1], images.shape[2], self.size)
         images = images[:, top : top + height, left : left + width]
-        images = _resize(images, self.size)
+        images = _resize(images, self._resized, _INTERPOLATIONS[self.interpolation])
+        (top, _), (left, _) = self._margins
+        images = images[:, top : top + self.size[0], left : left + self.size[1]]
         if self.clip is not None:
             images = jnp.clip(images, *self.clip)
         if self.lightness:
@@ -95,9 +111,30 @@ class Preprocess:
         """Resizes maps of the network's input to its crop of probe images of `shape`; zero outside the crop."""
         chex.assert_rank(maps, 3)
         top, left, height, width = centred_crop(*shape, self.size)
-        maps = _resize(maps, (height, width))
+        maps = _resize(jnp.pad(maps, ((0, 0), *self._margins)), (height, width))
         bottom, right = shape[0] - top - height, shape[1] - left - width
         return jnp.pad(maps, ((0, 0), (top, bottom), (left, right)))
+
+    @property
+    def _resized(self) -> tuple[int, int]:
+        return self.resize or self.size
+
+    @property
+    def _margins(self) -> list[tuple[int, int]]:
+        """What is cut off before and after each axis of a resized image, half pixels as in torchvision."""
+        differences = map(operator.sub, self._resized, self.size)
+        return [(round(difference / 2), difference - round(difference / 2)) for difference in differences]
+
+    def fields(self) -> dict[str, Any]:
+        """Returns the attributes by name; those that younger versions added only where they differ from the default.
+
+        So manifests and the keys of points stay the same.
+        """
+        fields = dataclasses.asdict(self)
+        return {name: value for name, value in fields.items() if name not in _ADDED or value != _ADDED[name]}
+
+    def __repr__(self) -> str:
+        return f"Preprocess({', '.join(f'{name}={value!r}' for name, value in self.fields().items())})"
 
 
 def _is_tuple(value: Any, lengths: tuple[int, ...]) -> bool:
@@ -134,10 +171,12 @@ def restore_maps(
     return _resize(maps, shape)
 
 
-def _resize(images: Float[Array, "images ..."], size: tuple[int, int]) -> Float[Array, "images ..."]:
+def _resize(
+    images: Float[Array, "images ..."], size: tuple[int, int], method: str = "linear"
+) -> Float[Array, "images ..."]:
     if images.shape[1:3] == tuple(size):
         return images
-    return jax.image.resize(images, (images.shape[0], *size, *images.shape[3:]), "linear")
+    return jax.image.resize(images, (images.shape[0], *size, *images.shape[3:]), method)
 
 
 def _lightness(images: Float[Array, "images h w 3"]) -> Float[Array, "images h w"]:

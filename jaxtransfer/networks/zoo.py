@@ -1,7 +1,6 @@
 """Stores networks in a directory: Orbax checkpoints beside manifests that a person can read."""
 
 import contextlib
-import dataclasses
 import functools
 import importlib
 import json
@@ -14,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,27 +26,16 @@ from pydantic import AfterValidator, Field
 from jaxtransfer.devices import host_memory
 from jaxtransfer.errors import JaxTransferError, operating_system_error, unknown_name
 from jaxtransfer.files import JsonObject, parse_json, read_json
+from jaxtransfer.networks.functions import FUNCTIONS, findable_name, function_named, is_registered, register
 from jaxtransfer.networks.network import ApplyFn, Network, Storable, is_key, is_name, weights_hash
 from jaxtransfer.networks.preprocess import Preprocess, PreprocessFn
 
 _MANIFEST, _WEIGHTS = "network.json", "weights"
 _PARTIAL, _SECONDS_OF_LEFTOVERS = ".adding-", 24 * 3600
 
-# The functions of jaxtransfer that a manifest may name, and where each is defined. The names are part of the format of
-# manifests and of the keys of points: they stay the same when a module moves.
-_FUNCTIONS = {
-    "jaxtransfer.aten.program:AtenProgram": "jaxtransfer.aten.program:AtenProgram",
-    "jaxtransfer.onnx.program:OnnxProgram": "jaxtransfer.onnx.program:OnnxProgram",
-    "jaxtransfer.rooms.networks:encode": "jaxtransfer.rooms.networks:encode",
-    "jaxtransfer.taskonomy:encode": "jaxtransfer.taskonomy.networks:encode",
-}
-# Names of the functions that the program has registered or added to a zoo.
-_registered: set[str] = set()
-_STORED_NAMES = {definition: name for name, definition in _FUNCTIONS.items()}
 # Marks in a manifest for containers and leaves that JSON does not have; no dict of weights holds a string.
 _KIND, _INTEGERS, _TUPLE, _KEY = "kind", "dict with integer keys", "tuple", "PRNG key"
 
-_F = TypeVar("_F", bound=Callable[..., Any])
 _Path = tuple[str, ...]
 # Name in a checkpoint of weights that are a single array.
 _SINGLE: _Path = ("params",)
@@ -224,7 +212,7 @@ class Zoo:
             (partial / _MANIFEST).write_text(text)
             partial.chmod(0o755)
             partial.rename(self.path / network.name)
-            _registered.add(manifest["apply"]["name"])
+            register(type(network.apply) if isinstance(network.apply, Storable) else network.apply)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -239,18 +227,18 @@ class Zoo:
         """Whether a stored function is part of jaxtransfer, or the program has registered it or named its module."""
         module = function.partition(":")[0]
         if module.split(".")[0] == "jaxtransfer":
-            return True  # `_by_name` accepts only the functions in `_FUNCTIONS`
+            return True  # `function_named` accepts only the functions in `FUNCTIONS`
         named = any(f"{module}.".startswith(f"{name}.") for name in self._modules)
-        return function in _registered or (named and module in sys.modules)
+        return is_registered(function) or (named and module in sys.modules)
 
     def _apply(self, stored: Mapping[str, Any]) -> ApplyFn:
         """Looks up the function that a manifest names."""
         name = stored["name"]
         if not self._may_use(name):
             raise JaxTransferError(f"its function is {name}: {_advice([name])}.")
-        if name in _FUNCTIONS:
-            importlib.import_module(_FUNCTIONS[name].partition(":")[0])
-        function = _by_name(name)
+        if name in FUNCTIONS:
+            importlib.import_module(FUNCTIONS[name].partition(":")[0])
+        function = function_named(name)
         if function is None or isinstance(function, type) != ("config" in stored):
             raise JaxTransferError(f"its function {name} is not the function of a network, or no longer exists.")
         return function.from_json(stored["config"]) if "config" in stored else function
@@ -306,63 +294,6 @@ def _advice(functions: Iterable[str]) -> str:
         f"{' and '.join(modules)} and open it with modules={modules}, on the command line with "
         f"{' '.join(f'--import {module}' for module in modules)}"
     )
-
-
-def register(function: _F) -> _F:
-    """Lets the zoos of this program use a function, wherever it is defined; may be used as a decorator.
-
-    Args:
-        function: The function of a network, or a class with `to_json` and `from_json`, at the top level of a module.
-
-    Returns:
-        The function.
-
-    Raises:
-        JaxTransferError: The function cannot be found by its name.
-
-    Examples:
-        >>> from jaxtransfer import rooms
-        >>> jt.register(rooms.networks.encode) is rooms.networks.encode
-        True
-    """
-    _registered.add(_findable_name(function))
-    return function
-
-
-def _findable_name(function: Any) -> str:
-    """Returns the name of a function or class, checked to lead back to it."""
-    if not hasattr(function, "__qualname__"):
-        raise JaxTransferError(f"{function!r} is not a function; make it one at the top level of a module.")
-    name = function_name(function)
-    if function.__module__ == "__main__":
-        raise JaxTransferError(
-            f"its function {function.__qualname__} stands in the program that runs, which other programs cannot "
-            "import; move it to a module of its own, a file like my_nets.py, and import it from there."
-        )
-    if _by_name(name) is not function:
-        raise JaxTransferError(
-            f"its function {name} cannot be found by that name; define it with def at the top level of a module."
-        )
-    return name
-
-
-def function_name(function: Any) -> str:
-    """Returns the name `module:qualname` that manifests and the keys of points give a function or class."""
-    name = f"{function.__module__}:{function.__qualname__}"
-    return _STORED_NAMES.get(name, name)
-
-
-def _by_name(name: str) -> Any:
-    """Returns what an imported module (none of Python's own) defines under a stored name, or None."""
-    package = name.partition(":")[0].split(".")[0]
-    if package in sys.stdlib_module_names or (package == "jaxtransfer" and name not in _FUNCTIONS):
-        return None
-    module, _, qualname = _FUNCTIONS.get(name, name).partition(":")
-    value: Any = sys.modules.get(module)
-    for part in qualname.split("."):
-        value = getattr(value, part, None)
-    # A manifest must not reach what a module merely imports.
-    return value if callable(value) and getattr(value, "__module__", None) == module else None
 
 
 def _restore(path: Path, description: PyTree) -> PyTree:
@@ -459,7 +390,7 @@ def _nested(flat: Mapping[_Path, Any]) -> dict[str, Any]:
 def _apply_to_json(apply: ApplyFn) -> dict[str, Any]:
     config = apply.to_json() if isinstance(apply, Storable) else None
     owner: Any = type(apply) if isinstance(apply, Storable) else apply
-    name = _findable_name(owner)
+    name = findable_name(owner)
     return {"name": name} if config is None else {"name": name, "config": config}
 
 
@@ -468,7 +399,7 @@ def _preprocess_to_json(preprocess: PreprocessFn | None) -> dict[str, Any] | Non
         return None
     if not isinstance(preprocess, Preprocess):
         raise JaxTransferError(f"its preprocess is {preprocess!r}; use jaxtransfer.Preprocess.")
-    return dataclasses.asdict(preprocess)
+    return preprocess.fields()
 
 
 def _preprocess_from_json(stored: Mapping[str, Any]) -> Preprocess:

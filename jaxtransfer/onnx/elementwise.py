@@ -206,19 +206,20 @@ def constant(values: list[Any], dtype: str, shape: list[int]) -> np.ndarray:
 
 
 @op("DequantizeLinear")
-def dequantize(x: Any, scale: Any, zero: Any = None, *, axis: int = 1, block_size: int = 0) -> jax.Array:
+def dequantize(x: Any, scale: Any, zero: Any = None, *, axis: int = 1, block_size: int = 0) -> Any:
     """Returns (x - zero) * scale, with one scale in all, one for each index along an axis, or one for each block."""
-    x = jnp.asarray(x).astype(jnp.float32)
+    xp = namespace(x, scale, zero)
 
-    def spread(parameter: Any) -> jax.Array:
-        parameter = jnp.asarray(parameter).astype(jnp.float32)
+    def spread(parameter: Any) -> Any:
+        parameter = xp.asarray(parameter).astype(np.float32)
         if block_size:
-            return lax.slice_in_dim(jnp.repeat(parameter, block_size, axis), 0, x.shape[axis], axis=axis % x.ndim)
-        if parameter.size == 1:
-            return parameter.reshape((1,) * x.ndim)
-        return parameter.reshape([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)])
+            blocks = xp.repeat(parameter, block_size, axis)
+            return blocks[(slice(None),) * (axis % x.ndim) + (slice(x.shape[axis]),)]
+        shape = [-1 if i == axis % x.ndim else 1 for i in range(x.ndim)]
+        return parameter.reshape((1,) * x.ndim if parameter.size == 1 else shape)
 
-    return (x if zero is None else x - spread(zero)) * spread(scale)
+    real = xp.asarray(x).astype(np.float32)
+    return (real if zero is None else real - spread(zero)) * spread(scale)
 
 
 @op("CumSum")

@@ -167,7 +167,7 @@ def global_lp_pool(x: jax.Array, *, p: int = 2) -> jax.Array:
     return vector_norm(x, p, _spatial(x), True)
 
 
-def _coordinates(inputs: int, outputs: int, scale: float, mode: str, region: tuple[float, float] | None) -> np.ndarray:
+def _coordinates(inputs: int, outputs: int, scale: float, mode: str, region: Sequence[float] | None) -> np.ndarray:
     """Returns the positions of the outputs among the inputs, as float32 like the reference."""
     at = np.arange(outputs, dtype=np.float32)
     step = np.float32(scale)
@@ -259,12 +259,13 @@ def resize(
     else:
         factors = [float(scale) for scale in static(scales, "scales")]
         outputs = [math.floor(factor * i) for factor, i in zip(factors, lengths, strict=True)]
-    regions = None if roi is None or not static(roi, "region").size else static(roi, "region").reshape(2, -1).T.tolist()
-    for i, (axis, inputs, count, factor) in enumerate(zip(over, lengths, outputs, factors, strict=True)):
-        region = tuple(regions[i]) if regions and coordinate_transformation_mode == "tf_crop_and_resize" else None
-        if count == inputs and factor == 1 and region in (None, (0.0, 1.0)):
+    crops = coordinate_transformation_mode == "tf_crop_and_resize"
+    regions = static(roi, "region").reshape(2, -1).T.tolist() if crops else [None] * len(over)
+    for axis, inputs, count, factor, region in zip(over, lengths, outputs, factors, regions, strict=True):
+        if count == inputs and factor == 1 and region in (None, [0.0, 1.0]):
             continue
-        at = _coordinates(inputs, *bounded((count,)), factor, coordinate_transformation_mode, region)
+        bounded((count,))
+        at = _coordinates(inputs, count, factor, coordinate_transformation_mode, region)
         outside = (at < 0) | (at > inputs - 1) if region else np.zeros(count, bool)
         if mode == "nearest":
             x = _take(x, np.clip(_ROUNDING[nearest_mode](at), 0, inputs - 1).astype(int), axis)

@@ -20,7 +20,7 @@ from jaxtransfer.attribution.relevance import RULES
 from jaxtransfer.attribution.targets import random_signs, spatial_maximum
 from jaxtransfer.defaults import EPSILON
 from jaxtransfer.devices import DATA, MODEL, allgather, is_writer, memory_per_device, replicate, synchronised
-from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.errors import JaxTransferError, NetworkError
 from jaxtransfer.networks.network import Network
 from jaxtransfer.points.directions import Similarity
 from jaxtransfer.points.network_refs import NetworkRef, prefetch_weights
@@ -148,6 +148,11 @@ class PointComputation:
             }
             self._compute(points, keys, network, params, batch_of_networks[0].architecture, report_progress)
             done += images * len(batch_of_networks)
+
+    def leave_out(self, name: str) -> None:
+        """Forgets a network."""
+        self._networks = [network for network in self._networks if network.name != name]
+        del self.keys[name]
 
     def _missing(self, points: Points) -> dict[str, tuple[str, ...]]:
         """For each network the kinds of its points that are not stored."""
@@ -309,10 +314,11 @@ def naming_network(name: str) -> Iterator[None]:
     except (jax.errors.JaxRuntimeError, OSError):
         raise
     except JaxTransferError as error:
-        raise JaxTransferError(f"Network {name!r}: {error}") from error
+        raise NetworkError(name, f"Network {name!r}: {error}") from error
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
-        raise JaxTransferError(f"Network {name!r}: its function failed: {type(error).__name__}: {lines[0]}") from error
+        problem = f"its function failed: {type(error).__name__}: {lines[0]}"
+        raise NetworkError(name, f"Network {name!r}: {problem}") from error
 
 
 def _faults_of_kind(kind: str, faults: Sequence[str]) -> list[str]:

@@ -16,9 +16,10 @@ from jaxtyping import PyTree
 from jaxtransfer.devices import own_rows
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.files import json_hash
+from jaxtransfer.networks.functions import function_name
 from jaxtransfer.networks.network import Network, Storable, weights_hash
 from jaxtransfer.networks.preprocess import PreprocessFn
-from jaxtransfer.networks.zoo import Zoo, function_name
+from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.points.passes import place_weights
 from jaxtransfer.points.store import Key
 

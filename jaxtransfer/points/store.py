@@ -2,16 +2,18 @@
 
 Arrays are Zarr (version 3) and are written by TensorStore, to a directory or an object store alike. The key of a
 finished array is stored beside it, and written last: a point without a key, or with a different one (other weights,
-other images), counts as missing.
+other images), counts as missing. Every chunk ends with its CRC-32C, which is checked when it is read; those of earlier
+versions have none. A point that turns out to be damaged loses its key.
 """
 
 import contextlib
 import io
 import json
+import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -27,6 +29,9 @@ Key = dict[str, Any]
 
 # Memory for chunks that were written or read and may be needed again.
 CACHE_BYTES = 128 * 2**20
+# How TensorStore's errors for arrays and chunks begin that are missing, or do not have their checksum or format.
+_MISSING = "NOT_FOUND"
+_DAMAGE = (_MISSING, "DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "OUT_OF_RANGE")
 _FAULTS = "faults"  # an entry of the file of a key that is not part of the key; older files have none
 _CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
 
@@ -39,6 +44,44 @@ def _known_fault(fault: str) -> str:
 
 Fault = Annotated[str, AfterValidator(_known_fault)]
 """A code of `FAULTS`, perhaps with a place, as files hold it."""
+
+
+_T = TypeVar("_T")
+_LOG = logging.getLogger("jaxtransfer")
+
+
+class DamagedPointError(JaxTransferError):
+    """Reports that a point cannot be used: an array or a chunk of it is missing or altered.
+
+    Attributes:
+        network: The network of the point.
+        kind: Its kind.
+    """
+
+    def __init__(self, network: str, kind: str, place: str, reason: str) -> None:
+        """Takes what the point is, where it is, and what is wrong with it."""
+        self.network, self.kind = network, kind
+        self.problem = f"The point {network}/{kind} in {place} is damaged or incomplete ({reason})"
+        super().__init__(f"{self.problem}; start the same command again, which computes it again.")
+
+
+def recomputing_damaged(action: Callable[[], _T]) -> _T:
+    """Does work that computes missing points and reads them, and does it again where a point is damaged.
+
+    Several processes do not learn of damage at the same time; they end, and compute the point at the next start.
+
+    Raises:
+        DamagedPointError: A point is damaged again, or there are several processes.
+    """
+    repaired = set()
+    while True:
+        try:
+            return action()
+        except DamagedPointError as error:
+            if (error.network, error.kind) in repaired or jax.process_count() > 1:
+                raise
+            repaired.add((error.network, error.kind))
+            _LOG.warning("%s; it is computed again.", error.problem)
 
 
 class _StoredKey(JsonObject):
@@ -70,15 +113,21 @@ class Points:
     def create(self, network: str, kind: str, shape: Sequence[int], chunk: int) -> None:
         """Creates an array in chunks of `chunk` images, and deletes the one that was there."""
         grid = {"name": "regular", "configuration": {"chunk_shape": [chunk, *shape[1:]]}}
-        metadata = {"shape": list(shape), "data_type": "float32", "chunk_grid": grid}
+        codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+        metadata = {"shape": list(shape), "data_type": "float32", "chunk_grid": grid, "codecs": codecs}
         with self._translated_errors():
             self._folder(network, kind).delete_range(ts.KvStore.KeyRange()).result()
             self._array(network, kind, {"metadata": metadata}, create=True)
 
     def open(self, network: str, kind: str) -> "Point":
-        """Opens a point; its values are read when it is indexed."""
-        with self._translated_errors():
-            return Point(self, self._array(network, kind, {}, open=True))
+        """Opens a point; its values are read when it is indexed.
+
+        Raises:
+            DamagedPointError: There is no array, or no valid one.
+            OSError: It cannot be read.
+        """
+        with self._noticing_damage(network, kind):
+            return Point(self, network, kind, self._array(network, kind, {}, open=True))
 
     def finish(self, network: str, keys: Mapping[str, Key], faults: Mapping[str, Sequence[str]]) -> None:
         """Marks points as finished: writes their keys and their faults (codes of `FAULTS`)."""
@@ -88,11 +137,12 @@ class Points:
             }
             self.wait([self._folder(network, kind).write("key.json", text) for kind, text in contents.items()])
 
-    def wait(self, pending: Iterable[ts.Future | ts.WriteFutures]) -> list[Any]:
+    def wait(self, pending: "Iterable[ts.Future | ts.WriteFutures | Reading]") -> list[Any]:
         """Waits for reads and writes that were begun, and returns their results.
 
         Raises:
             OSError: The disk is full, for example.
+            DamagedPointError: A chunk is missing or altered.
         """
         with self._translated_errors():
             return [future.result() for future in pending]
@@ -144,11 +194,26 @@ class Points:
         try:
             yield
         except (ValueError, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
+            if isinstance(error, JaxTransferError) or (isinstance(error, OSError) and error.errno is not None):
                 raise
             if system := operating_system_error(error, self.place):
                 raise system from error
             raise JaxTransferError(f"The points in {self.place} cannot be used: {str(error).split(' [')[0]}") from error
+
+    @contextlib.contextmanager
+    def _noticing_damage(self, network: str, kind: str) -> Iterator[None]:
+        """Raises errors of an array that is missing or altered as a `DamagedPointError`; the point loses its key."""
+        with self._translated_errors():
+            try:
+                yield
+            except ValueError as error:
+                if not str(error).startswith(_DAMAGE) or operating_system_error(error, self.place):
+                    raise
+                with contextlib.suppress(ValueError, OSError):  # a report may read what it cannot write
+                    self._folder(network, kind).write("key.json", None).result()
+                missing = str(error).startswith(_MISSING)
+                reason = "a file is missing" if missing else "a file does not have its checksum or form"
+                raise DamagedPointError(network, kind, self.place, reason) from error
 
 
 @contextlib.contextmanager
@@ -170,9 +235,9 @@ def given_or_temporary(directory: str | Path | None, what: str) -> Iterator[str 
 class Point:
     """Reads and writes one array of points, [images, ...]; indexing it gives NumPy arrays."""
 
-    def __init__(self, points: Points, array: ts.TensorStore) -> None:
+    def __init__(self, points: Points, network: str, kind: str, array: ts.TensorStore) -> None:
         """Takes an open array; `Points.open` calls it."""
-        self._points, self._array = points, array
+        self._points, self._names, self._array = points, (network, kind), array
         self.shape = tuple(array.shape)
 
     def __len__(self) -> int:
@@ -181,13 +246,29 @@ class Point:
     def __getitem__(self, images: Any) -> Float[np.ndarray, "..."]:
         return self._points.wait([self.read(images)])[0]
 
-    def read(self, images: Any) -> ts.Future:
+    def read(self, images: Any) -> "Reading":
         """Begins to read images; `Points.wait` returns their values."""
-        return self._array[images].read()
+        return Reading(self._array[images].read(), self._points._noticing_damage(*self._names))
 
     def write(self, first: int, rows: Float[np.ndarray, "rows ..."]) -> ts.WriteFutures:
         """Begins to write the rows of images from `first` on; `Points.wait` completes it."""
         return self._array[first : first + len(rows)].write(rows)
+
+
+class Reading(NamedTuple):
+    """Holds values that are being read."""
+
+    future: ts.Future
+    noticing_damage: contextlib.AbstractContextManager[None]
+
+    def result(self) -> Float[np.ndarray, "..."]:
+        """Waits for the values; may be called once.
+
+        Raises:
+            DamagedPointError: A chunk is missing or altered.
+        """
+        with self.noticing_damage:
+            return self.future.result()
 
 
 def chunks(total: int, size: int) -> Iterable[tuple[int, int]]:

@@ -137,6 +137,7 @@ def _run_texts(record: Record, affinity: Affinity) -> dict[str, Any]:
         "hashes": hash_rows(record),
         "skipped": skipped_rows(record),
         "unusable": unusable_rows(record),
+        "left_out": affinity.left_out,
         "starts": record["starts"],
     }
 

@@ -42,8 +42,8 @@ def run_affinity(
 
     The directory receives `affinity_<method>.csv`, `stderr_<method>.csv` and `counts_<method>.csv`, a heat map
     `affinity_<method>.png` for each method, the points, and `run.json`: settings, networks, images, software and
-    device, and the maps that were left out. An interrupted run resumes where it stopped; if the zoo has changed since,
-    only networks that are new or have different weights are computed.
+    device, and the maps and networks that were left out. An interrupted run resumes where it stopped; if the zoo has
+    changed since, only networks that are new or have different weights are computed.
 
     Args:
         zoo: The networks.
@@ -97,6 +97,7 @@ def run_affinity(
         if is_first():
             _write(out, affinity, len(probe.names))
         results["batch_sizes"] = sweep.batch_sizes
+        results["left_out"] = affinity.left_out
         results["faults"] = {name: list(codes) for name, codes in affinity.faults.items()}
         results["unusable"] = {method: [list(pair) for pair in affinity.unusable[method]] for method in options.methods}
     return affinity, probe
@@ -104,6 +105,7 @@ def run_affinity(
 
 def _write(out: Path, affinity: Affinity, images: int) -> None:
     """Writes the tables and heat maps of a run."""
+    record.replace_tables(out)
     affinity.save(out)
     for method in affinity.methods:
         similarity = f"{affinity.similarity}, " if method in ATTRIBUTIONS or method == "depara" else ""

@@ -135,6 +135,7 @@ def run_pge(
             results = alignments(tasks, _alignment(context, objectives, mesh), options.tolerance)
             title = options.backbone
         if is_first():
+            record.replace_tables(out)
             write_results(out, results, title)
         run_results["remarks"] = list(results.remarks)
     return results

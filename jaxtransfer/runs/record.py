@@ -40,7 +40,7 @@ def open_run(
     """Records the start or resumption of a run and its end, and locks the directory in between.
 
     With several processes the first one locks and writes for all; an error in one of them, before or in the block, ends
-    all.
+    all. The record of a run that had finished stays that of its tables until `replace_tables` says that they change.
 
     Args:
         out: The run directory.
@@ -70,12 +70,20 @@ def open_run(
                 if (earlier := _earlier(out, kind, about, differences)) is not None:
                     record["starts"] += earlier["starts"]
                 record["starts"].append(_start(command) | start)
-                _write(out, record)
+                if earlier is not None and earlier["finished"] is not None:
+                    _write(out, earlier | {"starts": record["starts"]})
+                else:
+                    _write(out, record)
         results: dict[str, Any] = {}
         with devices.synchronised():
             yield results
             if devices.is_first():
                 _write(out, record | results | {"finished": _now()})
+
+
+def replace_tables(out: Path) -> None:
+    """Marks a run as unfinished while its tables are replaced."""
+    _write(out, read_json(out / _RECORD, RunRecord) | {"finished": None})
 
 
 def _locked(out: Path) -> contextlib.AbstractContextManager[Any]:

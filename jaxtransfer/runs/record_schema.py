@@ -71,6 +71,7 @@ class RunRecord(JsonObject):
     points: Annotated[str, AfterValidator(_place)] = ""
     unusable: dict[str, _Pairs] | None = None
     faults: dict[str, list[str]] | None = None
+    left_out: dict[str, str] = Field({})
     datasets: dict[str, _Dataset] = Field({})
     tasks: dict[str, _Dataset] = Field({})
     form: str | None = None

@@ -84,6 +84,7 @@ def run_score(
 
 def _write(out: Path, scores: Affinity) -> None:
     """Writes the tables and heat maps of a run, in the place of those of measures that an earlier run had."""
+    record.replace_tables(out)
     for measure in MEASURES:
         if measure not in scores.methods:
             for name in ("affinity", "stderr", "counts", "pseudo_values"):

@@ -82,6 +82,7 @@ def run_transfer(
     }
     with record.open_run(out, _KIND, about, record.diff_settings, command, mesh=dict(measuring.mesh.shape)):
         transfers = measuring.run(out, progress)
+        record.replace_tables(out)
         write_tables(out, transfers, lambda metric: f"Measured transfer: {transfers.measure(metric).name}")
         for place in (out, scores):
             if place is not None:

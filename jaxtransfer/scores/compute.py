@@ -24,7 +24,7 @@ from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.points.compute import ProgressFn
 from jaxtransfer.points.network_refs import network_refs
 from jaxtransfer.points.passes import LOGITS, PROBABILITIES
-from jaxtransfer.points.store import Points, given_or_temporary
+from jaxtransfer.points.store import DamagedPointError, Points, given_or_temporary, recomputing_damaged
 from jaxtransfer.scores.candidates import best_layer
 from jaxtransfer.scores.examples import check_features
 from jaxtransfer.scores.features import Features, Layer, compute_features, kinds_of_networks, points_of_images
@@ -149,6 +149,13 @@ class Scoring:
 
     def run(self, directory: str | Path, progress: ProgressFn | None = None) -> Affinity:
         """Computes the features and scores that a directory lacks, and returns all."""
+        scores = recomputing_damaged(lambda: self._scored(directory, progress).affinity())
+        if not scores.methods:
+            raise JaxTransferError("No network has a score for any task; the warnings say why.")
+        return scores
+
+    def _scored(self, directory: str | Path, progress: ProgressFn | None) -> "_Table":
+        """Computes what a directory lacks, and collects all scores of this process."""
         table = _Table(self._measures, [task.name for task in self._tasks], [ref.name for ref in self._refs])
         for images in dict.fromkeys(task.images_sha256 for task in self._tasks):
             tasks = [task for task in self._tasks if task.images_sha256 == images]
@@ -161,10 +168,7 @@ class Scoring:
                         table.add(task.name, of_network.network, scores, examples)
                     if progress is not None:
                         progress(done, len(own), "scores")
-        scores = table.affinity()
-        if not scores.methods:
-            raise JaxTransferError("No network has a score for any task; the warnings say why.")
-        return scores
+        return table
 
     def _features(
         self, points: Points, images: Shaped[np.ndarray, "n ..."], progress: ProgressFn | None
@@ -211,6 +215,8 @@ class Scoring:
             try:
                 with single_blas_thread():
                     computed |= score_layers(names, target, features.open(of_head=of_head)) if names else {}
+            except DamagedPointError:
+                raise
             except JaxTransferError as error:
                 what = f"The network {features.network!r} has no score by {', '.join(names)} for the task {task.name!r}"
                 warnings.warn(f"{what}: {error}", stacklevel=4)

@@ -23,7 +23,7 @@ from jaxtransfer.networks.network import Network
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.points.compute import ProgressFn
 from jaxtransfer.points.network_refs import NetworkRef, network_refs
-from jaxtransfer.points.store import given_or_temporary
+from jaxtransfer.points.store import DamagedPointError, given_or_temporary, recomputing_damaged
 from jaxtransfer.scores.features import Features, compute_features, kinds_of_networks, points_of_images
 from jaxtransfer.scores.target import Target
 from jaxtransfer.training import frozen
@@ -198,7 +198,9 @@ class Measuring:
 
     def run(self, directory: str | Path, progress: ProgressFn | None = None) -> Transfers:
         """Measures what a directory lacks, and returns all."""
-        directory = Path(directory)
+        return recomputing_damaged(lambda: self._run(Path(directory), progress))
+
+    def _run(self, directory: Path, progress: ProgressFn | None) -> Transfers:
         features = self._features(directory, progress) if self._options.protocol == "frozen" else {}
         pairs = [(task, ref) for task in self._tasks for ref in self._sources[task.name]]
         cells = {}
@@ -211,6 +213,8 @@ class Measuring:
             try:
                 of_network = features.get((task.images_sha256, ref.name))
                 cell = self._cell(directory, task, ref, of_network, report)
+            except DamagedPointError:
+                raise
             except JaxTransferError as error:
                 warnings.warn(
                     f"The source {ref.name!r} has no result for the task {task.name!r}: {error}", stacklevel=3

@@ -193,6 +193,29 @@ class TestMapsWithoutDirection:
         with pytest.raises(jt.JaxTransferError, match="'blind' has no usable saliency map"):
             jt.affinity_matrix(nets, dark, methods=["saliency"])
 
+    def test_a_network_that_cannot_be_compared_is_left_out(self, tmp_path: Path) -> None:
+        def fails(params: Any, x: jax.Array) -> jax.Array:
+            return x @ params["no such weight"]
+
+        def same(params: Any, x: jax.Array) -> jax.Array:
+            return jnp.zeros((len(x), 2)) + params["a"].mean()
+
+        def infinite(params: Any, x: jax.Array) -> jax.Array:
+            return conv_net(params, x) + jnp.inf
+
+        dead = [jt.Network(f.__name__, f, network(1).params) for f in (fails, same, infinite)]
+        methods = ["linear_predictivity", "saliency"]
+        alone = jt.affinity_matrix([network(0), network(2)], IMAGES, methods=methods)
+        with pytest.warns(UserWarning, match="^3 of 5 networks cannot be compared and are left out: Network"):
+            affinity = jt.affinity_matrix([dead[0], network(0), *dead[1:], network(2)], IMAGES, methods=methods)
+        assert affinity.names == alone.names
+        for method in methods:
+            np.testing.assert_array_equal(affinity[method], alone[method])
+        assert {*affinity.left_out} == {"fails", "same", "infinite"}
+        assert all(repr(name) in sentence for name, sentence in affinity.left_out.items())
+        affinity.save(tmp_path)
+        assert jt.Affinity.load(tmp_path).only(affinity.names).left_out == affinity.left_out
+
     def test_one_usable_image_has_no_finite_standard_error(self) -> None:
         affinity = jt.affinity_matrix([network(0), network(1)], IMAGES[:1], methods=["saliency"])
         assert np.isinf(affinity.stderr("saliency")[0, 1])

@@ -37,7 +37,7 @@ def apply(params: Any, images: jax.Array) -> jax.Array:
 @pytest.fixture(autouse=True)
 def nothing_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     """No other test has added a network or registered a function."""
-    monkeypatch.setattr("jaxtransfer.networks.zoo._registered", set())
+    monkeypatch.setattr("jaxtransfer.networks.functions._registered", set())
 
 
 @pytest.fixture

@@ -321,6 +321,45 @@ def test_unfinished_run_is_not_ranked(tmp_path, zoo, images, monkeypatch):
     assert load_run(out).names == zoo.names
 
 
+def dead(params, images):
+    return tiny(params, images) * 0
+
+
+@pytest.mark.filterwarnings("ignore:1 of 4 networks cannot")
+def test_a_dead_network_is_named_and_counted(tmp_path, zoo, images):
+    zoo.add(Network("dead", dead, network("two", 1).params))
+    zoo = Zoo(zoo.path, modules=[__name__])
+    out, arguments = tmp_path / "run", ["affinity", zoo.path, images, "--size", 32, "--method", "saliency"]
+    result = CliRunner().invoke(app, [*map(str, arguments), "--out", str(out), "--import", __name__])
+    assert result.exit_code == 0
+    assert "!! 1 of 4 networks cannot be compared and is left out: dead." in result.stdout
+    assert load_run(out).names == ("one", "three", "two")
+    (sentence,) = _record(out)["left_out"].values()
+    assert sentence.startswith("Network 'dead' has no usable saliency map")
+    page = write_report(out).read_text()
+    assert "1 network could not be compared" in page
+    assert "&#39;dead&#39; has no usable saliency map" in page
+
+
+def test_tables_stay_while_a_run_is_started_again(tmp_path, zoo, images):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    run_affinity(zoo, images, out, command=["first"], methods=["saliency"])
+    before, record = _files(out), _record(out)
+    zoo.add(network("four", 4))
+    with pytest.raises(KeyboardInterrupt):
+        run_affinity(zoo, images, out, command=["second"], methods=["saliency"], progress=stop)
+    assert load_run(out).names == ("one", "three", "two")
+    assert _files(out) == before
+    assert [start["command"] for start in _record(out)["starts"]] == [["first"], ["second"]]
+    assert _record(out) | {"starts": []} == record | {"starts": []}
+    affinity, _ = run_affinity(zoo, images, out, command=["third"], methods=["saliency"])
+    assert load_run(out).names == affinity.names == ("four", "one", "three", "two")
+    assert {*_record(out)["networks"]} == {*affinity.names}
+
+
 def test_what_is_no_run_directory(tmp_path, zoo, images):
     (tmp_path / "file").touch()
     with pytest.raises(JaxTransferError, match="is not a directory"):
