@@ -60,6 +60,7 @@ def write_set(entry: LabelledSet, place: Path, folder: Path, measuring: Measurin
     """
     if (folder / entry.name).exists():
         return
+    folder.mkdir(parents=True, exist_ok=True)
     read = READERS[entry.reader]
     chosen = sample([*read(entry, place)], measuring.images, measuring.classes, seed)
     if not chosen:

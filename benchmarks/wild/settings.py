@@ -56,7 +56,6 @@ class Source:
         channels_last: ONNX: whether the representation has channels last.
         token: Index of the token that is the representation; None: all outputs are.
         constants: ONNX: values of inputs other than the image, by name; a number fills the input.
-        tolerance: Largest difference from its own runtime, as a share of the largest output.
     """
 
     name: str
@@ -74,7 +73,6 @@ class Source:
     channels_last: bool = False
     token: int | None = None
     constants: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    tolerance: float = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,21 +106,21 @@ class Measuring:
         images: Most images of a set.
         classes: Most classes of a task.
         size: Height and width of the images before a network's own preprocessing.
-        scored: Share of the examples that only scores see, in tenths.
-        score_counts: Numbers of labelled examples of the scores.
+        score_counts: Numbers of labelled examples of the scores; the largest is left to them alone.
+        photos: Number of probe photos.
         repeats: For each number of labelled examples that transfer is measured with, with how many sets of as many
             examples, which have none in common.
         seeds: Trainings for each fold and learning rate.
         steps: Steps of a training.
         random: Networks of which the same architecture with random weights is measured too.
-        scratch: Settings of the small network that is trained from scratch.
+        scratch: How the small network is trained from scratch: `counts`, `steps` and `rate`.
     """
 
     images: int
     classes: int
     size: int
-    scored: int
     score_counts: tuple[int, ...]
+    photos: int
     repeats: Mapping[int, int]
     seeds: int
     steps: int
