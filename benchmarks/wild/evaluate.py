@@ -215,12 +215,10 @@ def photo_scores(
     )
     names = [network.name for network in networks]
     of_tasks = affinity.only(targets=[network.name for network in own.values()], sources=names)
-    tables = {
-        (f"{measuring.photos} photos", method): jt.Affinity.of(
-            names, {method: of_tasks.nearness(method)}, targets=[*own]
-        )
-        for method in of_tasks.methods
-    }
+    tables = {}
+    for method in of_tasks.methods:
+        table = jt.Affinity.of(names, {method: of_tasks.nearness(method)}, targets=[*own])
+        tables[f"{measuring.photos} photos", method] = table
     return affinity.only(names), tables
 
 
@@ -240,9 +238,8 @@ def _table(truth: jt.Oracle) -> jt.Affinity:
 def judge(count: int, given: str, measure: str, table: jt.Affinity, truth: jt.Oracle) -> Row | None:
     """Compares a measure with measured transfer; None if it ranks no target."""
     (method,) = table.methods
-    known = [
-        task for task in table.targets if task in truth.scores and np.isfinite(table[method][table.row(task)]).any()
-    ]
+    has_values = np.isfinite(table[method]).any(1)
+    known = [task for task, ranked in zip(table.targets, has_values, strict=True) if ranked and task in truth.scores]
     if not known:
         return None
     table = table.only(targets=known)
@@ -313,16 +310,12 @@ def show(result: Result, console: Console) -> None:
     table = Table("given", "measure", "best", "P@1", "P@3", "Spearman", "Rooms", "regret", title="Order of networks")
     rows = [row for row in result.rows if row.measured_with == 0]
     for row in sorted(rows, key=lambda row: -row.spearman):
-        error = (
-            ""
-            if row.stderr_targets is None
-            else f" ± {max(row.stderr_targets, np.nan_to_num(row.stderr_networks)):.2f}"
-        )
+        error = np.fmax(row.stderr_networks, row.stderr_targets or 0)
         table.add_row(
             row.given,
             row.measure,
             *(f"{value:.2f}" for value in (row.best, row.p1, row.p3)),
-            f"{row.spearman:.2f}{error}",
+            f"{row.spearman:.2f} ± {error:.2f}",
             "" if row.rooms is None else f"{row.rooms:.2f}",
             "" if row.regret is None else f"{100 * row.regret:.1f} %",
         )

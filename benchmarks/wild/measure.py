@@ -66,7 +66,7 @@ def convolutions(params: Any, images: Float[Array, "n 64 64 3"]) -> Float[Array,
         images = jax.lax.conv_general_dilated(
             images, layer["kernel"], (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        images = jax.nn.relu(images + layer["bias"])
+        images = jax.nn.relu(images + layer["bias"].reshape(1, 1, 1, -1))
     return images
 
 
@@ -262,9 +262,7 @@ def scratch_learning(measuring: Measuring, mesh: Mesh) -> Learning:
 
 
 def of_target(task: jt.LabelledTask, measuring: Measuring, folder: Path) -> jt.Network:
-    """Trains the small network on the examples of a task that scores see: a task's own network, for measures without
-    labels.
-    """
+    """Trains the small network on the examples of a task that scores see; measures without labels compare with it."""
     scored, _ = divide(task, max(measuring.score_counts))
     network, own = untrained(0), task.take(scored)
     file = folder / f"{task.name}.npz"
@@ -316,7 +314,6 @@ def tabulate(cells: Sequence[Cell]) -> list[Transfer]:
         for cell in own:
             values = by_fold[cell.source]
             errors = [np.std(v, ddof=1) / np.sqrt(len(values)) for v in (values - common[: len(values)], values)]
-            rows.append(
-                Transfer(cell.task, cell.source, cell.examples, cell.count, float(values.mean()), *map(float, errors))
-            )
+            mean = float(values.mean())
+            rows.append(Transfer(cell.task, cell.source, cell.examples, cell.count, mean, *map(float, errors)))
     return rows

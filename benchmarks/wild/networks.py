@@ -98,7 +98,7 @@ def _edited(source: Source, content: bytes) -> tuple[onnx.ModelProto, str]:
     model, node = onnx.load_from_string(content), source.node
     graph = model.graph
     if source.bgr:
-        (image,) = (value.name for value in graph.input)
+        (image,) = (value.name for value in graph.input if value.name not in source.constants)
         for reader in graph.node:
             reader.input[:] = ["turned" if name == image else name for name in reader.input]
         graph.node.insert(0, helper.make_node("Gather", [image, "order"], ["turned"], axis=_channel_axis(model, image)))

