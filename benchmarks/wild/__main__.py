@@ -126,7 +126,7 @@ def measure_all(options: argparse.Namespace, chosen: Settings) -> list[measure.T
     """Measures what is not measured yet, and writes the table of all."""
     folder = options.work / "transfers" / f"seed{options.seed}"
     sources = measure.all_sources(_networks(options, chosen), chosen.measuring.random)
-    cells = []
+    cells, rows = list[measure.Cell](), list[measure.Transfer]()
     with _bar() as progress:
         for task in _tasks(options, chosen):
             features = measure.features_of(sources, task, options.work, progress)
@@ -139,11 +139,11 @@ def measure_all(options: argparse.Namespace, chosen: Settings) -> list[measure.T
 
 def show_measured(rows: Sequence[measure.Transfer]) -> None:
     """Prints the accuracies with the most examples."""
-    last = {row.target: max(other.count for other in rows if other.target == row.target) for row in rows}
+    last = {row.target: max(other.labels for other in rows if other.target == row.target) for row in rows}
     targets = [*last]
     shown = Table("source", *targets, title="Accuracy of readouts with all labelled examples, ± standard error, in %")
     for source in dict.fromkeys(row.source for row in rows):
-        own = {row.target: row for row in rows if row.source == source and row.count == last[row.target]}
+        own = {row.target: row for row in rows if row.source == source and row.labels == last[row.target]}
         cells = [f"{100 * own[t].score:.1f} ± {100 * own[t].own_stderr:.1f}" if t in own else "" for t in targets]
         shown.add_row(source, *cells)
     CONSOLE.print(shown)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 import h5py
+import numpy as np
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ class Grey(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("luma", torch.tensor(_GREY).reshape(1, 3, 1, 1), persistent=False)
+        self.luma = nn.Buffer(torch.tensor(_GREY).reshape(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns what the network returns for [n, 1, h, w]."""
@@ -62,7 +63,7 @@ def hed_encoder(content: bytes) -> nn.Module:
             layers += [nn.MaxPool2d(2, ceil_mode=True)] * (block > 0)
             for number, (inputs, outputs) in enumerate(pairwise(channels)):
                 name = f"block{block + 1}/layers/conv2d" + (f"_{number}" if number else "")
-                kernel, bias = (torch.from_numpy(weights[f"{name}/vars/{i}"][()]) for i in range(2))
+                kernel, bias = (torch.from_numpy(np.asarray(weights[f"{name}/vars/{i}"])) for i in range(2))
                 convolution = nn.Conv2d(inputs, outputs, 3, padding=1)
                 # Keras has [h, w, in, out], and this network was trained on BGR.
                 kernel = kernel.flip(2) if inputs == 3 else kernel

@@ -26,6 +26,7 @@ from jaxtransfer.files import json_hash, read_records, write_csv
 Progress = Callable[[int, int, str], None]
 Matrix = Float[np.ndarray, "targets sources"]
 STATIC, AGAIN = "mean accuracy on the other sets", "measured again with other examples"
+_IN_ROOMS = {STATIC: "mean transfer to the other targets"}
 _RELEVANT = 5  # sources of a target that count as good ones, as for Rooms
 _MATRIX = "linear_predictivity"  # of the tree
 _TRUTH = "(truth)"
@@ -53,12 +54,12 @@ class Row(NamedTuple):
     given: str
     measure: str
     targets: int
-    best: float
+    best: float | None
     p1: float
     p3: float
     spearman: float
     stderr_targets: float | None
-    stderr_networks: float
+    stderr_networks: float | None
     regret: float | None
     rooms: float | None
 
@@ -146,10 +147,10 @@ def read_table(file: Path) -> list[Transfer]:
 def oracles(rows: Iterable[Transfer], names: Sequence[str]) -> dict[int, jt.Oracle]:
     """Returns the measured transfer of networks by the number of labelled examples; 0: with the most of each task."""
     own = [row for row in rows if row.source in names]
-    most = {row.target: max(other.count for other in own if other.target == row.target) for row in own}
-    by_count: dict[int, list[Transfer]] = {0: [row for row in own if row.count == most[row.target]]}
+    most = {row.target: max(other.labels for other in own if other.target == row.target) for row in own}
+    by_count: dict[int, list[Transfer]] = {0: [row for row in own if row.labels == most[row.target]]}
     for row in own:
-        by_count.setdefault(row.count, []).append(row)
+        by_count.setdefault(row.labels, []).append(row)
     result = {}
     for count, of_count in by_count.items():
         scores: dict[str, dict[str, float]] = {}
@@ -238,8 +239,7 @@ def _table(truth: jt.Oracle) -> jt.Affinity:
 def judge(count: int, given: str, measure: str, table: jt.Affinity, truth: jt.Oracle) -> Row | None:
     """Compares a measure with measured transfer; None if it ranks no target."""
     (method,) = table.methods
-    has_values = np.isfinite(table[method]).any(1)
-    known = [task for task, ranked in zip(table.targets, has_values, strict=True) if ranked and task in truth.scores]
+    known = [task for task in table.targets if task in truth.scores and table.rank(task, method=method)]
     if not known:
         return None
     table = table.only(targets=known)
@@ -249,18 +249,20 @@ def judge(count: int, given: str, measure: str, table: jt.Affinity, truth: jt.Or
         others = [name for name in table.sources if name != left_out]
         correlations = jt.rank_correlations(table.only(targets=known, sources=others), truth, method=method)
         without.append(np.nan_to_num([value.spearman for value in correlations.values()]).mean())
+    p1, p3 = (jt.precision_at_k(table, truth, k, relevant=_RELEVANT, method=method) for k in (1, 3))
     return Row(
-        count,
-        given,
-        measure,
-        len(known),
-        result["precision_at_1"],
-        *(jt.precision_at_k(table, truth, k, relevant=_RELEVANT, method=method) for k in (1, 3)),
-        result["mean"],
-        result["stderr"],
-        float(jackknife_stderr(np.array(without))),
-        result["regret"],
-        rooms_spearman(given, measure),
+        measured_with=count,
+        given=given,
+        measure=measure,
+        targets=len(known),
+        best=result["precision_at_1"],
+        p1=p1,
+        p3=p3,
+        spearman=result["mean"],
+        stderr_targets=result["stderr"],
+        stderr_networks=float(jackknife_stderr(np.array(without))),
+        regret=result["regret"],
+        rooms=rooms_spearman(given, measure),
     )
 
 
@@ -269,17 +271,27 @@ def _second_measurement(count: int, truth: jt.Oracle) -> Row:
     table = static_table(truth)
     second = references(table, truth, STATIC, _RELEVANT)[SECOND]
     values = np.nan_to_num([value.spearman for value in second.correlations.values()])
-    shares = [second.shares("precision", k)[0] for k in (1, 3)]
-    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+    p1, p3 = (second.shares("precision", k)[0] for k in (1, 3))
     return Row(
-        count, _TRUTH, SECOND, len(values), np.nan, *shares, float(values.mean()), error, np.nan, None,
-        rooms_spearman(_TRUTH, SECOND),
-    )  # fmt: skip
+        measured_with=count,
+        given=_TRUTH,
+        measure=SECOND,
+        targets=len(values),
+        best=None,
+        p1=p1,
+        p3=p3,
+        spearman=float(values.mean()),
+        stderr_targets=float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None,
+        stderr_networks=None,
+        regret=None,
+        rooms=rooms_spearman(_TRUTH, SECOND),
+    )
 
 
 def rooms_spearman(given: str, measure: str) -> float | None:
     """Returns the published rank correlation of a measure on Rooms, with as many labels or photos."""
     results = Path(__file__).parents[1] / "results"
+    measure = _IN_ROOMS.get(measure, measure)
     number = given.split()[0]
     for file, column in (("rooms_labelled.csv", "examples"), ("rooms_evaluation.csv", "probe")):
         wanted = number if column == "examples" else given
@@ -310,11 +322,11 @@ def show(result: Result, console: Console) -> None:
     table = Table("given", "measure", "best", "P@1", "P@3", "Spearman", "Rooms", "regret", title="Order of networks")
     rows = [row for row in result.rows if row.measured_with == 0]
     for row in sorted(rows, key=lambda row: -row.spearman):
-        error = np.fmax(row.stderr_networks, row.stderr_targets or 0)
+        error = max(row.stderr_networks or 0, row.stderr_targets or 0)
         table.add_row(
             row.given,
             row.measure,
-            *(f"{value:.2f}" for value in (row.best, row.p1, row.p3)),
+            *("" if value is None else f"{value:.2f}" for value in (row.best, row.p1, row.p3)),
             f"{row.spearman:.2f} ± {error:.2f}",
             "" if row.rooms is None else f"{row.rooms:.2f}",
             "" if row.regret is None else f"{100 * row.regret:.1f} %",

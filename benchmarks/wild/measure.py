@@ -147,14 +147,14 @@ class Cell(NamedTuple):
     Attributes:
         task: The task.
         source: The network.
-        count: The number of examples in the settings.
+        labels: The number of labelled examples that the settings name.
         examples: The number there were.
         accuracy: Of each set of examples, fold and seed, shares of held-out examples.
     """
 
     task: str
     source: str
-    count: int
+    labels: int
     examples: int
     accuracy: Float[np.ndarray, "sets folds seeds"]
 
@@ -288,8 +288,8 @@ class Transfer(NamedTuple):
     Attributes:
         target: The task.
         source: The network or control.
-        examples: Number of labelled examples.
-        count: The number in the settings, at which rows are compared.
+        labels: Number of labelled examples that the settings name, at which rows are compared.
+        examples: The number there were.
         score: Mean accuracy.
         stderr: Its standard error over sets and folds, without what all sources have in common.
         own_stderr: Its standard error, with that.
@@ -297,8 +297,8 @@ class Transfer(NamedTuple):
 
     target: str
     source: str
+    labels: int
     examples: int
-    count: int
     score: float
     stderr: float
     own_stderr: float
@@ -307,13 +307,13 @@ class Transfer(NamedTuple):
 def tabulate(cells: Sequence[Cell]) -> list[Transfer]:
     """Averages cells. Folds share training examples, so standard errors are somewhat too small."""
     rows = []
-    for key in dict.fromkeys((cell.task, cell.count) for cell in cells):
-        own = [cell for cell in cells if (cell.task, cell.count) == key]
+    for key in dict.fromkeys((cell.task, cell.labels) for cell in cells):
+        own = [cell for cell in cells if (cell.task, cell.labels) == key]
         by_fold = {cell.source: cell.accuracy.mean(2).ravel() for cell in own}
         common = np.mean([values for source, values in by_fold.items() if source != SCRATCH] or [0.0], axis=0)
         for cell in own:
             values = by_fold[cell.source]
             errors = [np.std(v, ddof=1) / np.sqrt(len(values)) for v in (values - common[: len(values)], values)]
             mean = float(values.mean())
-            rows.append(Transfer(cell.task, cell.source, cell.examples, cell.count, mean, *map(float, errors)))
+            rows.append(Transfer(cell.task, cell.source, cell.labels, cell.examples, mean, *map(float, errors)))
     return rows

@@ -68,10 +68,12 @@ def differences(
     assert network.preprocess is not None
     inputs = np.asarray(network.preprocess(jnp.asarray(images)))
     outputs = np.asarray(jax.jit(network.apply)(network.params, inputs))
-    return tuple(
-        float(np.abs(outputs - expected).max() / np.abs(expected).max())
-        for expected in (run(source, content, inputs, rounded=rounded) for rounded in (False, True))
-    )
+    unrounded, rounded = (run(source, content, inputs, rounded=rounded) for rounded in (False, True))
+    return _difference(outputs, unrounded), _difference(outputs, rounded)
+
+
+def _difference(outputs: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(outputs - expected).max() / np.abs(expected).max())
 
 
 def run(source: Source, content: bytes, inputs: Float[np.ndarray, "n h w 3"], *, rounded: bool) -> np.ndarray:
@@ -138,7 +140,8 @@ def _run_onnx(source: Source, content: bytes, images: Float[np.ndarray, "n h w 3
     if source.opacity:
         images = np.concatenate([images, np.ones_like(images[..., :1])], -1)
     images = np.ascontiguousarray(np.moveaxis(images, -1, _channel_axis(model, image)))
-    outputs = np.concatenate([session.run([source.node], {image: one[None], **constants})[0] for one in images])
+    runs = [session.run([source.node], {image: one[None], **constants}) for one in images]
+    outputs = np.concatenate([np.asarray(representation) for representation, *_ in runs])
     if source.token is not None:
         return outputs[:, source.token]
     return outputs if source.channels_last or outputs.ndim != 4 else np.moveaxis(outputs, 1, -1)
@@ -154,7 +157,7 @@ def _leave_unrounded(graph: onnx.GraphProto) -> None:
             limits = np.iinfo(constants[zero].dtype)
             names = [f"{node.output[0]} {end}" for end in ("least", "most")]
             for name, limit in zip(names, (limits.min, limits.max), strict=True):
-                bound = np.float32((limit - int(constants[zero])) * constants[scale])
+                bound = np.array((limit - int(constants[zero])) * constants[scale], np.float32)
                 graph.initializer.append(numpy_helper.from_array(bound, name))
             node.op_type, node.input[:] = "Clip", [x, *names]
 
@@ -170,12 +173,15 @@ def _run_keras(content: bytes, images: Float[np.ndarray, "n h w 3"]) -> np.ndarr
     values = images[..., ::-1].astype(np.float64)
     with h5py.File(io.BytesIO(content)) as weights:
         for block in range(1, 6):
-            layers = weights[f"block{block}/layers"]
+            prefix = f"block{block}/layers"
+            group = weights[prefix]
+            assert isinstance(group, h5py.Group)
+            layers = [name for name in group if name.startswith("conv2d")]
             if block > 1:
                 n, h, w, c = values.shape
                 values = values.reshape(n, h // 2, 2, w // 2, 2, c).max((2, 4))
-            for layer in sorted(name for name in layers if name.startswith("conv2d")):
-                kernel, bias = (layers[f"{layer}/vars/{i}"][()].astype(np.float64) for i in range(2))
+            for layer in sorted(layers):
+                kernel, bias = (np.asarray(weights[f"{prefix}/{layer}/vars/{i}"], np.float64) for i in range(2))
                 padded = np.pad(values, ((0, 0), (1, 1), (1, 1), (0, 0)))
                 windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
                 values = np.maximum(np.tensordot(windows, kernel, ((4, 5, 3), (0, 1, 2))) + bias, 0)

@@ -24,7 +24,7 @@ from benchmarks.wild.settings import LabelledSet, Measuring, Package, Source
 SETTINGS = settings.read()
 REAL = [name for name, source in SETTINGS.sources.items() if name != "saliency-layer9"]  # the same network twice
 SMALL = Measuring(
-    images=120, classes=3, size=16, score_counts=(12, 30), photos=12, repeats={12: 2, 30: 1, 100: 1}, seeds=1, steps=20,
+    images=120, classes=3, size=16, score_counts=(30,), photos=12, repeats={30: 2, 100: 1}, seeds=1, steps=20,
     random=("edges",), scratch={"counts": [30], "steps": 3, "rate": 0.01},
 )  # fmt: skip
 
@@ -211,7 +211,7 @@ def test_small_networks_and_sets_run_from_end_to_end(work: Path, tmp_path: Path)
     cells = [*measure.measure_task(task, features, SMALL, work / "transfers", 0)]
     rows = measure.tabulate(cells)
     assert {row.source for row in rows} == {*names, "random-edges", "pixels"}
-    assert [(row.count, row.examples) for row in rows if row.source == "edges"] == [(12, 12), (30, 30), (100, 90)]
+    assert [(row.labels, row.examples) for row in rows if row.source == "edges"] == [(30, 30), (100, 90)]
     assert all(0 < row.stderr < 1 for row in rows)
 
     again = [*measure.measure_task(task, features, SMALL, work / "transfers", 0)]
@@ -219,14 +219,14 @@ def test_small_networks_and_sets_run_from_end_to_end(work: Path, tmp_path: Path)
     _, pool = measure.divide(task, 30)
     *_, (_, part) = measure.parts(task.labels, pool, SMALL.repeats, 0)
     direct = jt.transfer([sources[1]], task.take(part), seeds=1, steps=20)
-    mine = next(row for row in rows if row.source == "lines" and row.count == 100)
+    mine = next(row for row in rows if row.source == "lines" and row.labels == 100)
     assert direct["accuracy"][0, direct.sources.index("lines")] == pytest.approx(mine.score, abs=1e-6)
 
     wild.write_csv(work / "wild.csv", [measure.Transfer._fields, *rows])
     photos = np.random.default_rng(1).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
     result = evaluate.evaluate(work, zoo, [task], chosen, photos)
     judged = {(row.given, row.measure) for row in result.rows if row.measured_with == 0}
-    assert {("12 labels", "ridge"), ("30 labels", "logme"), ("12 photos", "linear_predictivity")} <= judged
+    assert {("30 labels", "ridge"), ("30 labels", "logme"), ("12 photos", "linear_predictivity")} <= judged
     assert ("(truth)", "a second measurement") in judged
     assert all(-1 <= row.spearman <= 1 for row in result.rows)
     evaluate.write(result, tmp_path)
