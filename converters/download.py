@@ -1,11 +1,17 @@
 """Downloads the weights of the Taskonomy networks from their PyTorch release."""
 
+import contextlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pooch
+import requests
+import urllib3
 
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.taskonomy.tasks import task_name
@@ -61,6 +67,17 @@ RELEASE_FILES = (
 _NAME = re.compile(r"(\w+)_(encoder|decoder)-([0-9a-f]{64})\.pth")
 
 
+# Seconds to wait for a connection, and for the next bytes.
+_CONNECT_SECONDS, _READ_SECONDS = 10, 30
+# A file may take this long, and longer if it is large.
+_LEAST_SECONDS, _LEAST_BYTES_PER_SECOND = 60.0, 50_000
+_MAX_BYTES = 2 * 2**30
+_MAX_REDIRECTS = 5
+# Answers of a server that is busy, and the seconds to wait before each further attempt.
+_BUSY, _PAUSES = (429, 502, 503, 504), (1.0, 4.0, 10.0)
+_SILENT_SECONDS = 3.0  # without bytes until the progress says so
+
+
 class ReleaseFile(NamedTuple):
     """The parts of the name of a release file.
 
@@ -104,14 +121,17 @@ def download(
     """Downloads the weights of the Taskonomy networks, about 94 MB per encoder.
 
     A file appears under its name only when it is complete and has the right SHA-256. Existing files with the
-    right SHA-256 are not downloaded again, so an interrupted download resumes with the first missing file.
+    right SHA-256 are not downloaded again, so an interrupted download resumes with the first missing file. A server
+    that is busy is asked again a few times; one that sends nothing for half a minute, or less than 50 kB a second, is
+    given up, and redirects to other hosts are followed by https alone.
 
     Args:
         directory: Directory for the files; created if it does not exist.
         tasks: Names of tasks, in either naming scheme; None: all tasks.
         base_url: Address of the folder that holds the files.
         files: Names of the files to choose from.
-        on_progress: Called during a download with the bytes received, the bytes of the file, and its task and part.
+        on_progress: Called during a download with the bytes received, the bytes of the file, and its task and part;
+            by another thread where nothing comes.
 
     Returns:
         The paths of all chosen files.
@@ -130,8 +150,7 @@ def download(
     store = pooch.create(directory, base_url, registry={n: f"sha256:{f.sha256}" for n, f in registry.items()})
     paths = []
     for name in registry:
-        bar: Any = on_progress is not None and _Bar(name.partition("-")[0], on_progress)
-        downloader: Any = pooch.HTTPDownloader(progressbar=bar, chunk_size=2**18, timeout=30)
+        downloader: Any = _Downloader(name.partition("-")[0], on_progress)
         try:
             paths.append(Path(store.fetch(name, downloader=downloader)))
         # All of pooch's and requests' own errors are one of these; a wrong hash is a ValueError.
@@ -149,20 +168,89 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-class _Bar:
-    """A progress bar with the interface that pooch expects: it sets `total` and calls the methods."""
+class _Downloader:
+    """Fetches a file with the interface that pooch expects."""
 
-    def __init__(self, name: str, on_progress: Callable[[int, int, str], None]) -> None:
+    def __init__(self, name: str, on_progress: Callable[[int, int, str], None] | None) -> None:
         self._name, self._on_progress = name, on_progress
-        self.total = self._done = 0
+        self._done = self._total = 0
+        self._last = time.monotonic()
 
-    def update(self, size: int) -> None:
-        # pooch counts the last chunk as if it were full.
-        self._done = min(self._done + size, self.total)
-        self._on_progress(self._done, self.total, self._name)
+    def __call__(self, url: str, output_file: str, pooch: Any) -> None:
+        """Fetches a file.
 
-    def reset(self) -> None:
-        self._done = 0
+        Raises:
+            OSError: It cannot be fetched.
+        """
+        with self._reporting_silence(), _response(url) as response, Path(output_file).open("wb") as stream:
+            response.raise_for_status()
+            self._total = int(response.headers.get("Content-Length", 0))
+            deadline = time.monotonic() + _LEAST_SECONDS + self._total / _LEAST_BYTES_PER_SECOND
+            while chunk := _next_bytes(response):
+                stream.write(chunk)
+                self._done += len(chunk)
+                self._last = time.monotonic()
+                if self._done > _MAX_BYTES:
+                    raise OSError(f"the server sends more than {_MAX_BYTES >> 30} GB")
+                if self._last > deadline:
+                    raise OSError(f"the server sends too slowly: {self._done:,} bytes of {self._total:,} so far")
+                self._report()
+            if self._done < self._total:
+                raise OSError(f"the file is incomplete: {self._done:,} bytes of {self._total:,}")
 
-    def close(self) -> None:
-        pass
+    def _report(self, more: str = "") -> None:
+        if self._on_progress is not None:
+            self._on_progress(self._done, max(self._done, self._total), f"{self._name}{more}")
+
+    @contextlib.contextmanager
+    def _reporting_silence(self) -> Iterator[None]:
+        """Says meanwhile for how long nothing has come."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(_SILENT_SECONDS):
+                if (silence := time.monotonic() - self._last) >= _SILENT_SECONDS:
+                    self._report(f" (nothing came for {silence:.0f} s)")
+
+        watching = threading.Thread(target=watch, daemon=True)
+        watching.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watching.join()
+
+
+def _next_bytes(response: requests.Response) -> bytes:
+    """Returns the next bytes as soon as there are some; nothing at the end."""
+    try:
+        return response.raw.read1(2**18)
+    except urllib3.exceptions.HTTPError as error:
+        raise OSError(f"the server stopped sending: {error}") from error
+
+
+def _response(url: str) -> requests.Response:
+    """Asks for a file; follows redirects, and asks a busy server again."""
+    host, redirects = urllib.parse.urlsplit(url).hostname, 0
+    pauses = iter(_PAUSES)
+    while True:
+        response = requests.get(
+            url,
+            timeout=(_CONNECT_SECONDS, _READ_SECONDS),
+            stream=True,
+            allow_redirects=False,
+            headers={"Accept-Encoding": "identity"},
+        )
+        if response.is_redirect:
+            response.close()
+            url = urllib.parse.urljoin(url, response.headers["Location"])
+            place, redirects = urllib.parse.urlsplit(url), redirects + 1
+            if place.scheme != "https" and place.hostname != host:
+                raise OSError(f"the server redirects to {url}, another host without https")
+            if redirects > _MAX_REDIRECTS:
+                raise OSError(f"the server redirects more than {_MAX_REDIRECTS} times")
+        elif response.status_code in _BUSY and (pause := next(pauses, None)) is not None:
+            response.close()
+            time.sleep(pause)
+        else:
+            return response

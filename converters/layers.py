@@ -6,13 +6,14 @@ operation with weights. A node of the exported graph that is none of these has i
 """
 
 import copy
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, OutputKind, OutputSpec, TensorArgument
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from jaxtransfer.converters.grids import is_grid
@@ -46,6 +47,15 @@ def output_names(exported: ExportedProgram) -> list[str]:
     return [".".join(path) for path in _paths(exported.module_call_graph[0].signature.out_spec)]
 
 
+def default_tokens(exported: ExportedProgram, name: str) -> Tokens:
+    """Returns which tokens stand for the whole image: the class token, or the mean where there is none."""
+    try:
+        with_outputs(exported, [name], "class")
+    except JaxTransferError:
+        return "mean"
+    return "class"
+
+
 def with_outputs(exported: ExportedProgram, names: Sequence[str], tokens: Tokens = "all") -> ExportedProgram:
     """Returns the network that ends in the chosen values, and returns them as one tensor or as a tuple.
 
@@ -63,7 +73,7 @@ def with_outputs(exported: ExportedProgram, names: Sequence[str], tokens: Tokens
         raise unknown_name("choice of tokens", tokens, get_args(Tokens))
     if not names and tokens == "all":
         return exported
-    module, image = copy.deepcopy(exported.graph_module), _image(exported).name
+    module, image = _copy(exported.graph_module), _image(exported).name
     exported = _rebuilt(exported, module, exported.graph_signature, exported.module_call_graph[0])
     named, by_node = _named(exported), {node.name: node for node in module.graph.nodes}
     chosen = []
@@ -81,12 +91,20 @@ def with_outputs(exported: ExportedProgram, names: Sequence[str], tokens: Tokens
     specs = [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(node.name), None) for node in chosen]
     module.graph.output_node().args = (tuple(chosen),)
     module.recompile()
-    call = copy.deepcopy(exported.module_call_graph[0])
-    assert call.signature is not None
-    call.signature.outputs = [spec.arg for spec in specs]
-    call.signature.out_spec = pytree.tree_structure(0 if len(chosen) == 1 else (0,) * len(chosen))
+    call = exported.module_call_graph[0]
+    structure = pytree.tree_structure(0 if len(chosen) == 1 else (0,) * len(chosen))
+    returned: Any = dataclasses.replace(call.signature, outputs=[spec.arg for spec in specs], out_spec=structure)
+    call = dataclasses.replace(call, signature=returned)
     signature = ExportGraphSignature(exported.graph_signature.input_specs, specs)
     return _rebuilt(exported, module, signature, call)
+
+
+def _copy(module: GraphModule) -> GraphModule:
+    """Copies a graph with the names of its nodes; PyTorch's own copy renames those named like a builtin function."""
+    copied = copy.deepcopy(module)
+    for old, new in zip(module.graph.nodes, copied.graph.nodes, strict=True):
+        new.name, new.target = old.name, old.target
+    return copied
 
 
 def _rebuilt(exported: ExportedProgram, module: Any, signature: ExportGraphSignature, call: Any) -> ExportedProgram:

@@ -15,6 +15,7 @@ from torch.export.graph_signature import OutputKind
 from torch.fx import Graph, GraphModule, Node
 
 from jaxtransfer.aten import OPS
+from jaxtransfer.converters.masks import fix_sizes
 from jaxtransfer.errors import JaxTransferError
 
 # These return their argument itself if there is nothing to do, which their schemas do not always declare.
@@ -25,7 +26,7 @@ _MAY_RETURN_THEIR_ARGUMENT = frozenset(
         "resolve_neg atleast_1d atleast_2d atleast_3d"
     ).split()
 )
-_UNDECLARED_VIEWS = _MAY_RETURN_THEIR_ARGUMENT | {"aten::_unsafe_view"}
+_UNDECLARED_VIEWS = _MAY_RETURN_THEIR_ARGUMENT | {"aten::_unsafe_view", "aten::conj_physical", "aten::_conj_physical"}
 
 
 def lower(exported: ExportedProgram) -> tuple[Graph, ExportedProgram]:
@@ -38,8 +39,15 @@ def lower(exported: ExportedProgram) -> tuple[Graph, ExportedProgram]:
 
     Raises:
         JaxTransferError: A value is changed in place without its gradient, or the program does not say which values
-            have gradients.
+            have gradients; PyTorch cannot decompose it; or it reads memory in an order that is not known.
     """
+    graph, exported = _lower(exported)
+    fix_sizes(graph, exported)
+    _refuse_unknown_memory(graph)
+    return graph, exported
+
+
+def _lower(exported: ExportedProgram) -> tuple[Graph, ExportedProgram]:
     module = copy.deepcopy(exported.graph_module)
     rewritten = _keep_identity_and_gradients(module)
     functional = copy.deepcopy(module).graph
@@ -60,8 +68,21 @@ def lower(exported: ExportedProgram) -> tuple[Graph, ExportedProgram]:
             weights = {id(tensor): tensor for tensor in (*exported.state_dict.values(), *exported.constants.values())}
             exported = copy.deepcopy(exported, weights)
             exported.graph_module.graph = module.graph
-        exported = exported.run_decompositions(table)
+        try:
+            exported = exported.run_decompositions(table)
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise JaxTransferError(f"PyTorch cannot rewrite the network to simpler operations: {reason}") from error
     return exported.graph, exported
+
+
+def _refuse_unknown_memory(graph: Graph) -> None:
+    for node in graph.nodes:
+        if operation(node).startswith("aten.as_strided") and not _value(node.args[0]).is_contiguous():
+            raise JaxTransferError(
+                f"the operation {node.target} {where(node)} reads memory in which axes were permuted before: "
+                "call .contiguous() first."
+            )
 
 
 def user_outputs(graph: Graph, exported: ExportedProgram) -> list[Any]:

@@ -15,7 +15,6 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 from jaxtransfer.devices import host_memory
 from jaxtransfer.errors import JaxTransferError
 
-DOMAINS = ("", "ai.onnx", "com.microsoft")
 OPSETS = range(7, 26)
 _MOST_NODES = 100_000
 _DEEPEST_GRAPHS = 20
@@ -137,7 +136,7 @@ def _first_line(error: Exception) -> str:
 
 
 def attribute(given: AttributeProto) -> Any:
-    """Returns the value of an attribute: a number, a string, a list of numbers, a tensor or a graph.
+    """Returns the value of an attribute: a number, a string, a list of these, a tensor or a graph.
 
     Raises:
         JaxTransferError: The attribute is of another type.
@@ -150,6 +149,8 @@ def attribute(given: AttributeProto) -> Any:
             text.decode("utf-8", "replace") for text in ([given.s] if given.type == kinds.STRING else given.strings)
         ]
         return texts[0] if given.type == kinds.STRING else texts
+    if given.type == kinds.STRINGS:
+        return [text.decode("utf-8", "replace") for text in given.strings]
     if given.type in (kinds.FLOATS, kinds.INTS):
         return list(given.floats if given.type == kinds.FLOATS else given.ints)
     if given.type in (kinds.TENSOR, kinds.GRAPH):

@@ -7,6 +7,7 @@ on constants alone is computed once, and a node that is not supported spoils onl
 import dataclasses
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,15 @@ _MOST_LITERALS = 1024
 _KEEP_QUANTISED = frozenset(
     "Concat DepthToSpace Expand Flatten Gather GlobalMaxPool MaxPool Reshape Resize Slice SpaceToDepth Split Squeeze "
     "Tile Transpose Unsqueeze".split()
+)
+# Operators whose functions leave NumPy arrays to NumPy, and do not make large ones of small ones.
+_IN_NUMPY = frozenset(
+    f"onnx.{name}"
+    for name in (
+        "Add And Cast Ceil Concat ConstantOfShape DequantizeLinear Div Equal Expand Floor Gather Greater "
+        "GreaterOrEqual Less LessOrEqual Max Min Mod Mul Neg Not Or Range ReduceMax ReduceMin ReduceProd ReduceSum "
+        "Reshape Shape Size Slice Split Sqrt Squeeze Sub Tile Transpose Unsqueeze Where"
+    ).split()
 )
 
 
@@ -115,7 +125,7 @@ class Graph:
         self.first_outputs: dict[str, str] = {}
         self.notes: dict[str, None] = {}
         self._folder, self._opset = folder, opset
-        self._names: set[str] = set()
+        self._names: Counter[str] = Counter()
         self._arguments: dict[int, tuple[Known, Value | Weight]] = {}
         self._computed = 0
 
@@ -252,15 +262,19 @@ class Graph:
 
     def unique(self, name: str) -> str:
         """Returns a name that no other value or weight of the program has."""
-        while name in self._names:
-            name += "_"
-        self._names.add(name)
-        return name
+        self._names[name] += 1
+        count = self._names[name]
+        return name if count == 1 else self.unique(f"{name}#{count}")
 
     def _compute(self, op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Known]:
-        with jax.ensure_compile_time_eval():
-            results = OPS[op](*(arg.value if isinstance(arg, Known) else arg for arg in args), **kwargs)
-            arrays = [np.asarray(r) for r in (results if isinstance(results, list | tuple) else [results])]
+        values = [arg.value if isinstance(arg, Known) else arg for arg in args]
+        arrays = _evaluate(op, values, kwargs)  # shapes come before arrays of which a small file could ask too much
+        if any(isinstance(array, jax.ShapeDtypeStruct) for array in arrays):
+            if sum(math.prod(array.shape) for array in arrays) * 4 > host_memory() // 8:
+                raise JaxTransferError("its result is too large for this machine's memory")
+            with jax.ensure_compile_time_eval():
+                results = OPS[op](*values, **kwargs)
+                arrays = [np.asarray(r) for r in (results if isinstance(results, list | tuple) else [results])]
         self._computed += sum(array.nbytes for array in arrays)
         if self._computed > host_memory() // 4:
             raise JaxTransferError("what is computed from constants is too large for this machine's memory")
@@ -317,6 +331,9 @@ def _is_literal(array: np.ndarray) -> bool:
 def _evaluate(op: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Traces an operator; returns its result as a tuple of one, or its several results as a list."""
     arrays = [arg for arg in args if isinstance(arg, jax.ShapeDtypeStruct)]
+    if not arrays and op in _IN_NUMPY:
+        result = OPS[op](*args, **kwargs)
+        return [np.asarray(item) for item in result] if isinstance(result, list | tuple) else (np.asarray(result),)
     captured: list[Any] = []
 
     def run(*arrays: jax.Array) -> list[jax.Array]:

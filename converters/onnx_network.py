@@ -98,13 +98,14 @@ class OnnxNetworkFile:
 
     def __init__(self, file: Path, size: tuple[int, int] | None, inputs: Mapping[str, ArrayLike] | None = None) -> None:
         """Reads the file; see `read_onnx`."""
+        self._file = file
         self._model, digest = read_model(file)
         self._folder, self._opset = file.parent, opset(self._model)
         self._inputs = {name: np.asarray(value) for name, value in (inputs or {}).items()}
         self._image = _image(self._model.graph.input, self._initialised | set(self._inputs))
         self._shape = _shape(self._image, size)
         self._one_by_one = self._image.images is not None
-        self._graph, self._values = self._follow(1 if self._one_by_one else _IMAGES)
+        self._graph = self._follow(1 if self._one_by_one else _IMAGES)
         self.source: dict[str, Any] = {
             "file": file.name,
             "sha256": digest,
@@ -123,7 +124,7 @@ class OnnxNetworkFile:
             for name, known in self._graph.layers.items()
         }
 
-    def _follow(self, images: int) -> tuple[Graph, dict[str, Any]]:
+    def _follow(self, images: int) -> Graph:
         graph = Graph(self._folder, self._opset)
         values: dict[str, Known | Failure] = {}
         for given in self._model.graph.input:
@@ -135,7 +136,8 @@ class OnnxNetworkFile:
                 else Failure(f"the input {given.name!r} has no value: give it one with inputs={{{given.name!r}: ...}}.")
             )
         values[self._image.name] = self._add_image(graph, images)
-        return graph, graph.follow(self._model.graph, values)
+        graph.follow(self._model.graph, values)
+        return graph
 
     def _add_image(self, graph: Graph, images: int) -> Known:
         """Adds the operators that bring images, channels last, into the order that the graph expects."""
@@ -163,20 +165,9 @@ class OnnxNetworkFile:
                 operator that is not supported.
         """
         try:
-            program, params = self._program(representation)
-        except JaxTransferError:
-            if self._one_by_one:
-                raise
-            # What was exported for one image may still declare that it takes any number.
-            before = self._graph, self._values
-            self._graph, self._values = self._follow(1)
-            self._one_by_one = True
-            try:
-                program, params = self._program(representation)
-            except JaxTransferError:
-                self._graph, self._values = before
-                self._one_by_one = False
-                program, params = self._program(representation)
+            program, params = self._chosen(representation)
+        except JaxTransferError as error:
+            raise JaxTransferError(f"{self._file}: {error}") from error
         return Network(name, program, params, self.preprocess() if preprocess is None else preprocess)
 
     def preprocess(
@@ -189,6 +180,23 @@ class OnnxNetworkFile:
         if channels == 1:
             return Preprocess((height, width), lightness=True)
         return Preprocess((height, width), mean, std)
+
+    def _chosen(self, representation: str | Sequence[str] | None) -> tuple[OnnxProgram, dict[str, np.ndarray]]:
+        try:
+            return self._program(representation)
+        except JaxTransferError:
+            if self._one_by_one:
+                raise
+            # What was exported for one image may still declare that it takes any number.
+            before = self._graph
+            self._graph = self._follow(1)
+            self._one_by_one = True
+            try:
+                return self._program(representation)
+            except JaxTransferError:
+                self._graph = before
+                self._one_by_one = False
+                return self._program(representation)
 
     def _program(self, representation: str | Sequence[str] | None) -> tuple[OnnxProgram, dict[str, np.ndarray]]:
         several = not isinstance(representation, str | None)

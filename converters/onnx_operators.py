@@ -1,5 +1,6 @@
 """Brings the operators of all opsets, and those of quantised networks, into the one form that the table has."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -7,12 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from onnx import TensorProto, helper
 
-from jaxtransfer.converters.onnx_file import DOMAINS
 from jaxtransfer.converters.onnx_graph import Call, Failure, Graph, Known
 from jaxtransfer.errors import JaxTransferError
 
 _Form = Callable[[Graph, Call], Sequence[Known]]
 _FORMS: dict[str, _Form] = {}
+
+# The operators of onnxruntime that networks have which it has quantised; others of the same names differ.
+_ONNXRUNTIME = frozenset(
+    "DequantizeLinear Gelu QGemm QLinearAdd QLinearAveragePool QLinearConcat QLinearGlobalAveragePool QLinearLeakyRelu "
+    "QLinearMul QLinearSigmoid QLinearSoftmax QuantizeLinear".split()
+)
 
 _QUANTISED = "It is quantised: weights are used as the floats they stand for, and activations are not rounded."
 
@@ -39,7 +45,7 @@ def translate(
     Raises:
         JaxTransferError: The operator or its arguments are not supported.
     """
-    if domain not in DOMAINS:
+    if domain not in ("", "ai.onnx") and not (domain == "com.microsoft" and call.op in _ONNXRUNTIME):
         raise JaxTransferError(f"the operators of {domain!r} are not ONNX's own")
     if call.op == "If":
         return _if(graph, call, values)
@@ -277,23 +283,50 @@ def _dynamic_quantise(graph: Graph, call: Call) -> Sequence[Known]:
     return [unrounded, graph.constant(np.float32(1)), graph.constant(np.uint8(0))]
 
 
-@_form("QLinearConv")
-def _quantised_conv(graph: Graph, call: Call) -> Sequence[Known]:
-    x, xs, xz, w, ws, wz, ys, yz = (call.required(i) for i in range(8))
-    bias = call.input(8)
-    image, weight = _real(graph, call, x, xs, xz), _real(graph, call, w, ws, wz, axis=0)
+def _in_floats(
+    graph: Graph, call: Call, op: str, inputs: Sequence[Known | None], scale: Known | None, zero: Known | None
+) -> Sequence[Known]:
+    """Adds the operator that a quantised one stands for; a scale says how its result is quantised."""
+    attributes = {key: value for key, value in call.attributes.items() if key not in ("opset", "channels_last")}
+    if call.attributes.get("channels_last"):
+        raise JaxTransferError("its channels are last")
+    version = call.attributes.get("opset", call.opset)
+    meant = dataclasses.replace(call, op=op, opset=version, inputs=tuple(inputs), attributes=attributes)
+    (y, *_) = _FORMS[op](graph, meant) if op in _FORMS else graph.apply(op, meant, *inputs, **attributes)
+    return [y if scale is None else _saturated(graph, call, y, scale, zero)]
+
+
+@_form("QLinearConv", "QGemm")
+def _quantised_layer(graph: Graph, call: Call) -> Sequence[Known]:
+    """Takes a bias whose scale is the product of those of the images and the weights."""
+    x, xs, xz, w, ws, wz = (call.required(i) for i in range(6))
+    gemm = call.op == "QGemm"
+    bias, ys, yz = (call.input(i) for i in ((6, 7, 8) if gemm else (8, 6, 7)))
     if bias is not None:
         (scale,) = graph.apply("Mul", call, xs, ws)
         bias = _real(graph, call, bias, scale, None, axis=0)
-    (y,) = graph.apply("Conv", call, image, weight, bias, **call.attributes)
-    return [_saturated(graph, call, y, ys, yz)]
+    columns = 0 if not gemm or call.attributes.get("transB") else -1
+    operands = [_real(graph, call, x, xs, xz), _real(graph, call, w, ws, wz, axis=columns), bias]
+    return _in_floats(graph, call, "Gemm" if gemm else "Conv", operands, ys, yz)
 
 
-@_form("QLinearMatMul")
-def _quantised_matmul(graph: Graph, call: Call) -> Sequence[Known]:
+@_form("QLinearMatMul", "QLinearAdd", "QLinearMul")
+def _quantised_pair(graph: Graph, call: Call) -> Sequence[Known]:
     x, xs, xz, w, ws, wz, ys, yz = (call.required(i) for i in range(8))
-    (y,) = graph.apply("MatMul", call, _real(graph, call, x, xs, xz), _real(graph, call, w, ws, wz, axis=-1))
-    return [_saturated(graph, call, y, ys, yz)]
+    operands = [_real(graph, call, x, xs, xz), _real(graph, call, w, ws, wz, axis=-1)]
+    return _in_floats(graph, call, call.op.removeprefix("QLinear"), operands, ys, yz)
+
+
+@_form("QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", "QLinearGlobalAveragePool", "QLinearAveragePool")
+def _quantised_function(graph: Graph, call: Call) -> Sequence[Known]:
+    x, xs, xz, ys, yz = (call.required(i) for i in range(5))
+    return _in_floats(graph, call, call.op.removeprefix("QLinear"), [_real(graph, call, x, xs, xz)], ys, yz)
+
+
+@_form("QLinearConcat")
+def _quantised_concat(graph: Graph, call: Call) -> Sequence[Known]:
+    parts = [_real(graph, call, *(call.required(i + k) for k in range(3))) for i in range(2, len(call.inputs), 3)]
+    return _in_floats(graph, call, "Concat", parts, call.required(0), call.input(1))
 
 
 @_form("ConvInteger", "MatMulInteger")

@@ -18,6 +18,7 @@ a `torch.autograd.Function`, so its gradient is the derivative of that pass; it 
 import contextlib
 import dataclasses
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from jaxtransfer.converters.grids import is_channels_first
 from jaxtransfer.converters.layers import Tokens, layers, output_names, with_outputs
 from jaxtransfer.converters.lower import arguments, lower, module_path, needed, operation, user_outputs, where
 from jaxtransfer.converters.pt2 import load_program
+from jaxtransfer.devices import host_memory
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.networks.network import Network
 from jaxtransfer.networks.preprocess import Preprocess
@@ -73,7 +75,7 @@ def convert(
     """
     file = Path(file)
     data = _read(file)
-    with naming(file):
+    with naming(file), _in_one_sentence():
         exported = with_outputs(load_program(data), representation, tokens)
         program, params = from_exported(exported, representation or ("",))
         program = with_channels_last(program, params)
@@ -99,7 +101,7 @@ def layers_of_file(file: str | Path) -> dict[str, torch.Tensor]:
         JaxTransferError: The file is not a `.pt2` file or is damaged, or its network does not take images.
     """
     data = _read(Path(file))
-    with naming(file):
+    with naming(file), _in_one_sentence():
         return layers(load_program(data))
 
 
@@ -108,6 +110,20 @@ def _read(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise JaxTransferError(f"{file} cannot be read: {error.strerror}.") from error
+
+
+@contextlib.contextmanager
+def _in_one_sentence() -> Iterator[None]:
+    """Reports what PyTorch and JAX raise for graphs that no network has."""
+    try:
+        yield
+    except JaxTransferError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise JaxTransferError(
+            f"this program cannot be converted ({type(error).__name__}: {reason}): export the network again."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -165,7 +181,10 @@ def with_channels_last(program: AtenProgram, params: dict[str, np.ndarray]) -> A
         moved.append(Node("aten.permute.default", (Value(name), [0, 2, 3, 1]), {}, f"{name}_channels_last", ""))
         return moved[-1].output
 
-    output = jax.tree.map(move, program.output, outputs)
+    if isinstance(program.output, str):
+        output = move(program.output, outputs)
+    else:
+        output = {layer: move(name, outputs[layer]) for layer, name in program.output.items()}
     return dataclasses.replace(program, nodes=(*program.nodes, *moved), output=output)
 
 
@@ -257,16 +276,27 @@ def _weight(exported: ExportedProgram, name: str) -> np.ndarray:
 def _check(program: AtenProgram, params: dict[str, np.ndarray], outputs: list[torch.fx.Node]) -> None:
     """Traces the program for three images, which reveals unsupported arguments, and checks the shapes."""
     images = 3
-    results = jax.eval_shape(program, params, jax.ShapeDtypeStruct((images, *program.shape), np.float32))
-    by_output = results.values() if isinstance(results, dict) else (results,)
-    for result, node in zip(by_output, outputs, strict=True):
+    given = params, jax.ShapeDtypeStruct((images, *program.shape), np.float32)
+    jaxpr, results = jax.make_jaxpr(program, return_shape=True)(*given)
+    largest = max((_bytes_of(variable) for equation in jaxpr.eqns for variable in equation.outvars), default=0)
+    if largest > host_memory():
+        raise JaxTransferError(
+            f"for {images} images one of its values takes {largest:,} bytes, but the memory has {host_memory():,}."
+        )
+    in_order = [results] if isinstance(program.output, str) else [results[layer] for layer in program.output]
+    for result, node in zip(in_order, outputs, strict=True):
         expected = node.meta["val"].shape
         if not expected or (isinstance(expected[0], int) and (not program.one_by_one or expected[0] != 1)):
             raise JaxTransferError(
                 f"the network's output has shape {tuple(expected)}: its first axis must be the images."
             )
-        if result.shape != (images, *expected[1:]) or not np.issubdtype(result.dtype, np.floating):
+        known = tuple(n if isinstance(n, int) else m for n, m in zip(expected[1:], result.shape[1:], strict=True))
+        if result.shape != (images, *known) or not np.issubdtype(result.dtype, np.floating):
             raise JaxTransferError(
                 f"the network's output for {images} images is {result.dtype} {result.shape}: it must be an array of "
                 "floats whose first axis is the images."
             )
+
+
+def _bytes_of(variable: Any) -> int:
+    return math.prod(variable.aval.shape) * variable.aval.dtype.itemsize

@@ -27,13 +27,8 @@ class Mixer(nnx.Module):
 
 def main() -> None:
     """Compares three networks with different weights on a folder of photos."""
-    graph, _ = nnx.split(Mixer(nnx.Rngs(0)))
-
-    def apply(weights: nnx.State, images: jax.Array) -> jax.Array:
-        return nnx.merge(graph, weights)(images)
-
     preprocess = jt.Preprocess((128, 128), mean=0.5, std=0.25)
-    networks = [jt.Network(f"seed-{seed}", apply, nnx.split(Mixer(nnx.Rngs(seed)))[1], preprocess) for seed in range(3)]
+    networks = [jt.Network.of(Mixer(nnx.Rngs(i)), name=f"seed-{i}", preprocess=preprocess) for i in range(3)]
     probe = jt.load_probe(sys.argv[1], limit=16)
     affinity = jt.affinity_matrix(networks, probe.images, image_names=probe.names, similarity="correlation")
     for method in affinity.methods:

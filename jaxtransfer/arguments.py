@@ -174,7 +174,7 @@ def call(apply: Callable[[Any, Any], Any], params: PyTree, images: Array) -> PyT
     try:
         outputs = apply(params, images)
     except Exception as error:
-        if any(base.__name__ in _STATE_ERRORS for base in type(error).__mro__):
+        if is_state_error(error):
             raise JaxTransferError(
                 "apply changes the model's state, as batch normalisation in training mode does; use running "
                 f"statistics (model.eval(), use_running_average=True) ({type(error).__name__})."
@@ -186,6 +186,11 @@ def call(apply: Callable[[Any, Any], Any], params: PyTree, images: Array) -> PyT
         if not hasattr(leaf, "dtype"):
             raise JaxTransferError(f"apply must return arrays, [images, ...], not {_in_words(leaf)}.")
     return outputs
+
+
+def is_state_error(error: Exception) -> bool:
+    """Whether a library raised an error because a call changes the state of its model."""
+    return any(base.__name__ in _STATE_ERRORS for base in type(error).__mro__)
 
 
 def check_outputs(outputs: PyTree, images: int, *, floating: bool, chosen: bool) -> None:

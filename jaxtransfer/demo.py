@@ -27,6 +27,7 @@ from jaxtransfer.points.store import Points
 from jaxtransfer.report import write_report
 from jaxtransfer.runs.affinity import run_affinity
 from jaxtransfer.runs.evaluation import evaluate_run
+from jaxtransfer.runs.record import locked
 
 METHOD = LINEAR_PREDICTIVITY
 """The method whose rankings are shown: the one that predicts transfer best on Rooms."""
@@ -94,11 +95,15 @@ def run_demo(out: str | Path, *, command: Sequence[str], progress: Callable[[int
         The results.
 
     Raises:
-        JaxTransferError: `out` holds a run with other settings or images.
+        JaxTransferError: `out` holds a run with other settings or images, or another demo is at work there.
         OSError: A file cannot be written.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        return _run(out, command, progress)
+
+
+def _run(out: Path, command: Sequence[str], progress: Callable[[int, int, str], None]) -> DemoResult:
     if not (out / "zoo").exists():
         with atomic_directory(out / "zoo") as folder:
             for task in rooms.TASKS:

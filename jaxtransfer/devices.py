@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,11 +17,13 @@ import numpy as np
 import threadpoolctl
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, PyTree, Shaped
+from rich.filesize import decimal
 
 from jaxtransfer.errors import JaxTransferError, in_words
 
 MODEL, DATA = "model", "data"
 
+_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 # Bytes of an error message that processes exchange, and the attribute of an error that all processes know of.
 _MESSAGE_BYTES, _SHARED = 2048, "_shared"
 
@@ -121,8 +124,30 @@ def single_blas_thread() -> contextlib.AbstractContextManager[Any]:
 
 
 def host_memory() -> int:
-    """Returns the bytes of memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Returns the bytes of memory of this machine, or of the container that this process may not exceed."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # ValueError: there is no limit
+        return min(memory, int(_CONTAINER_LIMIT.read_text()))
+    return memory
+
+
+def check_memory(size: int, what: str, advice: str, memory: int | None = None) -> None:
+    """Checks that something fits in memory before it is made.
+
+    Args:
+        size: The bytes that it takes.
+        what: What it is, as the beginning of a sentence.
+        advice: What else to do, as an imperative.
+        memory: The bytes that there are; None: those of this machine.
+
+    Raises:
+        JaxTransferError: It does not fit.
+    """
+    memory = host_memory() if memory is None else memory
+    if size > memory:
+        raise JaxTransferError(
+            f"{what} would take {decimal(size)} of memory, but there are {decimal(memory)}; {advice}."
+        )
 
 
 def memory_per_device() -> int:

@@ -6,6 +6,8 @@ import hashlib
 import json
 import re
 import shutil
+import tokenize
+import tomllib
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,13 +19,16 @@ import pydantic
 
 from jaxtransfer.errors import JaxTransferError
 
-# What NumPy raises for damaged `.npz` files and for files of other formats.
-_DAMAGED = (EOFError, MemoryError, ValueError, TypeError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+# What NumPy raises for damaged `.npz` and `.npy` files and for files of other formats.
+_DAMAGED = (
+    EOFError, MemoryError, ValueError, TypeError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+    NotImplementedError,
+)  # fmt: skip
 
 # Cells that spreadsheets take for formulas, and such cells with an apostrophe. One that a text has itself is doubled.
 _FORMULA, _QUOTED = re.compile("'*[=+@\t\r-]"), re.compile("'+[=+@\t\r-]")
 
-_MAX_JSON_BYTES = 64 * 2**20
+_MAX_JSON_BYTES, _MAX_TOML_BYTES = 64 * 2**20, 2**20
 _MAX_SHOWN = 100  # characters of a wrong value in an error message
 
 
@@ -106,6 +111,20 @@ def read_arrays(
         return arrays
 
 
+def read_array(file: Path) -> np.ndarray:
+    """Reads an `.npy` file; nothing is ever unpickled.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: The file is damaged, has another format, or holds Python objects.
+    """
+    try:
+        with file.open("rb") as stream, _damage_as_value_error():
+            return np.lib.format.read_array(stream, allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{file.name} cannot be used: {error}") from error
+
+
 def read_json(file: Path, schema: type[JsonObject]) -> dict[str, Any]:
     """Reads a JSON file that holds an object.
 
@@ -142,26 +161,56 @@ def parse_json(content: bytes, schema: type[JsonObject]) -> dict[str, Any]:
     return json.loads(content)
 
 
+def parse_toml(content: bytes) -> dict[str, Any]:
+    """Parses a TOML file.
+
+    Raises:
+        ValueError: It is not TOML, or too large or too deeply nested. The message is a clause for the caller to put
+            after the name of the file.
+    """
+    if len(content) > _MAX_TOML_BYTES:
+        raise ValueError(f"has more than {_MAX_TOML_BYTES >> 20} MiB")
+    try:
+        return tomllib.loads(content.decode())
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"is not valid TOML: {shortened(str(error), 3 * _MAX_SHOWN)}") from error
+
+
+def check_fields(fields: Mapping[str, Any], schema: type[JsonObject]) -> None:
+    """Checks what a file holds by a schema.
+
+    Raises:
+        ValueError: It does not fit. The message is a clause for the caller to put after the name of the file.
+    """
+    try:
+        schema.model_validate(fields)
+    except pydantic.ValidationError as error:
+        raise ValueError(_complaint(error)) from error
+
+
 def _complaint(error: pydantic.ValidationError) -> str:
     """Says in a clause what the first thing is that does not fit a schema."""
     first = error.errors(include_url=False)[0]
     context = first.get("ctx", {})
-    field, value, message = _shortened(".".join(map(str, first["loc"]))), first["input"], first["msg"]
+    field, value, message = shortened(".".join(map(str, first["loc"]))), first["input"], first["msg"]
     if first["type"] == "json_invalid":
         return f"it is not JSON ({context['error']})"
     if first["type"] == "value_error":
-        return f"{field and f'its {field} '}{_shortened(str(context['error']), 3 * _MAX_SHOWN)}"
+        return f"{field and f'its {field} '}{shortened(str(context['error']), 3 * _MAX_SHOWN)}"
     if not field:
         return "it does not hold an object"
     if first["type"] == "missing":
         return f"it has no {field}"
     if field == "format" and first["type"] == "literal_error":
-        return f"it has format {_shortened(repr(value))}, but this version of jaxtransfer reads {context['expected']}"
+        return f"it has format {shortened(repr(value))}, but this version of jaxtransfer reads {context['expected']}"
     expected = message.partition(" should ")[2]
-    return f"its {field} should {expected}, not {_shortened(repr(value))}" if expected else f"its {field}: {message}"
+    return f"its {field} should {expected}, not {shortened(repr(value))}" if expected else f"its {field}: {message}"
 
 
-def _shortened(text: str, length: int = _MAX_SHOWN) -> str:
+def shortened(text: str, length: int = _MAX_SHOWN) -> str:
+    """Returns a text from a file as messages show it: on one line, and cut after `length` characters."""
     text = " ".join(text.split())
     return text if len(text) <= length else f"{text[:length]}..."
 
@@ -195,15 +244,21 @@ def read_csv(file: Path, content: str = "a table", *, delimiter: str = ",") -> l
     return [[cell[_QUOTED.match(cell) is not None :] for cell in row] for row in rows]
 
 
-def read_records(file: Path) -> list[dict[str, str]]:
+def read_records(file: Path, columns: Iterable[str] = ()) -> list[dict[str, str]]:
     """Reads a CSV file with a header: each further row as a dict from the name of a column to the text of its cell.
 
+    Args:
+        file: The file.
+        columns: Names of columns that it must have.
+
     Raises:
-        JaxTransferError: The file cannot be read, or a row does not have the length of the header.
+        JaxTransferError: The file cannot be read, lacks a column, or a row does not have the length of the header.
     """
     header, *rows = read_csv(file) or [[]]
+    if missing := [name for name in columns if name not in header]:
+        raise JaxTransferError(f"{file} has no column {missing[0]!r}.")
     if wrong := [row for row in rows if len(row) != len(header)]:
-        raise JaxTransferError(f"{file} has {len(header)} columns, but a row has {len(wrong[0])} cells: {wrong[0]}.")
+        raise JaxTransferError(f"{file} has {len(header)} columns, but a row has {len(wrong[0])} cells.")
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
@@ -227,6 +282,10 @@ def read_table(
     """
     header, *rows = read_csv(file) or [[]]
     names = tuple(header[1:])
+    if len({*names}) < len(names):
+        raise ValueError(f"{file.name} has several columns of one name")
+    if any(len(row) != len(header) for row in rows):
+        raise ValueError(f"the rows of {file.name} do not have the length of its first row")
     if tuple(row[0] for row in rows) != (names if targets is None else tuple(targets)):
         raise ValueError(f"rows {'and columns ' if targets is None else ''}of {file.name} differ")
     values = np.array([[cell or missing for cell in row[1:]] for row in rows], dtype=dtype)
@@ -265,4 +324,4 @@ def _damage_as_value_error() -> Iterator[None]:
     except _DAMAGED as error:
         if "allow_pickle" in str(error) or "pickled" in str(error):
             raise ValueError("it holds Python objects, which are not unpickled") from error
-        raise ValueError(f"it is damaged or no .npz file ({error})") from error
+        raise ValueError(f"it is damaged or has another format ({' '.join(str(error).split())[:200]})") from error

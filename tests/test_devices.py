@@ -1,8 +1,13 @@
 import jax
 import pytest
+from PIL import Image
+from typer.testing import CliRunner
 
-from jaxtransfer import JaxTransferError
+from jaxtransfer import JaxTransferError, Zoo, devices, rooms
+from jaxtransfer.cli.app import app
 from jaxtransfer.devices import connect, device_mesh, parse_mesh
+from jaxtransfer.networks import zoo as zoos
+from support import helpers
 
 
 @pytest.mark.parametrize(
@@ -41,3 +46,51 @@ def test_a_mesh_of_more_devices_than_there_are():
 def test_texts_that_describe_no_processes(text):
     with pytest.raises(JaxTransferError, match=r"like 10\.0\.0\.1:1234,0/4"):
         connect(text)
+
+
+def test_memory_is_that_of_the_container(tmp_path, monkeypatch):
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(devices, "_CONTAINER_LIMIT", limit)
+    machine = devices.host_memory()
+    limit.write_text("max\n")
+    assert devices.host_memory() == machine
+    limit.write_text("1000000\n")
+    assert devices.host_memory() == 1_000_000
+    with pytest.raises(
+        JaxTransferError, match=r"^Ten images would take 2\.0 GB of memory, but there are 1\.0 MB; take"
+    ):
+        devices.check_memory(2 * 10**9, "Ten images", "take fewer")
+
+
+@pytest.mark.parametrize(
+    ("command", "complaint"),
+    [
+        (["affinity", "ZOO", "IMAGES", "--size", "8192"], "images of 8192 x 8192 pixels would take"),
+        (["score", "ZOO", "TASKS", "--size", "8192"], "images of 8192 x 8192 pixels would take"),
+        (
+            ["affinity", "ZOO", "IMAGES", "--size", "64", "--method", "saliency"],
+            "'edge_texture' with an image on a device would take",
+        ),
+        (["transfer", "ZOO", "TASKS", "--seeds", "1000000"], "seeds may be up to 1,000, not 1,000,000"),
+        (["transfer", "ZOO", "TASKS", "--steps", "1000000000"], "steps may be up to 10,000,000"),
+        (["pge", "TASKS", "--restarts", "10000000000"], "up to 1,000,000,000 restarts"),
+        (["pge", "TASKS", "--heads", "1000000000", "--loss", "random-head"], "up to 10,000 pairs of heads"),
+        (["pge", "TASKS", "--batch-size", "100000000", "--loss", "random-head"], "The gradient at 100,000,000 images"),
+        (["pge", "TASKS", "--ways", "1000000", "--size", "8192"], "images of 8192 x 8192 pixels would take"),
+    ],
+)
+def test_what_memory_does_not_hold_is_refused(tmp_path, monkeypatch, command, complaint):
+    for folder, colours in {"images": ["red"], "tasks/a": ["red", "blue"], "tasks/b": ["lime", "blue"]}.items():
+        for colour in colours:
+            place = tmp_path / folder / (colour if "tasks" in folder else "")
+            place.mkdir(parents=True, exist_ok=True)
+            for i in range(3):
+                Image.new("RGB", (8, 8), colour).save(place / f"{i}.png")
+    zoo = Zoo(tmp_path / "zoo")
+    for name in ("normal", "edge_texture"):
+        zoo.add(rooms.zoo()[name])
+    places = {"ZOO": zoo.path, "IMAGES": tmp_path / "images", "TASKS": tmp_path / "tasks"}
+    monkeypatch.setattr(devices, "host_memory", lambda: 2**20)
+    monkeypatch.setattr(zoos, "host_memory", lambda: 2**30)
+    arguments = [str(places.get(word, word)) for word in command]
+    assert complaint in helpers.complaint(CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")]))

@@ -2,3 +2,4 @@
 
 from jaxtransfer.aten.program import AtenProgram as AtenProgram
 from jaxtransfer.aten.table import OPS as OPS
+from jaxtransfer.aten.table import op as op

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxtransfer.aten.table import OPS, cast, floating, match, op, result_dtype, same_rank
 from jaxtransfer.errors import JaxTransferError
@@ -141,7 +142,11 @@ for _name, _function in {
 
 @op("abs.default")
 def absolute(x: jax.Array) -> jax.Array:
-    return x * jnp.sign(x)  # the derivative at 0 is 0
+    """Computes magnitudes, whose derivative at 0 is 0."""
+    if not jnp.iscomplexobj(x):
+        return x * jnp.sign(x)
+    square = x.real * x.real + x.imag * x.imag
+    return jnp.where(square == 0, 0.0, jnp.sqrt(jnp.where(square == 0, 1.0, square)))
 
 
 @op("add.Tensor", "add.Scalar")
@@ -172,8 +177,10 @@ def div(x: Any, y: Any, *, rounding_mode: str | None = None) -> jax.Array:
     x, y = match(x, y)
     if rounding_mode == "floor":
         return jnp.floor_divide(x, y)
-    if rounding_mode is not None:
-        raise JaxTransferError(f"rounding_mode={rounding_mode!r} is not supported")
+    if rounding_mode == "trunc" and not jnp.issubdtype(result_dtype(x, y), jnp.floating):
+        return lax.div(*jnp.broadcast_arrays(x, y))
+    if rounding_mode == "trunc":
+        return jnp.trunc(x / y)
     return jnp.true_divide(*match(x, y, 1.0)[:2])
 
 
@@ -204,12 +211,12 @@ def power(x: Any, exponent: Any) -> jax.Array:
     return jnp.power(x, exponent)
 
 
-@op("maximum.default")
+@op("maximum.default", "max.other")
 def maximum(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.maximum(*match(x, y))
 
 
-@op("minimum.default")
+@op("minimum.default", "min.other")
 def minimum(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.minimum(*match(x, y))
 

@@ -14,16 +14,10 @@ import numpy as np
 from jax import lax
 
 from jaxtransfer.aten.table import op
-from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.aten.windows import max_pool_with_places, per_axis, window_counts
 
 # Programs for depthwise kernels of more positions would take minutes to compile.
 _MAX_DEPTHWISE_POSITIONS = 49
-
-
-def _per_axis(value: int | Sequence[int], n: int) -> list[int]:
-    """Returns one number per spatial axis; PyTorch allows one number for all axes."""
-    values = [value] if isinstance(value, int) else list(value)
-    return values * n if len(values) == 1 else values
 
 
 @op("convolution.default")
@@ -40,11 +34,11 @@ def convolution(
 ) -> jax.Array:
     """Convolves with channels last, which is fast in XLA on CPUs; XLA merges the transpositions."""
     n = x.ndim - 2
-    stride, padding, dilation = (_per_axis(value, n) for value in (stride, padding, dilation))
+    stride, padding, dilation = (per_axis(value, n) for value in (stride, padding, dilation))
     kernel = weight.shape[2:]
     x = jnp.moveaxis(x, 1, -1)
     if transposed:
-        y = _transposed(x, weight, stride, padding, dilation, _per_axis(output_padding, n), groups)
+        y = _transposed(x, weight, stride, padding, dilation, per_axis(output_padding, n), groups)
     elif groups == 1 and math.prod(kernel) == 1 and not any(padding):
         strided = x[(slice(None), *(slice(None, None, s) for s in stride))]
         y = jnp.tensordot(strided, weight.reshape(weight.shape[:2]), axes=((-1,), (1,)))
@@ -70,7 +64,7 @@ def _conv(
 ) -> jax.Array:
     x = input if input.ndim == n + 2 else input[None]
     if padding == "same":
-        reach = [d * (k - 1) for d, k in zip(_per_axis(dilation, n), weight.shape[2:], strict=True)]
+        reach = [d * (k - 1) for d, k in zip(per_axis(dilation, n), weight.shape[2:], strict=True)]
         padding = [r // 2 for r in reach]
         if any(r % 2 for r in reach):
             x = jnp.pad(x, [(0, 0), (0, 0), *((0, r % 2) for r in reach)])
@@ -164,29 +158,6 @@ def _transposed(
     return _convolve(x, weight, [1] * len(stride), amounts, stride, dilation, groups)
 
 
-def _windows(
-    x: jax.Array,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    ceil_mode: bool,
-) -> tuple[list[int], list[tuple[int, int]]]:
-    """Computes the number of windows and the padding of every spatial axis.
-
-    With `ceil_mode` the last window may extend beyond the end if it starts inside the input or its left
-    padding (`pooling_output_shape` in ATen/native/Pool.h).
-    """
-    counts, amounts = [], []
-    spatial = x.shape[x.ndim - len(kernel_size) :]
-    for size, k, s, p in zip(spatial, kernel_size, stride, padding, strict=True):
-        count = (size + 2 * p - k + (s - 1 if ceil_mode else 0)) // s + 1
-        if ceil_mode and (count - 1) * s >= size + p:
-            count -= 1
-        counts.append(count)
-        amounts.append((p, (count - 1) * s + k - size - p))
-    return counts, amounts
-
-
 def _reduce_window(
     x: jax.Array,
     start: Any,
@@ -217,18 +188,17 @@ def max_pool(
     ceil_mode: bool = False,
 ) -> jax.Array:
     """Pools the last `n` axes."""
-    kernel_size = _per_axis(kernel_size, n)
-    stride = _per_axis(stride, n) or kernel_size
-    padding = _per_axis(padding, n)
-    if any(d != 1 for d in _per_axis(dilation, n)):  # JAX cannot differentiate it
-        raise JaxTransferError("max pooling with dilation is not supported")
-    _, amounts = _windows(x, kernel_size, stride, padding, ceil_mode)
+    kernel_size = per_axis(kernel_size, n)
+    stride = per_axis(stride, n) or kernel_size
+    padding = per_axis(padding, n)
+    if any(d != 1 for d in per_axis(dilation, n)):  # JAX cannot differentiate it
+        return max_pool_with_places(n, x, kernel_size, stride, padding, dilation, ceil_mode)[0]
+    _, amounts = window_counts(x, kernel_size, stride, padding, ceil_mode)
     return _reduce_window(x, -np.inf, lax.max, kernel_size, stride, amounts)
 
 
-def max_pool_with_indices(*args: Any, **kwargs: Any) -> tuple[jax.Array]:
-    """Returns the maxima alone; the conversion of a network that reads the indices (max-unpooling) fails."""
-    return (max_pool(*args, **kwargs),)
+def max_pool_with_indices(*args: Any, **kwargs: Any) -> tuple[jax.Array, jax.Array]:
+    return max_pool(*args, **kwargs), max_pool_with_places(*args, **kwargs)[1]
 
 
 def avg_pool(
@@ -242,10 +212,10 @@ def avg_pool(
     divisor_override: int | None = None,
 ) -> jax.Array:
     """Pools the last `n` axes."""
-    kernel_size = _per_axis(kernel_size, n)
-    stride = _per_axis(stride, n) or kernel_size
-    padding = _per_axis(padding, n)
-    counts, amounts = _windows(x, kernel_size, stride, padding, ceil_mode)
+    kernel_size = per_axis(kernel_size, n)
+    stride = per_axis(stride, n) or kernel_size
+    padding = per_axis(padding, n)
+    counts, amounts = window_counts(x, kernel_size, stride, padding, ceil_mode)
     total = _reduce_window(x, 0.0, lax.add, kernel_size, stride, amounts)
     if divisor_override is not None:
         return total / divisor_override
@@ -291,15 +261,30 @@ def adaptive_avg_pool(x: jax.Array, output_size: Sequence[int]) -> jax.Array:
 
 
 @op("adaptive_max_pool2d.default", "adaptive_max_pool3d.default")
-def adaptive_max_pool(x: jax.Array, output_size: Sequence[int]) -> tuple[jax.Array]:
+def adaptive_max_pool(x: jax.Array, output_size: Sequence[int]) -> tuple[jax.Array, jax.Array]:
     first = x.ndim - len(output_size)
+    places = _adaptive_places(x, output_size)
     # The last axis comes first, so that the first of equal maxima in memory order gets the gradient.
     for axis, outputs in reversed(list(enumerate(output_size, first))):
         y = jnp.moveaxis(x, axis, -1)
         parts = [lax.slice_in_dim(y, *bounds, axis=-1) for bounds in _bins(y.shape[-1], outputs)]
         pooled = jnp.concatenate([max_pool(1, part, [part.shape[-1]]) for part in parts], -1)
         x = jnp.moveaxis(pooled, -1, axis)
-    return (x,)
+    return x, places
+
+
+def _adaptive_places(x: jax.Array, output_size: Sequence[int]) -> jax.Array:
+    """Returns the numbers of the maxima of an adaptive pooling among all entries of the spatial axes."""
+    first = x.ndim - len(output_size)
+    places = jnp.broadcast_to(np.arange(math.prod(x.shape[first:])).reshape(x.shape[first:]), x.shape)
+    for axis, outputs in reversed(list(enumerate(output_size, first))):
+        bins = _bins(x.shape[axis], outputs)
+        longest = max(end - start for start, end in bins)
+        entries = np.array([np.minimum(np.arange(start, start + longest), end - 1) for start, end in bins])
+        x, places = (jnp.take(a, entries, axis) for a in (x, places))
+        at = jnp.argmax(x, axis + 1, keepdims=True)
+        x, places = (jnp.take_along_axis(a, at, axis + 1).squeeze(axis + 1) for a in (x, places))
+    return places
 
 
 def _along(x: jax.Array, weights: np.ndarray, axis: int) -> jax.Array:

@@ -4,7 +4,21 @@ import dataclasses
 
 from jaxtyping import Array, Float
 
-from jaxtransfer.aten import algebra, elementwise, layers, normalisation, shaping  # noqa: F401  fill OPS
+from jaxtransfer.aten import (  # noqa: F401  fill OPS
+    algebra,
+    elementary,
+    elementwise,
+    indexing,
+    layers,
+    normalisation,
+    ordering,
+    recurrent,
+    sampling,
+    shaping,
+    solving,
+    spectral,
+    windows,
+)
 from jaxtransfer.aten.table import OPS
 from jaxtransfer.networks.program import Program
 

@@ -197,6 +197,11 @@ def select_scatter(x: jax.Array, source: jax.Array, dim: int, index: int) -> jax
 
 @op("index.Tensor")
 def index(x: jax.Array, indices: Sequence[jax.Array | None]) -> jax.Array:
+    if any(i is not None and i.dtype in (bool, jnp.uint8) for i in indices):
+        raise JaxTransferError(
+            "a mask that depends on the images selects a number of values that depends on them: keep all values, "
+            "and set those outside the mask to 0 with torch.where"
+        )
     arrays = iter(same_rank(*(i for i in indices if i is not None)))
     return x[tuple(slice(None) if i is None else next(arrays) for i in indices)]
 
@@ -306,6 +311,12 @@ def fill(x: jax.Array, value: Any) -> jax.Array:
 @op("zeros.default", "zeros_like.default")
 def zeros(like: Any, *, dtype: str | None = None) -> jax.Array:
     return full(like, 0.0, dtype=dtype)
+
+
+@op("empty.memory_format", "empty_like.default", "empty_permuted.default")
+def empty(like: Any, physical_layout: Any = None, *, dtype: str | None = None) -> jax.Array:
+    """Returns zeros; what a network reads before it has written there is undefined in PyTorch."""
+    return zeros(like, dtype=dtype)
 
 
 @op("ones.default", "ones_like.default")

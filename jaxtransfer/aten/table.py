@@ -14,17 +14,33 @@ import jax.numpy as jnp
 import numpy as np
 
 OPS: dict[str, Callable[..., Any]] = {}
-"""Maps the name of an ATen overload, such as `aten.add.Tensor`, to the function that computes it in JAX."""
+"""Maps the name of an operation, such as `aten.add.Tensor` or `mylib.scale.default`, to its function in JAX."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def op(*names: str) -> Callable[[_F], _F]:
-    """Registers a function in the table under the names of one or more ATen overloads."""
+    """Registers a function in the table; converted networks that use its operations can then run.
+
+    The function takes the operation's arguments in PyTorch's order, arrays in place of tensors and names in place of
+    dtypes, and returns an array or a tuple of arrays. JAX differentiates it.
+
+    Args:
+        names: Names of operations as PyTorch writes them: `tan` or `add.Tensor` of ATen, `mylib::scale` of another
+            library. A name without an overload means the overload `default`. A name that is there is replaced.
+
+    Examples:
+        >>> @op("mylib::scale")
+        ... def scale(x, factor):
+        ...     return x * factor
+        >>> "mylib.scale.default" in OPS
+        True
+    """
 
     def register(function: _F) -> _F:
         for name in names:
-            OPS[f"aten.{name}"] = function
+            library, _, operation = name.rpartition("::")
+            OPS[f"{library or 'aten'}.{operation if '.' in operation else operation + '.default'}"] = function
         return function
 
     return register
@@ -36,26 +52,26 @@ def as_dtype(name: str) -> np.dtype:
 
 
 def _rank(dtype: np.dtype) -> tuple[int, int]:
-    """Returns a key that orders dtypes as PyTorch does: bool < integer < floating, then by size."""
-    kinds = (jnp.bool_, jnp.integer, jnp.floating)
+    """Returns a key that orders dtypes as PyTorch does: bool < integer < floating < complex, then by size."""
+    kinds = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
     return next(i for i, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind)), dtype.itemsize
 
 
 def _scalar_dtype(value: Any) -> np.dtype:
-    return as_dtype({bool: "bool", int: "int64", float: "float32"}[type(value)])
+    return as_dtype({bool: "bool", int: "int64", float: "float32", complex: "complex64"}[type(value)])
 
 
 def result_dtype(*operands: Any) -> np.dtype:
     """Returns the dtype of mixed operands as `torch.result_type` does.
 
     Arrays decide first, then arrays of rank 0, then Python numbers; a later group counts only if its category is
-    higher (bool < integer < floating).
+    higher (bool < integer < floating < complex).
     """
     arrays = [x for x in operands if isinstance(x, jax.Array | np.ndarray)]
     groups = (
         [x.dtype for x in arrays if x.ndim],
         [x.dtype for x in arrays if not x.ndim],
-        [_scalar_dtype(x) for x in operands if isinstance(x, bool | int | float)],
+        [_scalar_dtype(x) for x in operands if isinstance(x, bool | int | float | complex)],
     )
     widest = [max(group, key=_rank) for group in groups if group]
     return functools.reduce(lambda a, b: b if _rank(b)[0] > _rank(a)[0] else a, widest)
@@ -69,8 +85,8 @@ def cast(x: Any, dtype: np.dtype) -> Any:
 
 
 def floating(x: jax.Array) -> jax.Array:
-    """Converts integers and booleans to float32; floating-point arrays stay unchanged."""
-    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)
+    """Converts integers and booleans to float32; floating-point and complex arrays stay unchanged."""
+    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32)
 
 
 def same_rank(*operands: Any) -> list[Any]:

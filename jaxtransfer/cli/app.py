@@ -19,6 +19,7 @@ from jaxtransfer.cli.arguments import (
 from jaxtransfer.cli.console import print_line, progress_bar
 from jaxtransfer.cli.convert import convert
 from jaxtransfer.cli.ending import Commands, end_on_signals
+from jaxtransfer.cli.options import Import as _Import
 from jaxtransfer.cli.options import WeightsDir as _Weights
 from jaxtransfer.cli.options import ZooDir as _Zoo
 from jaxtransfer.cli.tables import (
@@ -99,16 +100,6 @@ _BatchSize = Annotated[
 _Precision = Annotated[
     Literal["float32", "tf32", "bfloat16"],
     typer.Option(help="Precision of matrix products in the networks; bfloat16 applies to backward passes only."),
-]
-_Import = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--import",
-        metavar="MODULE",
-        help="A module that defines functions of the zoo's networks, installed or in the current directory; may be "
-        "repeated. No other module is imported for a zoo.",
-        show_default="jaxtransfer only",
-    ),
 ]
 _Relevant = Annotated[
     int, typer.Option(min=1, help="Number of each target's best measured sources that count as relevant.")
@@ -407,16 +398,16 @@ def rank(
 @app.command()
 def evaluate(
     run: _Run,
-    oracle: Annotated[str, typer.Option(help=_ORACLE_HELP)] = "taskonomy",
+    oracle: Annotated[str | None, typer.Option(help=_ORACLE_HELP, show_default="that of the run's networks")] = None,
     method: Annotated[
         list[str] | None, typer.Option(help="A method of the run; may be repeated.", show_default="all")
     ] = None,
     relevant: _Relevant = RELEVANT,
 ) -> None:
     """Compare a run's rankings with measured transfer."""
-    from jaxtransfer.runs.evaluation import evaluate_run
+    from jaxtransfer.runs.evaluation import evaluate_run, own_oracle
 
-    measured = load_oracle(oracle)
+    measured = own_oracle(run) if oracle is None else load_oracle(oracle)
     evaluations = evaluate_run(run, measured, relevant=relevant, methods=method)
     print_evaluation(evaluations, measured, run)
 

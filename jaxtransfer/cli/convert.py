@@ -1,13 +1,16 @@
 """The commands `jaxtransfer convert ...`, which bring networks into a zoo."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from jaxtransfer.cli.arguments import parse_rgb, parse_size
-from jaxtransfer.cli.console import print_line, progress_bar, require_extra
-from jaxtransfer.cli.options import WeightsDir, ZooDir
+from jaxtransfer.cli.arguments import import_modules, parse_rgb, parse_size
+from jaxtransfer.cli.console import print_error, print_line, progress_bar, require_extra
+from jaxtransfer.cli.options import Import, WeightsDir, ZooDir
+
+if TYPE_CHECKING:
+    import torch
 
 _Name = Annotated[str, typer.Option(help="Name of the network in the zoo.")]
 _Mean = Annotated[
@@ -24,6 +27,39 @@ _Std = Annotated[
         metavar="R,G,B",
         help="Standard deviation of each colour, by which images are then divided.",
         show_default="ImageNet's",
+    ),
+]
+
+_Names = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="NAMES...",
+        help="Names of networks in the hub, directories in the hub's layout, or text files (.txt) with a name a line.",
+    ),
+]
+_OneName = Annotated[
+    str | None, typer.Option(help="Name of the network in the zoo, if there is one.", show_default="that in the hub")
+]
+_Representation = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="LAYER",
+        help="What the network returns: the path of a submodule, the name of an output, or pre-head; may be repeated.",
+        show_default="what goes into the head; for files their output",
+    ),
+]
+_Tokens = Annotated[
+    Literal["all", "class", "mean", "grid"] | None,
+    typer.Option(
+        help="What is kept of tokens: all, the class token, the mean of the image's patches, or their grid.",
+        show_default="all",
+    ),
+]
+_List = Annotated[bool, typer.Option("--list", help="Print the layers that can be chosen, and add nothing.")]
+_RandomWeights = Annotated[
+    bool,
+    typer.Option(
+        "--random-weights", help="Draw fresh weights with a fixed seed, as a control, instead of loading them."
     ),
 ]
 
@@ -47,18 +83,122 @@ def convert_torch(
     file: Annotated[Path, typer.Argument(metavar="FILE.pt2", help="The file that torch.export.save wrote.")],
     zoo: ZooDir,
     name: _Name,
+    representation: _Representation = None,
+    tokens: _Tokens = None,
+    list_: _List = False,
     mean: _Mean = None,
     std: _Std = None,
+    import_: Import = None,
 ) -> None:
     """Convert a program that torch.export has saved."""
+    import_modules(import_ or ())
     scaling = {"mean": parse_rgb("--mean", mean), "std": parse_rgb("--std", std)}
     with require_extra("torch", "torch"):
         from jaxtransfer.converters import torch_export
         from jaxtransfer.networks.zoo import Zoo
 
-        given = {key: value for key, value in scaling.items() if value is not None}
-        torch_export.convert(file, Zoo(zoo), name, **given)
+        if list_:
+            _print_layers(torch_export.layers_of_file(file))
+            return
+        given: dict[str, Any] = {key: value for key, value in scaling.items() if value is not None}
+        torch_export.convert(file, Zoo(zoo), name, representation=representation or (), tokens=tokens or "all", **given)
     print_line(f"The zoo {zoo} now has {name}.")
+
+
+@convert.command("timm")
+def convert_timm(
+    names: _Names,
+    zoo: ZooDir,
+    representation: _Representation = None,
+    tokens: _Tokens = None,
+    name: _OneName = None,
+    random_weights: _RandomWeights = False,
+    list_: _List = False,
+) -> None:
+    """Convert networks of timm by name, with the preprocessing that timm has for them."""
+    _convert_hub("timm", names, zoo, representation, tokens, name, random_weights, list_)
+
+
+@convert.command("torchvision")
+def convert_torchvision(
+    names: _Names,
+    zoo: ZooDir,
+    representation: _Representation = None,
+    tokens: _Tokens = None,
+    name: _OneName = None,
+    random_weights: _RandomWeights = False,
+    list_: _List = False,
+) -> None:
+    """Convert networks of torchvision by name, with the preprocessing of their weights."""
+    _convert_hub("torchvision", names, zoo, representation, tokens, name, random_weights, list_)
+
+
+@convert.command("transformers")
+def convert_transformers(
+    names: _Names,
+    zoo: ZooDir,
+    representation: _Representation = None,
+    tokens: _Tokens = None,
+    name: _OneName = None,
+    random_weights: _RandomWeights = False,
+    list_: _List = False,
+) -> None:
+    """Convert networks of Hugging Face transformers, by repository or directory, with their image processors."""
+    _convert_hub("transformers", names, zoo, representation, tokens, name, random_weights, list_)
+
+
+def _convert_hub(
+    hub: Literal["timm", "torchvision", "transformers"],
+    names: list[str],
+    zoo: Path,
+    representation: list[str] | None,
+    tokens: Literal["all", "class", "mean", "grid"] | None,
+    name: str | None,
+    random_weights: bool,
+    list_: bool,
+) -> None:
+    names = [name for given in names for name in _read_names(given)]
+    with require_extra(hub, hub, "torch"):
+        from jaxtransfer.converters import hubs
+        from jaxtransfer.networks.zoo import Zoo
+
+        if list_:
+            for hub_name in names:
+                _print_layers(hubs.layers_of(hub, hub_name, random_weights=random_weights))
+            return
+        with progress_bar("Converting") as advance:
+            added, kept, failed = hubs.convert(
+                hub,
+                names,
+                Zoo(zoo),
+                representation=representation or (),
+                tokens=tokens,
+                random_weights=random_weights,
+                name=name,
+                progress=advance,
+            )
+    if added or kept:
+        already = f" It already had: {', '.join(kept)}." if kept else ""
+        print_line(f"Added to the zoo {zoo}: {', '.join(added) or 'nothing'}.{already}")
+    for reason in failed.values():
+        print_error(f"Error: {reason}")
+    if failed:
+        raise typer.Exit(1 if added or kept else 2)
+
+
+def _read_names(given: str) -> list[str]:
+    """Returns a name, or those in a text file: one a line, after a `#` comments."""
+    if not given.endswith(".txt"):
+        return [given]
+    lines = [line.partition("#")[0].strip() for line in Path(given).read_text().splitlines()]
+    return [line for line in lines if line]
+
+
+def _print_layers(layers: "dict[str, torch.Tensor]") -> None:
+    from jaxtransfer.networks.outputs import kind_of_shape
+
+    for name, value in layers.items():
+        print_line(f"{name}  {'x'.join(map(str, value.shape[1:]))}  {kind_of_shape(value.shape)}")
 
 
 @convert.command("onnx")
@@ -72,8 +212,8 @@ def convert_onnx(
         list[str] | None,
         typer.Option(
             metavar="VALUE",
-            help="Value or node of the graph that the network gives, or deepest, the last value with the fewest places; "
-            "may be repeated.",
+            help="Value or node of the graph that the network gives, or deepest, the last value with the fewest "
+            "places; may be repeated.",
             show_default="what a classifier's last layer reads, or the output",
         ),
     ] = None,

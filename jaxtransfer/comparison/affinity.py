@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from jaxtransfer.comparison.measure import AFFINITY, Measure, Sampled, pair_columns, pair_count, pair_indices
 from jaxtransfer.errors import JaxTransferError, in_words, unknown_name
-from jaxtransfer.files import JsonObject, atomic_write, read_json, read_table, text_cell
+from jaxtransfer.files import JsonObject, atomic_write, read_array, read_json, read_table, text_cell
 from jaxtransfer.points.directions import Similarity
 from jaxtransfer.points.store import Fault
 
@@ -438,29 +438,14 @@ class Affinity:
             names: tuple[str, ...] = ()
             results = {}
             for method in description["methods"]:
-                files, samples = _files(directory, method), _samples_file(directory, method)
                 measure = Measure(**description.get("measures", {}).get(method, {}))
-                before = names
-                names, affinity = read_table(files["affinity"], np.float32, targets=targets)
-                if before not in ((), names):
-                    raise ValueError(f"{files['affinity'].name} has other networks than the tables of other methods")
-                pseudo_values = np.load(samples, allow_pickle=False) if samples.exists() else None
-                rows = None if targets is None else len(targets)
-                pairs = pair_count(len(names), directed=measure.directed, targets=rows)
-                if pseudo_values is not None and pseudo_values.shape[1:] != (pairs,):
-                    raise ValueError(f"{samples.name} is of other networks than {files['affinity'].name}")
+                of_method, result = _load_method(directory, method, measure, targets)
+                if names not in ((), of_method):
+                    raise ValueError(f"the tables of {method} have other networks than those before")
+                names = of_method
+                unusable = tuple((network, image) for network, image in description["unusable"][method])
                 renamed = method == "cka" and "format" not in description
-                results["cka_biased" if renamed else method] = MethodResult(
-                    affinity,
-                    read_table(files["stderr"], np.float32, targets=targets)[1],
-                    read_table(files["counts"], np.int64, targets=targets)[1],
-                    tuple((network, image) for network, image in description["unusable"][method]),
-                    pseudo_values,
-                    read_table(sketched, np.float32, targets=targets)[1]
-                    if (sketched := files["sketch_stderr"]).exists()
-                    else None,
-                    measure,
-                )
+                results["cka_biased" if renamed else method] = dataclasses.replace(result, unusable=unusable)
             return cls(
                 names,
                 description["similarity"],
@@ -495,6 +480,37 @@ def counted_left_out(left_out: Mapping[str, str], total: int) -> str:
 
 def _files(directory: Path, method: str) -> dict[str, Path]:
     return {field: directory / f"{field}_{method}.csv" for field in ("affinity", "stderr", "counts", "sketch_stderr")}
+
+
+def _load_method(
+    directory: Path, method: str, measure: Measure, targets: Sequence[str] | None
+) -> tuple[tuple[str, ...], MethodResult]:
+    """Reads the tables of a method; returns the names of its sources, too.
+
+    Raises:
+        OSError: A table cannot be read.
+        ValueError: A table is damaged or does not fit the others.
+    """
+    files, samples = _files(directory, method), _samples_file(directory, method)
+    names, values = read_table(files["affinity"], np.float32, targets=targets)
+
+    def table(field: str, dtype: type) -> np.ndarray:
+        others, of_field = read_table(files[field], dtype, targets=targets)
+        if others != names:
+            raise ValueError(f"{files[field].name} has other networks than {files['affinity'].name}")
+        return of_field
+
+    if np.isinf(values).any():
+        raise ValueError(f"{files['affinity'].name} holds a value that is not a number")
+    if targets is None and not measure.directed and not np.allclose(values, values.T, atol=1e-4, equal_nan=True):
+        raise ValueError(f"{files['affinity'].name} is not symmetric, as the values of its method are")
+    pseudo_values = read_array(samples) if samples.exists() else None
+    pairs = pair_count(len(names), directed=measure.directed, targets=None if targets is None else len(targets))
+    if pseudo_values is not None and (pseudo_values.shape[1:] != (pairs,) or pseudo_values.dtype.kind != "f"):
+        raise ValueError(f"{samples.name} is of other networks than {files['affinity'].name}")
+    sketch_stderr = table("sketch_stderr", np.float32) if files["sketch_stderr"].exists() else None
+    stderr, counts = table("stderr", np.float32), table("counts", np.int64)
+    return names, MethodResult(values, stderr, counts, (), pseudo_values, sketch_stderr, measure)
 
 
 def _samples_file(directory: Path, method: str) -> Path:

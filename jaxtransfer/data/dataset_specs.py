@@ -1,18 +1,43 @@
 """Lists the data sets of a path: a folder, a table of labels, an `.npz` file, or a `.toml` file that lists them."""
 
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import AfterValidator, Field
 
 from jaxtransfer.data.arrays import DENSE_TYPES, TargetType, check_target_type
 from jaxtransfer.data.probe import printable
 from jaxtransfer.errors import JaxTransferError, unknown_name
+from jaxtransfer.files import JsonObject, check_fields, parse_toml
 
 LABELS_CSV = "labels.csv"
 _FORMS = "a folder, a table of labels (.csv), an .npz file or a .toml file"
-_OPTIONS = ("path", "target", "classes", "limit", "labels", "columns", "dense")
+
+
+def _name(value: Any) -> Any:
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise ValueError(f"should be text or an integer, not {value!r}")
+    return value
+
+
+_Names = Annotated[list[Annotated[Any, AfterValidator(_name)]], Field(min_length=1)]
+
+
+class _Options(JsonObject):
+    """Checks a table of a `.toml` file."""
+
+    path: str
+    target: Any = None
+    classes: _Names | None = None
+    limit: Annotated[int, Field(ge=1)] | None = None
+    labels: str | None = None
+    columns: _Names | None = None
+    dense: str | None = None
+
+
+_OPTIONS = (*_Options.model_fields,)
 
 
 class DatasetSpec(NamedTuple):
@@ -112,9 +137,9 @@ def _is_class_folder(folder: Path) -> bool:
 def _in_toml(file: Path) -> list[DatasetSpec]:
     """Lists the data sets of a TOML file."""
     try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise JaxTransferError(f"{file} is not valid TOML: {error}.") from error
+        content = parse_toml(file.read_bytes())
+    except ValueError as error:
+        raise JaxTransferError(f"{file} {error}.") from error
     datasets = content.get("datasets")
     if not isinstance(datasets, dict) or not datasets or len(content) > 1:
         raise JaxTransferError(f"{file} must hold tables [datasets.NAME], one or more, and nothing else.")
@@ -129,19 +154,19 @@ def _spec_of_table(file: Path, name: str, options: Any) -> DatasetSpec:
     for option in options:
         if option not in _OPTIONS:
             raise unknown_name("option", option, _OPTIONS, where=f"for {where}")
-    path, target_type, classes, limit, labels, columns, dense = (options.get(option) for option in _OPTIONS)
-    if not isinstance(path, str):
-        raise JaxTransferError(f"{where} needs a path, as text.")
+    try:
+        check_fields(options, _Options)
+    except ValueError as error:
+        raise JaxTransferError(f"{where} cannot be used: {error}.") from error
+    target_type, classes, limit, labels, columns, dense = (options.get(option) for option in _OPTIONS[1:])
     check_target_type(target_type, where)
     if classes is not None:
-        classes = _names(where, "classes", classes)
+        classes = _unique(classes)
         if target_type not in (None, "classes"):
             raise JaxTransferError(
                 f"{where} lists classes, which the target {target_type!r} does not have; leave out one of the two."
             )
-    if limit is not None and not (_is_integer(limit) and limit >= 1):
-        raise JaxTransferError(f"{where}: limit must be a number of images, 1 or more, not {limit!r}.")
-    dataset = file.parent / path
+    dataset = file.parent / options["path"]
     if dataset.is_file() and dataset.suffix == ".csv" and labels is None:
         dataset, labels = dataset.parent, dataset
     elif not dataset.is_dir() and not (dataset.is_file() and dataset.suffix == ".npz"):
@@ -151,7 +176,7 @@ def _spec_of_table(file: Path, name: str, options: Any) -> DatasetSpec:
     elif dense is None:
         labels = _labels_in(dataset)
     if columns is not None:
-        columns = _names(where, "columns", columns)
+        columns = _unique(columns)
         if labels is None:
             raise JaxTransferError(
                 f"{where} names columns, but {dataset} has no table {LABELS_CSV}; name it as labels."
@@ -166,10 +191,10 @@ def _spec_of_table(file: Path, name: str, options: Any) -> DatasetSpec:
     return DatasetSpec(name, dataset, file, target_type, classes, limit, labels, columns, dense)
 
 
-def _beside(where: str, file: Path, dataset: Path, option: str, value: Any) -> Path:
+def _beside(where: str, file: Path, dataset: Path, option: str, value: str) -> Path:
     """Returns the table or the folder of labels that an option names, relative to the TOML file."""
-    path = file.parent / value if isinstance(value, str) else None
-    if path is None or not dataset.is_dir() or not (path.is_dir() if option == "dense" else path.is_file()):
+    path = file.parent / value
+    if not dataset.is_dir() or not (path.is_dir() if option == "dense" else path.is_file()):
         kind = "folder" if option == "dense" else "table (.csv)"
         raise JaxTransferError(
             f"{where}: {option} must be the {kind} of the labels of a folder of images, not {value!r} for {dataset}."
@@ -177,11 +202,5 @@ def _beside(where: str, file: Path, dataset: Path, option: str, value: Any) -> P
     return path
 
 
-def _names(where: str, option: str, values: Any) -> tuple[str, ...]:
-    if not isinstance(values, list) or not values or not all(isinstance(v, str) or _is_integer(v) for v in values):
-        raise JaxTransferError(f"{where}: {option} must be a list of text or integers, not {values!r}.")
+def _unique(values: list[str | int]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(map(str, values)))
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

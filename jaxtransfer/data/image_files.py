@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from jaxtransfer.data.probe import decoding
+from jaxtransfer.data.probe import check_images, decoding
 from jaxtransfer.errors import JaxTransferError
 
 
@@ -68,6 +68,7 @@ def decode_files(
     """
     skipped = [*skipped]
     count = min(len(files), limit or len(files))
+    check_images(count, size)
     images, indices, hashes = np.empty((count, size, size, 3), np.uint8), [], []
     with decoding(folder, files, size) as decoded_files:
         for index, (name, decoded) in enumerate(decoded_files):

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.files import read_csv
+from jaxtransfer.files import read_csv, shortened
 
 _FILE, _GROUPS = "file", "groups"
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
@@ -46,7 +46,7 @@ def read_label_table(file: Path, folder: Path) -> LabelTable:
     header, rows = _header_and_rows(file)
     if wrong := [row for row in rows if len(row) != len(header)]:
         raise JaxTransferError(
-            f"{file} has {len(header)} columns, but a row has {len(wrong[0])} cells: {', '.join(wrong[0])}."
+            f"{file} has {len(header)} columns, but a row has {len(wrong[0])} cells: {shortened(', '.join(wrong[0]))}."
         )
     if not rows:
         raise JaxTransferError(f"{file} has no rows; it needs a row for every image.")
@@ -58,7 +58,7 @@ def read_label_table(file: Path, folder: Path) -> LabelTable:
     columns = {name: [column[i] for i in order] for name, column in cells.items()}
     groups = columns.pop(_GROUPS, None)
     if not columns:
-        raise JaxTransferError(f"{file} has no column of labels beside {' and '.join(header)}; add one.")
+        raise JaxTransferError(f"{file} has no column of labels beside {shortened(' and '.join(header))}; add one.")
     return LabelTable(file, folder, [files[i] for i in order], columns, folder, groups)
 
 
@@ -73,12 +73,15 @@ def _header_and_rows(file: Path) -> tuple[list[str], list[list[str]]]:
             break
     else:
         raise JaxTransferError(
-            f"{file} has no column {_FILE!r}, the paths of the images, in its first row: {', '.join(header)}."
+            f"{file} has no column {_FILE!r}, the paths of the images, in its first row: "
+            f"{shortened(', '.join(header))}."
         )
     if any("\0" in cell for row in (header, *rows) for cell in row):
         raise JaxTransferError(f"{file} is not a table of labels that can be read: it holds NUL characters.")
     if "" in header or len({*header}) < len(header):
-        raise JaxTransferError(f"{file}: the columns in the first row must have different names: {', '.join(header)}.")
+        raise JaxTransferError(
+            f"{file}: the columns in the first row must have different names: {shortened(', '.join(header))}."
+        )
     return header, rows
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxtransfer.defaults import PROBE_SIZE
+from jaxtransfer.devices import check_memory
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.pixels import centred_crop
 
@@ -84,6 +85,7 @@ def load_probe(folder: str | Path, *, size: int = PROBE_SIZE, limit: int | None 
     if not files:
         raise JaxTransferError(f"The folder {folder} holds no files; put probe images into it.")
 
+    check_images(min(len(files), limit or len(files)), size)
     images = np.empty((min(len(files), limit or len(files)), size, size, 3), np.uint8)
     names, skipped, digest = [], [], hashlib.sha256()
     with decoding(folder, files, size) as decoded_files:
@@ -127,6 +129,16 @@ def read_images(
                 raise JaxTransferError(f"{folder / name} cannot be used as a probe image: {decoded}.")
             images.append(decoded[0])
     return np.stack(images)
+
+
+def check_images(count: int, size: int) -> None:
+    """Checks that memory holds some images, RGB, of a height and width.
+
+    Raises:
+        JaxTransferError: It does not.
+    """
+    advice = "ask for a smaller size or fewer images"
+    check_memory(3 * count * size**2, f"{count:,} images of {size} x {size} pixels", advice)
 
 
 def files_below(folder: Path) -> list[Path]:

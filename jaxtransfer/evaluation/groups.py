@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jaxtransfer import rooms
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.files import read_csv
+from jaxtransfer.files import read_csv, shortened
 from jaxtransfer.taskonomy.tasks import TASKS
 
 
@@ -28,11 +28,11 @@ def load_groups(file: str | Path) -> dict[str, str]:
     lines = read_csv(file, "a file of groups")
     header, *rows = [[cell.strip() for cell in row] for row in lines if any(row)] or [[]]
     if header != ["name", "group"]:
-        raise JaxTransferError(f"{file} needs the header name,group, not {','.join(header)!r}.")
+        raise JaxTransferError(f"{file} needs the header name,group, not {shortened(','.join(header))!r}.")
     groups: dict[str, str] = {}
     for row in rows:
         if len(row) != 2 or not all(row):
-            raise JaxTransferError(f"{file} needs name,group in every row, not {','.join(row)!r}.")
+            raise JaxTransferError(f"{file} needs name,group in every row, not {shortened(','.join(row))!r}.")
         name, group = row
         if groups.setdefault(name, group) != group:
             raise JaxTransferError(f"{file} puts {name} into two groups, {groups[name]} and {group}.")

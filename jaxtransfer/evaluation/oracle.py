@@ -11,10 +11,14 @@ from jaxtyping import Float
 
 from jaxtransfer import rooms
 from jaxtransfer.errors import JaxTransferError, unknown_name
-from jaxtransfer.files import read_csv
+from jaxtransfer.files import read_csv, shortened
 from jaxtransfer.taskonomy.tasks import TASKS
 
 _FOLDER = Path(__file__).parent / "oracles"
+_FORMS = (
+    "An oracle has the columns source, target and score (and perhaps stderr) and a row for every pair, or the names of "
+    "the targets in its first row and those of the sources in its first column."
+)
 Scores = Mapping[str, Mapping[str, float]]
 """For every target a value of every source."""
 
@@ -151,12 +155,17 @@ class Oracle:
         file = Path(file)
         lines = [[cell.strip() for cell in row] for row in read_csv(file, "an oracle") if any(row)]
         header, *rows = lines or [[]]
+        for delimiter, plural in {";": "semicolons", "\t": "tabs"}.items():
+            if len(header) == 1 and delimiter in header[0]:
+                raise JaxTransferError(f"{file} has {plural} between its cells; write it with commas. {_FORMS}")
         sources = [source] if isinstance(source, str) else [*source]
+        hint = ""
         if (target, score) != ("target", "score") or {target, score} <= {*header}:
             cells = _from_rows(header, rows, (sources, target, score), file)
         else:
             if sources == ["source"] and "source" not in header:
                 sources = header[:1]
+            hint = f" Its first row, {shortened(','.join(header))}, is taken for the names of targets. {_FORMS}"
             cells = _from_matrix(header, rows, sources, ignore, file)
         scores: dict[str, dict[str, float]] = {}
         stderr: dict[str, dict[str, float]] = {}
@@ -164,11 +173,11 @@ class Oracle:
             if own in scores.get(other, {}):
                 raise JaxTransferError(f"{file} says twice how {own} transfers to {other}.")
             if text and own != other:
-                scores.setdefault(other, {})[own] = _number(text, "score", file)
+                scores.setdefault(other, {})[own] = _number(text, "score", file, hint=hint)
                 if error:
                     stderr.setdefault(other, {})[own] = _number(error, "standard error", file, at_least=0)
         if not scores:
-            raise JaxTransferError(f"{file} holds no score of a source for another target.")
+            raise JaxTransferError(f"{file} holds no score of a source for another target. {_FORMS}")
         known = {*scores, *(own for of_target in scores.values() for own in of_target)}
         pairs = [pair for name, task in TASKS.items() for pair in ((name, task.release), (task.release, name))]
         aliases = {other: own for own, other in pairs if own in known and other not in known}
@@ -213,7 +222,9 @@ def _from_rows(
     cells = []
     for row in rows:
         if len(row) != len(header):
-            raise JaxTransferError(f"{file} needs {','.join(header)} in every row, not {','.join(row)!r}.")
+            raise JaxTransferError(
+                f"{file} needs {shortened(','.join(header))} in every row, not {shortened(','.join(row))!r}."
+            )
         error = "" if of_error is None else row[of_error]
         cells.append(("+".join(row[i] for i in of_source), row[of_target], row[of_score], error))
     return cells
@@ -244,14 +255,14 @@ def _positions(header: list[str], names: Sequence[str], file: Path) -> list[int]
     return [header.index(name) for name in names]
 
 
-def _number(text: str, what: str, file: Path, *, at_least: float = -math.inf) -> float:
+def _number(text: str, what: str, file: Path, *, at_least: float = -math.inf, hint: str = "") -> float:
     try:
         number = float(text)
     except ValueError:
         number = math.nan
     if not math.isfinite(number) or number < at_least:
         raise JaxTransferError(
-            f"{file} holds {text!r} where a {what} should be; leave a cell empty if it is not known."
+            f"{file} holds {shortened(text)!r} where a {what} should be; leave a cell empty if it is not known.{hint}"
         )
     return number
 

@@ -10,6 +10,12 @@ from jaxtransfer.errors import JaxTransferError
 # manifests and of the keys of points: they stay the same when a module moves.
 FUNCTIONS = {
     "jaxtransfer.aten.program:AtenProgram": "jaxtransfer.aten.program:AtenProgram",
+    "jaxtransfer.networks.exported:ExportedProgram": "jaxtransfer.networks.exported:ExportedProgram",
+    "jaxtransfer.networks.modules:EquinoxFunction": "jaxtransfer.networks.modules.equinox_modules:EquinoxFunction",
+    "jaxtransfer.networks.modules:HaikuFunction": "jaxtransfer.networks.modules.haiku_functions:HaikuFunction",
+    "jaxtransfer.networks.modules:KerasFunction": "jaxtransfer.networks.modules.keras_models:KerasFunction",
+    "jaxtransfer.networks.modules:LinenFunction": "jaxtransfer.networks.modules.linen_modules:LinenFunction",
+    "jaxtransfer.networks.modules:NnxFunction": "jaxtransfer.networks.modules.nnx_modules:NnxFunction",
     "jaxtransfer.onnx.program:OnnxProgram": "jaxtransfer.onnx.program:OnnxProgram",
     "jaxtransfer.rooms.networks:encode": "jaxtransfer.rooms.networks:encode",
     "jaxtransfer.taskonomy:encode": "jaxtransfer.taskonomy.networks:encode",

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, Self, TypeGuard, runtime_checkable
 
 import jax
@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxtransfer import arguments
 from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.networks.modules import split_module
 from jaxtransfer.networks.preprocess import PreprocessFn
 
 ApplyFn = Callable[[Any, Float[Array, "images h w channels"]], PyTree[Float[Array, "images ..."]]]
@@ -67,6 +68,57 @@ class Network:
     apply: ApplyFn
     params: PyTree
     preprocess: PreprocessFn | None = None
+
+    @classmethod
+    def of(
+        cls,
+        module: Any,
+        *,
+        name: str,
+        preprocess: PreprocessFn | None = None,
+        layer: str | Sequence[str] | None = None,
+        call: Callable[[Any, Any], Any] | None = None,
+        factory: Callable[[], Any] | str | None = None,
+    ) -> Self:
+        """Makes a network of a module as its library has it; the module itself is not changed.
+
+        The module runs as in evaluation: without dropout, and with running statistics. It is called with images, and
+        those of the arguments `train`, `training`, `is_training`, `deterministic`, `use_running_average` and
+        `inference` that it takes. Networks of modules that differ only in their weights share a compiled program.
+
+        Args:
+            module: A `flax.nnx.Module`; of Flax Linen a pair (module, variables); an `equinox.Module`, which is called
+                on one image with its channels first, or a pair of it and its `equinox.nn.State`; of Haiku
+                (transformed, params) or (transformed, params, state); or a `keras.Model` on the JAX backend.
+            name: Name of the network.
+            preprocess: As for `Network`.
+            layer: Name of an inner layer whose output is the representation, or several names for a dict of layers.
+                Modules of NNX, Linen and Equinox have paths such as "blocks.0.conv", and values that `sow` stores have
+                the path of their module before their own name; Haiku's modules and Keras's layers have their names. Of
+                a layer that is called several times, the last output counts. The error for an unknown name lists the
+                names there are.
+            call: For modules that are called in another way: `call(module, images)` is called instead, with the batch
+                of images, or for Equinox with one image, [height, width, channels]. Give the same function for all
+                networks that share a program.
+            factory: Function at the top level of a module that is called without arguments and builds the module (for
+                Linen and Haiku without weights), or its name, such as "my_nets:make_resnet", so that a zoo can store
+                the network by that name. None: a zoo stores it as exported StableHLO (`docs/zoos.md`).
+
+        Raises:
+            JaxTransferError: `module` is something else, or an argument has a wrong type.
+
+        Examples:
+            >>> from flax import nnx
+            >>> module = nnx.Sequential(nnx.Conv(3, 8, (3, 3), rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(1)))
+            >>> network = jt.Network.of(module, name="tiny", preprocess=jt.Preprocess((16, 16)))
+            >>> network.apply(network.params, jnp.ones((4, 16, 16, 3))).shape
+            (4, 16, 16, 8)
+            >>> jt.Network.of(module, name="conv", layer="layers.7").apply(network.params, jnp.ones((4, 16, 16, 3)))
+            Traceback (most recent call last):
+            jaxtransfer.errors.JaxTransferError: There is no layer 'layers.7' in the module; there are: layers.0, ...
+        """
+        apply, params = split_module(module, layer=layer, call=call, factory=factory)
+        return cls(name, apply, params, preprocess)
 
     def __post_init__(self) -> None:
         if not is_name(self.name):

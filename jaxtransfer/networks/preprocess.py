@@ -20,7 +20,7 @@ from jaxtransfer.pixels import centred_crop, srgb_to_linear
 _LUMINANCE = (0.212671, 0.715160, 0.072169)
 _CIE_EPSILON, _CIE_KAPPA = 216 / 24389, 24389 / 27
 
-_INTERPOLATIONS = {"linear": "linear", "cubic": "cubic", "lanczos": "lanczos3"}
+_INTERPOLATIONS = {"linear": "linear", "cubic": "cubic", "lanczos": "lanczos3"}  # and their names in JAX
 _ADDED = {"resize": None, "interpolation": "linear"}
 
 PreprocessFn = Callable[[Float[Array, "images height width 3"]], Float[Array, "images h w channels"]]
@@ -44,8 +44,8 @@ class Preprocess:
             (`context_encoder_input` in Taskonomy's task bank).
         resize: Height and width in pixels to which the rectangle is resized, before the centre of `size` is cut out
             of it, as torchvision and timm do; None: `size`.
-        interpolation: "linear", "cubic" (Keys, a = -0.5) or "lanczos" (with three lobes), as Pillow defines them.
-            Those two leave the range of the images, which Pillow cuts off: set `clip` to (0, 1).
+        interpolation: "linear", "cubic" (Keys, a = -0.5) or "lanczos" (with three lobes). Those two leave the range of
+            the images, so values are limited to [0, 1] after each axis, as Pillow does.
 
     Raises:
         JaxTransferError: An attribute has another type or number of values, `size` is not from 1 to 8192, `resize` is
@@ -93,7 +93,10 @@ class Preprocess:
         chex.assert_rank(images, 4)
         top, left, height, width = centred_crop(images.shape[1], images.shape[2], self.size)
         images = images[:, top : top + height, left : left + width]
-        images = _resize(images, self._resized, _INTERPOLATIONS[self.interpolation])
+        if self.interpolation == "linear":
+            images = _resize(images, self._resized)
+        else:
+            images = _resize_clipped(images, self._resized, _INTERPOLATIONS[self.interpolation])
         (top, _), (left, _) = self._margins
         images = images[:, top : top + self.size[0], left : left + self.size[1]]
         if self.clip is not None:
@@ -171,12 +174,21 @@ def restore_maps(
     return _resize(maps, shape)
 
 
-def _resize(
-    images: Float[Array, "images ..."], size: tuple[int, int], method: str = "linear"
-) -> Float[Array, "images ..."]:
+def _resize(images: Float[Array, "images ..."], size: tuple[int, int]) -> Float[Array, "images ..."]:
     if images.shape[1:3] == tuple(size):
         return images
-    return jax.image.resize(images, (images.shape[0], *size, *images.shape[3:]), method)
+    return jax.image.resize(images, (images.shape[0], *size, *images.shape[3:]), "linear")
+
+
+def _resize_clipped(
+    images: Float[Array, "images h w 3"], size: tuple[int, int], method: str
+) -> Float[Array, "images {size[0]} {size[1]} 3"]:
+    """Resizes width and then height, and limits values to [0, 1] after each, as Pillow's 8 bits do."""
+    for axis in (2, 1):
+        shape = (*images.shape[:axis], size[axis - 1], *images.shape[axis + 1 :])
+        if shape != images.shape:
+            images = jnp.clip(jax.image.resize(images, shape, method), 0, 1)
+    return images
 
 
 def _lightness(images: Float[Array, "images h w 3"]) -> Float[Array, "images h w"]:

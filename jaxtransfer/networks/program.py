@@ -1,6 +1,7 @@
 """Represents a network as data: a list of operations of a closed table, which JAX executes."""
 
 import dataclasses
+import difflib
 import functools
 import json
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.networks.layout import without_transpositions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +78,11 @@ class Program:
     def __post_init__(self) -> None:
         for node in self.nodes:
             if node.op not in self.ops:
+                closest = difflib.get_close_matches(node.op, self.ops, n=3)
                 raise JaxTransferError(
-                    f"The operation {node.op} {_where(node)} is not supported; supported are: "
-                    f"{', '.join(sorted(self.ops))}."
+                    f"The operation {node.op} {_where(node)} is not supported; "
+                    f"the closest that are: {', '.join(closest) or 'none'}. If it is yours, import the module that "
+                    "registers it (--import); otherwise see docs/unsupported-operations.md."
                 )
 
     def __call__(
@@ -101,17 +105,17 @@ class Program:
                 f"This network takes images of height, width and channels {self.shape}, "
                 f"not an array of shape {images.shape}."
             )
-        images = self.arrange(images)
-        if self.one_by_one:
-            return jax.vmap(lambda image: jax.tree.map(lambda x: x[0], self._run(params, image[None])))(images)
-        return self._run(params, images)
+        return without_transpositions(self._of_each if self.one_by_one else self._run, params, images)
 
     def arrange(self, images: Float[Array, "images h w channels"]) -> Array:
         """Arranges the axes of the images as the first operation expects them."""
         return images
 
+    def _of_each(self, params: Mapping[str, Array | np.ndarray], images: Array) -> Any:
+        return jax.vmap(lambda image: jax.tree.map(lambda x: x[0], self._run(params, image[None])))(images)
+
     def _run(self, params: Mapping[str, Array | np.ndarray], images: Array) -> Any:
-        values: dict[str, Any] = {self.input: images}
+        values: dict[str, Any] = {self.input: self.arrange(images)}
 
         def resolve(argument: Any) -> Any:
             if isinstance(argument, Value):

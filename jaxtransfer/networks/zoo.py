@@ -26,13 +26,18 @@ from pydantic import AfterValidator, Field
 from jaxtransfer.devices import host_memory
 from jaxtransfer.errors import JaxTransferError, operating_system_error, unknown_name
 from jaxtransfer.files import JsonObject, parse_json, read_json
+from jaxtransfer.networks.exported import ExportedProgram
 from jaxtransfer.networks.functions import FUNCTIONS, findable_name, function_named, is_registered, register
+from jaxtransfer.networks.modules import ModuleFunction
 from jaxtransfer.networks.network import ApplyFn, Network, Storable, is_key, is_name, weights_hash
+from jaxtransfer.networks.outputs import describe_outputs
 from jaxtransfer.networks.preprocess import Preprocess, PreprocessFn
 
-_MANIFEST, _WEIGHTS = "network.json", "weights"
+_MANIFEST, _WEIGHTS, _PROGRAM = "network.json", "weights", "program.export"
 _PARTIAL, _SECONDS_OF_LEFTOVERS = ".adding-", 24 * 3600
 
+# What the names of the functions of modules begin with.
+_MODULES = "jaxtransfer.networks.modules:"
 # Marks in a manifest for containers and leaves that JSON does not have; no dict of weights holds a string.
 _KIND, _INTEGERS, _TUPLE, _KEY = "kind", "dict with integer keys", "tuple", "PRNG key"
 
@@ -44,10 +49,11 @@ _SINGLE: _Path = ("params",)
 class Zoo:
     """Stores networks in a directory, one folder per network, and loads them one by one on demand.
 
-    A folder holds `network.json` (the manifest: architecture, preprocessing, shapes, hash and origin of the
-    weights) and `weights/` (an Orbax checkpoint). A folder appears whole or not at all.
+    A folder holds `network.json` (the manifest: architecture, preprocessing, what it returns, shapes, hash and origin
+    of the weights), `weights/` (an Orbax checkpoint), and for a network of `Network.of` without a factory
+    `program.export` (StableHLO). A folder appears whole or not at all.
 
-    A network's `apply` is stored by name, never as code: it must be a function at the top level of a module,
+    Any other network's `apply` is stored by name, never as code: it must be a function at the top level of a module,
     or an object with `to_json()` whose class has `from_json(config)`. Opening a network imports nothing but
     jaxtransfer itself. Besides the architectures of jaxtransfer, a network's function may be one that the program has
     registered (`jaxtransfer.register`) or added to a zoo itself, or one of the modules that it names; anything else
@@ -125,12 +131,11 @@ class Zoo:
         Raises:
             JaxTransferError: Some functions are not; the message names all modules that are needed.
         """
-        functions = {manifest["name"]: manifest["apply"]["name"] for manifest in manifests}
-        if refused := {name: function for name, function in functions.items() if not self._may_use(function)}:
-            name, function = next(iter(refused.items()))
-            raise JaxTransferError(
-                f"Network {name!r} of the zoo {self.path} has the function {function}: {_advice(refused.values())}."
-            )
+        functions = [(manifest["name"], name) for manifest in manifests for name in _functions_of(manifest["apply"])]
+        if refused := [(network, function) for network, function in functions if not self._may_use(function)]:
+            advice = _advice(function for _, function in refused)
+            name, function = refused[0]
+            raise JaxTransferError(f"Network {name!r} of the zoo {self.path} has the function {function}: {advice}.")
 
     def __getitem__(self, name: str) -> Network:
         """Loads a network.
@@ -142,7 +147,7 @@ class Zoo:
         """
         manifest = self.manifest(name)
         try:
-            apply = self._apply(manifest["apply"])
+            apply = self._apply(manifest["apply"], self.path / name)
             preprocess = self.preprocess(name)
             params = _restore(self.path / name / _WEIGHTS, manifest["params"])
         except JaxTransferError as error:
@@ -187,13 +192,17 @@ class Zoo:
             if names.total() > len(names):
                 name = names.most_common(1)[0][0]
                 raise JaxTransferError(f"its params hold two arrays that a checkpoint calls {name!r}; rename one.")
+            apply = network.apply
+            if isinstance(apply, ModuleFunction) and apply.factory is None:
+                apply = ExportedProgram.of(apply, network.params, network.preprocess)
             manifest = {
                 "format": 1,
                 "name": network.name,
-                "apply": _apply_to_json(network.apply),
+                "apply": _apply_to_json(apply),
                 "preprocess": _preprocess_to_json(network.preprocess),
                 "weights_sha256": weights_hash(_rebuild(params, (), lambda path, *_: arrays[path])),
                 "source": dict(source or {}),
+                "outputs": describe_outputs(network),
                 "params": params,
             }
             text = json.dumps(manifest, indent=1)
@@ -209,10 +218,13 @@ class Zoo:
                 ocp.save(str(partial / _WEIGHTS), _nested(saved))
                 # Object stores need this file, and Orbax writes into it the path that is renamed below.
                 (partial / _WEIGHTS / "commit_success.txt").write_text("Written as a whole.\n")
+            if isinstance(apply, ExportedProgram):
+                (partial / _PROGRAM).write_bytes(apply.content)
             (partial / _MANIFEST).write_text(text)
             partial.chmod(0o755)
             partial.rename(self.path / network.name)
-            register(type(network.apply) if isinstance(network.apply, Storable) else network.apply)
+            for function in _functions_of(manifest["apply"]):
+                register(function_named(function))
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -231,17 +243,21 @@ class Zoo:
         named = any(f"{module}.".startswith(f"{name}.") for name in self._modules)
         return is_registered(function) or (named and module in sys.modules)
 
-    def _apply(self, stored: Mapping[str, Any]) -> ApplyFn:
+    def _apply(self, stored: Mapping[str, Any], folder: Path) -> ApplyFn:
         """Looks up the function that a manifest names."""
+        for name in _functions_of(stored):
+            if not self._may_use(name):
+                raise JaxTransferError(f"its function is {name}: {_advice([name])}.")
         name = stored["name"]
-        if not self._may_use(name):
-            raise JaxTransferError(f"its function is {name}: {_advice([name])}.")
         if name in FUNCTIONS:
             importlib.import_module(FUNCTIONS[name].partition(":")[0])
         function = function_named(name)
         if function is None or isinstance(function, type) != ("config" in stored):
             raise JaxTransferError(f"its function {name} is not the function of a network, or no longer exists.")
-        return function.from_json(stored["config"]) if "config" in stored else function
+        if "config" not in stored:
+            return function
+        config = stored["config"]
+        return function.from_json(config if function is not ExportedProgram else {**config, "file": folder / _PROGRAM})
 
 
 def _checked_preprocess(stored: dict[str, Any]) -> dict[str, Any]:
@@ -278,12 +294,18 @@ class _Function(JsonObject):
     name: Annotated[str, Field(pattern=r"^[\w.:<>]*$", max_length=300)]
 
 
+class _Output(JsonObject):
+    kind: str
+    shape: list[int]
+
+
 class _Manifest(JsonObject):
     format: Literal[1]
     name: str
     apply: _Function
     preprocess: Annotated[dict[str, Any], AfterValidator(_checked_preprocess)] | None
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    outputs: dict[str, _Output] = {}  # noqa: RUF012  pydantic copies it
     params: Annotated[Any, AfterValidator(_checked_params)]
 
 
@@ -294,6 +316,12 @@ def _advice(functions: Iterable[str]) -> str:
         f"{' and '.join(modules)} and open it with modules={modules}, on the command line with "
         f"{' '.join(f'--import {module}' for module in modules)}"
     )
+
+
+def _functions_of(stored: Mapping[str, Any]) -> list[str]:
+    """Returns the names of a network's function, and of those that build and call its module."""
+    of_module = stored["config"] if stored["name"].startswith(_MODULES) else {}
+    return [stored["name"], *(of_module[key] for key in ("factory", "call") if key in of_module)]
 
 
 def _restore(path: Path, description: PyTree) -> PyTree:

@@ -215,8 +215,9 @@ def dequantize(x: Any, scale: Any, zero: Any = None, *, axis: int = 1, block_siz
         if block_size:
             blocks = xp.repeat(parameter, block_size, axis)
             return blocks[(slice(None),) * (axis % x.ndim) + (slice(x.shape[axis]),)]
-        shape = [-1 if i == axis % x.ndim else 1 for i in range(x.ndim)]
-        return parameter.reshape((1,) * x.ndim if parameter.size == 1 else shape)
+        if parameter.size == 1:
+            return parameter.reshape((1,) * x.ndim)
+        return parameter.reshape([x.shape[axis] if i == axis % x.ndim else 1 for i in range(x.ndim)])
 
     real = xp.asarray(x).astype(np.float32)
     return (real if zero is None else real - spread(zero)) * spread(scale)

@@ -14,6 +14,7 @@ from jax import lax
 
 from jaxtransfer.aten import layers as aten
 from jaxtransfer.aten.algebra import vector_norm
+from jaxtransfer.aten.sampling import grid_sampler
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.onnx.table import axes as _axes
 from jaxtransfer.onnx.table import bounded, op, static
@@ -278,6 +279,15 @@ def resize(
             mask = outside.reshape([-1 if j == axis else 1 for j in range(x.ndim)])
             x = jnp.where(mask, jnp.asarray(extrapolation_value, x.dtype), x)
     return x
+
+
+@op("GridSample")
+def grid_sample(
+    x: jax.Array, grid: Any, *, align_corners: int = 0, mode: str = "linear", padding_mode: str = "zeros"
+) -> jax.Array:
+    modes = {"linear": 0, "bilinear": 0, "nearest": 1, "cubic": 2, "bicubic": 2}
+    paddings = ["zeros", "border", "reflection"]
+    return grid_sampler(x, jnp.asarray(grid), modes[mode], paddings.index(padding_mode), bool(align_corners))
 
 
 def _take(x: jax.Array, at: np.ndarray, axis: int) -> jax.Array:

@@ -3,7 +3,14 @@
 import dataclasses
 
 from jaxtransfer.networks.program import Program
-from jaxtransfer.onnx import algebra, elementwise, layers, normalisation, shaping  # noqa: F401  fill OPS
+from jaxtransfer.onnx import (  # noqa: F401  fill OPS
+    algebra,
+    elementwise,
+    layers,
+    normalisation,
+    recurrent,
+    shaping,
+)
 from jaxtransfer.onnx.table import OPS
 
 

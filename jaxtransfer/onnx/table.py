@@ -67,7 +67,9 @@ def match(*operands: Any) -> list[Any]:
     """Prepares operands to broadcast: NumPy arrays if all are, otherwise arrays of JAX of equal rank."""
     if is_static(*operands):
         arrays = [np.asarray(x) for x in operands]
-        bounded(np.broadcast_shapes(*(x.shape for x in arrays)))
+        shape = np.broadcast_shapes(*(x.shape for x in arrays))
+        if math.prod(shape) > max(x.size for x in arrays):
+            bounded(shape)
         return arrays
     return same_rank(*(jnp.asarray(x) for x in operands))
 

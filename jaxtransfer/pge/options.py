@@ -15,6 +15,7 @@ BackboneName = Literal["conv4", "resnet12", "resnet18", "resnet50"]
 LossName = Literal["prototypical", "random-head", "squared-error"]
 
 _DEFAULT_HEADS = 16
+_MAX_RESTARTS, _MAX_HEADS = 10**9, 10_000
 _GROUPS: dict[GradientMeasure, int] = {"gap": 16, "alignment": 32}
 
 
@@ -97,6 +98,10 @@ class PGEOptions:
             raise JaxTransferError(f"A batch needs one image or more, not {self.batch_size}.")
         if self.heads is not None and self.heads < 1:
             raise JaxTransferError(f"There must be one pair of heads or more, not {self.heads}.")
+        restarts = self.cap if self.restarts == "auto" else self.restarts
+        for name, value, most in (("restarts", restarts, _MAX_RESTARTS), ("pairs of heads", self.heads, _MAX_HEADS)):
+            if value is not None and value > most:
+                raise JaxTransferError(f"There may be up to {most:,} {name}, not {value:,}.")
 
     @property
     def groups(self) -> int:

@@ -19,7 +19,16 @@ from jaxtransfer.attribution.precision import Precision
 from jaxtransfer.attribution.relevance import RULES
 from jaxtransfer.attribution.targets import random_signs, spatial_maximum
 from jaxtransfer.defaults import EPSILON
-from jaxtransfer.devices import DATA, MODEL, allgather, is_writer, memory_per_device, replicate, synchronised
+from jaxtransfer.devices import (
+    DATA,
+    MODEL,
+    allgather,
+    check_memory,
+    is_writer,
+    memory_per_device,
+    replicate,
+    synchronised,
+)
 from jaxtransfer.errors import JaxTransferError, NetworkError
 from jaxtransfer.networks.network import Network
 from jaxtransfer.points.directions import Similarity
@@ -232,6 +241,9 @@ class PointComputation:
             if self._batch_size is not None or size <= _MEMORY_FRACTION * memory or batch == 1:
                 break
             max_batch = max(1, min(batch // 2, int(batch * _MEMORY_FRACTION * memory / size)))
+        images = "an image" if batch == 1 else f"{batch} images"
+        advice = "ask for smaller images, a smaller batch size, or more devices for the images"
+        check_memory(size, f"Network {network.name!r} with {images} on a device", advice, memory)
         if self._batch_size is None and architecture not in self._max_batch:
             self._max_batch[architecture] = max_batch
             share = f"{decimal(size)} of {decimal(memory)}"

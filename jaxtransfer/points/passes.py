@@ -25,6 +25,7 @@ from jaxtransfer.attribution.precision import Precision
 from jaxtransfer.defaults import ATTRIBUTIONS
 from jaxtransfer.devices import DATA, MODEL, distribute, memory_per_device
 from jaxtransfer.networks.network import ApplyFn, is_key
+from jaxtransfer.networks.outputs import named_outputs
 from jaxtransfer.networks.preprocess import PreprocessFn, restore_maps
 from jaxtransfer.points.directions import Similarity, directions
 from jaxtransfer.points.sketch import Projection
@@ -221,12 +222,6 @@ def method_of(kind: str) -> str:
 def is_map(kind: str) -> bool:
     """Whether points of a kind are attribution maps, or sketches of them."""
     return method_of(kind) in ATTRIBUTIONS
-
-
-def named_outputs(outputs: PyTree) -> dict[str, Any]:
-    """Returns the outputs of a network by name: keys of dicts and indices, joined by dots; "" for a single one."""
-    leaves = jax.tree_util.tree_leaves_with_path(outputs)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def _layers(kinds: Sequence[str], outputs: PyTree) -> dict[str, Float[Array, "images ..."]]:

@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
@@ -32,6 +33,7 @@ CACHE_BYTES = 128 * 2**20
 # How TensorStore's errors for arrays and chunks begin that are missing, or do not have their checksum or format.
 _MISSING = "NOT_FOUND"
 _DAMAGE = (_MISSING, "DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "OUT_OF_RANGE")
+_REACH_SECONDS = 20  # to wait for an object store
 _FAULTS = "faults"  # an entry of the file of a key that is not part of the key; older files have none
 _CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
 
@@ -101,6 +103,7 @@ class Points:
         self.place = str(place)
         url = self.place if "://" in self.place else Path(place).absolute().as_uri()
         self._url = f"{url.rstrip('/')}/"
+        self._is_reachable = "://" not in self.place
 
     def missing(self, network: str, keys: Mapping[str, Key]) -> tuple[str, ...]:
         """Returns the kinds of points that are not stored, or stored with a different key."""
@@ -179,10 +182,27 @@ class Points:
             return None, []
         return key, key.pop(_FAULTS, [])
 
+    def _check_reachable(self) -> None:
+        """Raises an error where an object store does not answer; TensorStore alone would try for minutes."""
+        if self._is_reachable:
+            return
+        end = time.monotonic() + _REACH_SECONDS
+        try:
+            store = ts.KvStore.open(self._url, context=_CONTEXT).result(timeout=_REACH_SECONDS)
+            store.read("key.json").result(timeout=max(0, end - time.monotonic()))
+        except TimeoutError as error:
+            raise JaxTransferError(
+                f"The place of the points, {self.place}, does not answer within {_REACH_SECONDS} s: see whether it "
+                "exists, whether this machine may read and write it, and whether it is online."
+            ) from error
+        self._is_reachable = True
+
     def _folder(self, *names: str) -> ts.KvStore:
+        self._check_reachable()
         return ts.KvStore.open(f"{self._url}{'/'.join(names)}/", context=_CONTEXT).result()
 
     def _array(self, network: str, kind: str, spec: dict[str, Any], **options: Any) -> ts.TensorStore:
+        self._check_reachable()
         # A missing chunk is an error instead of zeros, so chunks of zeros are written too.
         strict = {"fill_missing_data_reads": False, "store_data_equal_to_fill_value": True}
         spec = {"driver": "zarr3", "kvstore": f"{self._url}{network}/{kind}/", **strict, **spec}

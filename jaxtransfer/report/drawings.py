@@ -13,10 +13,12 @@ Drawing = tuple[str, Callable[..., None]]
 """The name of a figure's files, and the function that draws it to `path`."""
 
 _NETWORKS_PER_PAGE = 20
+MAX_DRAWN = 100
+"""Of more networks than this only the heat map is drawn; other figures could not be read, and would take minutes."""
 
 
 def method_drawings(affinity: Affinity, view: MethodView, groups: Mapping[str, str] | None) -> Iterator[Drawing]:
-    """Returns the heat map, the tree and the ranked sources of a method."""
+    """Returns the heat map, the tree and the ranked sources of a method; of many networks the heat map alone."""
     measure = view.measure
     yield (
         f"heat_map_{view.name}",
@@ -32,6 +34,8 @@ def method_drawings(affinity: Affinity, view: MethodView, groups: Mapping[str, s
             groups=groups if affinity.square else None,
         ),
     )
+    if max(len(affinity.sources), len(affinity.targets)) > MAX_DRAWN:
+        return
     if view.tree is not None:
         title = f"Task similarity tree{view.by}{', from the symmetric part' if measure.directed else ''}"
         yield f"tree_{view.name}", functools.partial(figures.tree, view.tree, title=title, groups=groups)

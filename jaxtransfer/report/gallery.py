@@ -17,7 +17,7 @@ from jaxtransfer.data.probe import read_images
 from jaxtransfer.defaults import ATTRIBUTIONS
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.points.store import Point, Points
-from jaxtransfer.report.drawings import Drawing, pages
+from jaxtransfer.report.drawings import MAX_DRAWN, Drawing, pages
 from jaxtransfer.runs.record import Record
 
 _PHOTOS = 6
@@ -48,6 +48,9 @@ class Gallery:
             return
         if record["settings"].get("sketch") is not None:
             self.remarks.append("This run kept only sketches of its attribution maps, so none are shown.")
+            return
+        if len(affinity.names) > MAX_DRAWN:
+            self.remarks.append(f"Attribution maps are shown of up to {MAX_DRAWN} networks; this run has more.")
             return
         chosen = np.unique(np.linspace(0, len(probe["images"]) - 1, _PHOTOS).round().astype(int))
         self.names = [probe["images"][i] for i in chosen]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import filelock
 import jinja2
 import numpy as np
 
@@ -16,7 +17,7 @@ from jaxtransfer.defaults import RELEVANT
 from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.evaluation.rooms_scores import best_first, reason_for_first
 from jaxtransfer.files import atomic_directory, atomic_write
-from jaxtransfer.report.drawings import method_drawings
+from jaxtransfer.report.drawings import MAX_DRAWN, method_drawings
 from jaxtransfer.report.gallery import Gallery
 from jaxtransfer.report.measures import measure_table, measured_data, measured_transfer, task_table
 from jaxtransfer.report.methods import MethodView, method_data, method_view
@@ -66,6 +67,18 @@ def write_report(
         OSError: A file cannot be written.
     """
     directory = Path(directory)
+    finished_record(directory)  # before a file is created in somebody else's directory
+    with filelock.FileLock(directory / ".report.lock"):  # another report may be at work
+        return _write_report(directory, oracle, groups, relevant, progress)
+
+
+def _write_report(
+    directory: Path,
+    oracle: Oracle | None,
+    groups: Mapping[str, str] | None,
+    relevant: int,
+    progress: Callable[[int, int, str], None] | None,
+) -> Path:
     record = finished_record(directory)
     affinity = affinity_of(directory, record)
     group_of = None if groups is None else {name: groups.get(name, figures.OTHER) for name in affinity.sources}
@@ -84,10 +97,12 @@ def write_report(
             if progress is not None:
                 progress(done, len(drawings), name)
             draw(path=folder / f"{name}.png", svg=True)
+        if progress is not None:
+            progress(len(drawings), len(drawings), "tables")
         inline = {file.stem: inline_svg(file) for stem in ("tree", "curves") for file in folder.glob(f"{stem}*.svg")}
         files = sorted(file.name for file in folder.iterdir())
     page = _template().render(
-        run=Path(os.path.abspath(directory)).name,
+        run="/".join(Path(os.path.abspath(directory)).parts[-2:]),
         noun="task" if record["kind"] == "pge" else "network",
         pge=record["kind"] == "pge",
         square=affinity.square,
@@ -145,7 +160,9 @@ def _run_texts(record: Record, affinity: Affinity) -> dict[str, Any]:
 def _tree_element(affinity: Affinity, view: MethodView, inline: Mapping[str, str]) -> dict[str, Any]:
     """Returns the tree of a method as an SVG element, and the names that are not in it."""
     left_out = [] if view.tree is None else [name for name in affinity.names if name not in view.tree.names]
-    return {"svg": inline.get(f"tree_{view.name}"), "left_out": left_out, "directed": view.measure.directed}
+    too_large = view.tree is not None and len(affinity.names) > MAX_DRAWN
+    svg = inline.get(f"tree_{view.name}")
+    return {"svg": svg, "left_out": left_out, "directed": view.measure.directed, "too_large": too_large}
 
 
 def _data(

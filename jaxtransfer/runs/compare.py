@@ -180,7 +180,7 @@ def compare_runs(
     quantity = "mean Spearman correlation over targets"
     heat_map(matrix, comparison.labels, out / "agreement.png", title, quantity=quantity)
     if oracle is not None and evaluations is not None:
-        write_evaluation(out, evaluations, oracle)
+        write_evaluation(out, evaluations, oracle, relevant)
     return comparison, evaluations
 
 

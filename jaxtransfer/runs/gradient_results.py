@@ -234,15 +234,17 @@ def read_results(directory: Path, measure: GradientMeasure) -> Affinity:
     try:
         names, values = read_table(directory / f"{measure}.csv", np.float32, missing="nan")
         others, stderr = read_table(directory / f"{measure}_stderr.csv", np.float32, missing="nan")
-        restarts = np.array([int(row["restarts"]) for row in read_control(directory)])
+        restarts = np.array([int(row["restarts"]) for row in read_control(directory)], np.int64)
         if others != names or len(restarts) != len(names):
             raise ValueError("its tables are of different tasks")
-    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
-        raise JaxTransferError(f"{directory} does not hold a finished run: {type(error).__name__}: {error}") from error
+    except JaxTransferError:
+        raise
+    except (OSError, ValueError, OverflowError) as error:
+        raise JaxTransferError(f"{directory} does not hold a finished run: {error}.") from error
     result = MethodResult(values, stderr, np.minimum.outer(restarts, restarts), measure=_MEASURES[measure])
     return Affinity(names, "cosine", {measure: result})
 
 
 def read_control(directory: Path) -> list[dict[str, str]]:
     """Reads the rows of `control.csv` as text."""
-    return read_records(directory / "control.csv")
+    return read_records(directory / "control.csv", ("task", "restarts", "restarts_needed", "reads_labels"))

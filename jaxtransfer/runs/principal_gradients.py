@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxtransfer.data.datasets import LabelledTask, read_tasks
-from jaxtransfer.devices import allgather, default_mesh, is_first, is_writer, own_rows, synchronised
+from jaxtransfer.devices import allgather, check_memory, default_mesh, is_first, is_writer, own_rows, synchronised
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.pge.alignment import AlignmentEstimation
 from jaxtransfer.pge.backbones import Backbone, backbone
@@ -31,6 +31,9 @@ from jaxtransfer.runs.gradient_results import GradientResults, alignments, gaps,
 ProgressFn = Callable[[int, int, str], None]
 
 _KIND = "pge"
+
+
+_LEAST_UNITS = 16  # of a backbone at each pixel, which a gradient keeps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +120,12 @@ def run_pge(
     out = Path(out)
     with synchronised():
         tasks = _read_tasks(paths, options, strict)
+        images = options.ways * (options.shots + options.queries) if options.may_use_episodes else options.batch_size
+        check_memory(
+            _LEAST_UNITS * 4 * images * options.size**2,
+            f"The gradient at {images:,} images of {options.size} pixels",
+            "ask for a smaller size, or for fewer images in an episode or a batch",
+        )
         network = backbone(options.backbone, _channels(tasks))
         objectives = make_objectives(tasks, options, network)
     settings = options.as_settings((objective.loss_name for objective in objectives), _channels(tasks))

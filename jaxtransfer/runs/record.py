@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def open_run(
 
     With several processes the first one locks and writes for all; an error in one of them, before or in the block, ends
     all. The record of a run that had finished stays that of its tables until `replace_tables` says that they change.
+    Where the settings or inputs are others than before, the old report and evaluation are removed at the end.
 
     Args:
         out: The run directory.
@@ -62,11 +64,12 @@ def open_run(
     if (devices.allgather(digest) != digest[None]).any():
         raise JaxTransferError("The processes were given different data or settings; give all of them the same.")
     with contextlib.ExitStack() as stack:
+        earlier = None
         record: Record = {"format": 1, "kind": kind, **about, "starts": [], "finished": None}
         with devices.synchronised():
             if devices.is_first():
                 _earlier(out, kind, about, differences)  # before a file is created in somebody else's directory
-                stack.enter_context(_locked(out))
+                stack.enter_context(locked(out))
                 if (earlier := _earlier(out, kind, about, differences)) is not None:
                     record["starts"] += earlier["starts"]
                 record["starts"].append(_start(command) | start)
@@ -79,6 +82,21 @@ def open_run(
             yield results
             if devices.is_first():
                 _write(out, record | results | {"finished": _now()})
+                if earlier is not None and _is_other(earlier, about):
+                    _remove_evaluations(out)
+
+
+def _is_other(earlier: Record, about: Mapping[str, Any]) -> bool:
+    """Whether a run has other settings or inputs than at an earlier start, so that its results may be others."""
+    known = {name: value for name, value in json.loads(json.dumps(about)).items() if value is not None}
+    return any(earlier.get(name) != value for name, value in known.items())
+
+
+def _remove_evaluations(out: Path) -> None:
+    """Removes the report and the evaluation of results that have been replaced."""
+    for name in ("evaluation.csv", "evaluation_by_target.csv", "evaluation.png", "report.html"):
+        (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / "figures", ignore_errors=True)
 
 
 def replace_tables(out: Path) -> None:
@@ -86,8 +104,12 @@ def replace_tables(out: Path) -> None:
     _write(out, read_json(out / _RECORD, RunRecord) | {"finished": None})
 
 
-def _locked(out: Path) -> contextlib.AbstractContextManager[Any]:
-    """Locks a run directory, which is created if it does not exist."""
+def locked(out: Path) -> contextlib.AbstractContextManager[Any]:
+    """Locks a run directory, which is created if it does not exist.
+
+    Raises:
+        JaxTransferError: It is locked.
+    """
     out.mkdir(parents=True, exist_ok=True)
     try:
         return filelock.FileLock(out / _LOCK, timeout=0).acquire()

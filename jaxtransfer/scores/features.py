@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from jaxtransfer.attribution.precision import Precision
 from jaxtransfer.comparison.streaming import finite_images
 from jaxtransfer.errors import JaxTransferError, unknown_name
+from jaxtransfer.networks.outputs import named_outputs
 from jaxtransfer.points.compute import PointComputation, PointSettings, ProgressFn, naming_network
 from jaxtransfer.points.network_refs import NetworkRef
 from jaxtransfer.points.passes import (
@@ -24,7 +25,6 @@ from jaxtransfer.points.passes import (
     REPRESENTATION,
     Images,
     input_shape,
-    named_outputs,
 )
 from jaxtransfer.points.store import Key, Point, Points
 from jaxtransfer.scores.target import Target

@@ -12,35 +12,9 @@ torch = pytest.importorskip("torch")
 
 from jaxtransfer.aten import OPS  # noqa: E402
 from jaxtransfer.converters.lower import shares_memory_with  # noqa: E402
-
-_rng = np.random.default_rng(0)
-
-
-def r(*shape):
-    return torch.tensor(_rng.normal(size=shape))
-
-
-def pos(*shape):
-    return torch.tensor(_rng.uniform(0.5, 2.0, size=shape))
-
-
-FIXED = set()
-
-
-def fixed(tensor):
-    """Marks a tensor that PyTorch does not differentiate by."""
-    FIXED.add(id(tensor))
-    return tensor
-
-
-def ints(high, *shape):
-    return torch.tensor(_rng.integers(0, high, size=shape))
-
-
-# The points where some activation has a kink, and values far out where exponentials overflow.
-KINKS = torch.tensor([[-800.0, -30, -6, -3, -1, -0.5, -0.1, 0, 0.1, 0.5, 1, 3, 6, 19, 21, 30, 800]]).double()
-IMAGE = r(2, 4, 9, 7)
-B = ints(2, 3, 4).bool()
+from jaxtransfer.errors import JaxTransferError  # noqa: E402
+from support.aten_cases import CASES as MORE_CASES  # noqa: E402
+from support.aten_cases import FIXED, IMAGE, KINKS, B, fixed, ints, pos, r  # noqa: E402
 
 
 def conv(x, w, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), out=None, groups=1):
@@ -329,11 +303,38 @@ CASES = {
         (ints(3, 4), 0, {"dtype": torch.float64}),
     ],
     "any.dim": [(B, 1), (B, 0, True)],
+    **MORE_CASES,
 }  # fmt: skip
+EMPTY = {
+    "empty.memory_format": ([2, 3], {"dtype": torch.float64}),
+    "empty_like.default": (B,),
+    "empty_permuted.default": ([2, 3], [1, 0]),
+}
+REFUSED = {f"fractional_max_pool{n}d.default": (r(1, 2, 8, 8), [2, 2], [4, 4], r(1, 2, 2)) for n in (2, 3)}
+
+
+NAMES = {name for name in OPS if name.startswith("aten.")}  # before any test registers more
 
 
 def test_every_operation_has_a_case():
-    assert {f"aten.{name}" for name in CASES} == {name for name in OPS if name.startswith("aten.")}
+    known = {f"aten.{name}" for name in (*CASES, *EMPTY, *REFUSED)}
+    assert known == NAMES
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_arrays_without_content_are_zero(name):
+    *args, kwargs = EMPTY[name] if isinstance(EMPTY[name][-1], dict) else (*EMPTY[name], {})
+    expected = overload(name)(*args, **kwargs)
+    with jax.enable_x64(True):
+        actual = OPS[f"aten.{name}"](*map(_to_jax, args), **{k: _to_jax(v) for k, v in kwargs.items()})
+    np.testing.assert_array_equal(actual, np.zeros(expected.shape, expected.numpy().dtype))
+    assert actual.dtype == expected.numpy().dtype
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_random_windows_are_refused(name):
+    with pytest.raises(JaxTransferError, match="draws its windows at random"):
+        OPS[f"aten.{name}"](*REFUSED[name])
 
 
 def overload(name):
@@ -378,7 +379,20 @@ def _flat(tree):
 
 
 def _is_float(leaf):
-    return isinstance(leaf, jax.Array | torch.Tensor) and "float" in str(leaf.dtype)
+    return isinstance(leaf, jax.Array | torch.Tensor) and ("float" in str(leaf.dtype) or "complex" in str(leaf.dtype))
+
+
+def _as_real(y):
+    """Real and imaginary parts of complex arrays, by which both libraries differentiate in the same way."""
+    if isinstance(y, torch.Tensor) and y.is_complex():
+        return torch.view_as_real(y.resolve_conj())
+    if isinstance(y, jax.Array) and jnp.iscomplexobj(y):
+        return jnp.stack([y.real, y.imag], -1)
+    return y
+
+
+def _as_complex(y):
+    return torch.view_as_complex(y) if isinstance(y, torch.Tensor) else jax.lax.complex(y[..., 0], y[..., 1])
 
 
 class _Case:
@@ -388,7 +402,7 @@ class _Case:
         self.op = OPS[f"aten.{name}"]
         self.leaves, self.tree = _flat(list(args))
         self.at = [i for i, leaf in enumerate(self.leaves) if _is_float(leaf) and id(leaf) not in FIXED]
-        floats = [self.leaves[i].clone().requires_grad_() for i in self.at]
+        floats = [_as_real(self.leaves[i]).clone().requires_grad_() for i in self.at]
         results = self._call(overload(name), self.leaves, floats)
         # Of statistics that PyTorch also returns, and no network reads, the table has none.
         results = results[: len(jax.eval_shape(self._run_op, self.inputs()))]
@@ -407,14 +421,16 @@ class _Case:
     def _call(self, function, leaves, floats):
         leaves = list(leaves)
         for i, value in zip(self.at, floats, strict=True):
-            leaves[i] = value
+            leaves[i] = _as_complex(value) if leaves[i].dtype == torch.complex128 else value
+        if function is self.op:
+            leaves = [_to_jax(leaf) for leaf in leaves]
         args = jax.tree.unflatten(self.tree, leaves)
         kwargs = args.pop() if args and isinstance(args[-1], dict) else {}
         results = function(*args, **kwargs)
-        return list(results) if isinstance(results, list | tuple) else [results]
+        return [_as_real(y) for y in (results if isinstance(results, list | tuple) else [results])]
 
     def _run_op(self, floats):
-        return self._call(self.op, [_to_jax(leaf) for leaf in self.leaves], floats)
+        return self._call(self.op, self.leaves, floats)
 
     def run(self, floats):
         """JAX's results and gradients."""
@@ -429,7 +445,7 @@ class _Case:
         return results, jax.vjp(differentiable, *floats)[1](cotangents)
 
     def inputs(self):
-        return [_to_jax(self.leaves[i]) for i in self.at]
+        return [_to_jax(_as_real(self.leaves[i])) for i in self.at]
 
     def check(self, results, gradients):
         dtypes = {a.dtype for a in (*self.expected, *(self.gradients or ())) if isinstance(a, np.ndarray)}

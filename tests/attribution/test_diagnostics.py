@@ -469,7 +469,7 @@ class TestAffinityMatrix:
             return x @ p["dense"]
 
         def unruly(p: Any, x: jax.Array) -> jax.Array:
-            return lax.cumprod(logits(p, x), 1)
+            return lax.atan2(logits(p, x), logits(p, x[::-1]))
 
         def classes(p: Any, x: jax.Array) -> jax.Array:
             return logits(p, x).argmax(1)
@@ -480,7 +480,7 @@ class TestAffinityMatrix:
         unseen = jt.Network("bad", logits, WEIGHTS, preprocess)
         for bad, message in [
             (network("bad", 1, wrong), "Network 'bad': its function failed: TypeError: dot_general requires"),
-            (network("bad", 1, unruly), "Network 'bad': .*'cumprod'"),
+            (network("bad", 1, unruly), "Network 'bad': .*'atan2'"),
             (network("bad", 1, classes), "Network 'bad': Only floating-point outputs .* is int32"),
             (unseen, "Network 'bad': its function failed: TypeError"),
         ]:

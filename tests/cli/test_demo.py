@@ -14,6 +14,8 @@ from jaxtransfer.cli.tables import print_demo
 from jaxtransfer.evaluation.references import SECOND, evaluate_all
 from jaxtransfer.evaluation.rooms_scores import percent
 from jaxtransfer.runs.load import load_run
+from jaxtransfer.runs.record import locked
+from support.helpers import complaint
 
 TASKS = (*demo._SHOWN, "autoencoding", "colorization")
 
@@ -88,6 +90,12 @@ def zoo_params(zoo: Zoo, name: str) -> str:
     """What a program depends on."""
     manifest = zoo.manifest(name)
     return str([manifest["apply"], manifest["params"]])
+
+
+def test_two_demos_in_one_directory(tmp_path):
+    with locked(tmp_path / "demo"):
+        result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "demo")])
+    assert "Another run is at work in" in complaint(result)
 
 
 @pytest.mark.parametrize("sign", [1, -1])

@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from jaxtransfer import Affinity, Measure, Oracle
+from jaxtransfer import Affinity, Measure, Oracle, rooms
 from jaxtransfer.cli.app import app
 from jaxtransfer.comparison.affinity import MethodResult
 from jaxtransfer.taskonomy.tasks import TASKS
-from support.helpers import finished_run, table
+from support.helpers import complaint, finished_run, table
 
 NAMES = tuple(TASKS)[:8]
 
@@ -64,12 +64,39 @@ def test_all_sources_relevant(run):
 
 
 def test_the_built_in_oracle_and_one_method(run):
-    result = invoke(run, "--method", "a")
+    result = invoke(run, "--method", "a", "--oracle", "taskonomy")
     assert result.exit_code == 0, result.output
     assert "7 of the oracle's 18 targets were scored" in result.stdout  # colorization is a source only
     assert "not scored, because they or all but one of their sources are not in this run: " in result.stdout
     methods = {row["method"] for row in table(run / "evaluation.csv")}
     assert methods == {"a", "mean rank over the other targets", "the other direction"}
+
+
+def _names(directory, names, hashes=()):
+    affinity = Affinity.of(
+        names, {"a": np.random.default_rng(0).random((len(names), len(names)))}, measures={"a": Measure(directed=True)}
+    )
+    finished_run(directory, affinity)
+    record = json.loads((directory / "run.json").read_text())
+    record["networks"] = {name: {"weights_sha256": sha256} for name, sha256 in zip(names, hashes, strict=False)}
+    (directory / "run.json").write_text(json.dumps(record))
+    return directory
+
+
+def test_the_run_says_whose_transfer_it_is_judged_by(tmp_path):
+    names = list(rooms.TASKS)
+    own = [rooms.zoo().manifest(name)["weights_sha256"] for name in names]
+    assert "Against rooms" in invoke(_names(tmp_path / "rooms", names, own)).stdout
+    assert "Against taskonomy" in invoke(_names(tmp_path / "taskonomy", [*names, "egomotion"])).stdout
+    assert "Against taskonomy" in invoke(_names(tmp_path / "release", ["rgb2depth", "reshade", "edge2d"])).stdout
+    line = complaint(invoke(_names(tmp_path / "either", names, ["0" * 64])))
+    assert "say whose transfers to use, with --oracle rooms or --oracle taskonomy" in line
+
+
+def test_tables_name_the_oracle_and_the_number_of_relevant_sources(run):
+    invoke(run, "--oracle", run.parent / "oracle.csv", "--relevant", 2)
+    assert {(row["oracle"], row["relevant"]) for row in table(run / "evaluation.csv")} == {("oracle.csv", "2")}
+    assert {row["oracle"] for row in table(run / "evaluation_by_target.csv")} == {"oracle.csv"}
 
 
 def test_errors_are_one_sentence(run, tmp_path):

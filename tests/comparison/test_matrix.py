@@ -142,6 +142,9 @@ class TestAutomaticBatches:
         assert needed[0] > 0.8 * 60_000 >= needed[-1]
         (batch,) = re.findall(r"Batches of (\d+) images on each device for n00", caplog.text)
         assert 1 <= int(batch) < len(IMAGES)
+        with pytest.raises(jt.JaxTransferError, match=r"'n00' with 13 images on a device would take .* are 60\.0 kB"):
+            jt.affinity_matrix(self.nets, IMAGES, methods=["saliency"], batch_size=13)
+        monkeypatch.undo()
         whole = jt.affinity_matrix(self.nets, IMAGES, methods=["saliency"], batch_size=13)
         np.testing.assert_allclose(affinity["saliency"], whole["saliency"], atol=1e-6)
 

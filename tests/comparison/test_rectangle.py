@@ -123,7 +123,7 @@ def test_a_rectangle_whose_targets_have_the_names_of_its_sources_stays_one(tmp_p
     loaded = jt.Affinity.load(tmp_path)
     assert not loaded.square
     assert [name for name, _, _ in loaded.rank("c")] == ["c", "b", "a"]
-    jt.Affinity.of("abc", {"m": values}).save(tmp_path)
+    jt.Affinity.of("abc", {"m": values + values.T}).save(tmp_path)
     assert jt.Affinity.load(tmp_path).square
     assert "targets" not in json.loads((tmp_path / "affinity.json").read_text())
 

@@ -1,5 +1,6 @@
 """Downloads the release from a local server that can also fail."""
 
+import contextlib
 import gc
 import hashlib
 import threading
@@ -31,6 +32,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}/weights"
         self.requested: list[str] = []
+        self.stopping = threading.Event()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -41,6 +43,14 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requested.append(stem)
         trouble = self.server.trouble if stem == self.server.victim else ""
         content = CONTENT[stem]
+        if trouble == "busy":
+            self.server.trouble = ""
+            trouble = "503"
+        if trouble.startswith(("http", "/")):
+            self.send_response(302)
+            self.send_header("Location", trouble.replace("FILE", self.path))
+            self.end_headers()
+            return
         if trouble.isdigit():
             self.send_error(int(trouble))
             return
@@ -51,6 +61,15 @@ class Handler(BaseHTTPRequestHandler):
             content = content[: len(content) // 2]
         elif trouble == "corrupt":
             content = b"!" + content[1:]
+        if trouble == "slow":
+            with contextlib.suppress(OSError):
+                for byte in content:
+                    self.wfile.write(bytes([byte]))
+                    self.server.stopping.wait(0.02)
+            return
+        if trouble == "silent":
+            self.server.stopping.wait(5)
+            return
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -64,6 +83,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
+        server.stopping.set()
         server.shutdown()
         thread.join()
     gc.collect()
@@ -118,6 +138,58 @@ def test_failures_of_the_server(server: Server, tmp_path: Path, trouble: str, re
     server.trouble = ""
     assert len(download(tmp_path, base_url=server.url, files=FILES)) == 3
     assert server.requested.count("denoising_encoder") == 1
+
+
+def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release, "_PAUSES", (0.01, 0.01))
+    server.trouble, server.victim = "busy", "denoising_decoder"
+    assert len(download(tmp_path, base_url=server.url, files=FILES)) == 3
+    assert server.requested.count("denoising_decoder") == 2
+    server.trouble, server.victim = "503", "jigsaw_encoder"
+    (tmp_path / FILES[2]).unlink()
+    with pytest.raises(jt.JaxTransferError, match="503 Server Error"):
+        download(tmp_path, base_url=server.url, files=FILES)
+    assert server.requested.count("jigsaw_encoder") == 1 + 3
+
+
+def test_a_slow_server_is_given_up(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release, "_LEAST_SECONDS", 0.2)
+    monkeypatch.setattr(release, "_LEAST_BYTES_PER_SECOND", 10**9)
+    server.trouble, server.victim = "slow", "denoising_encoder"
+    with pytest.raises(jt.JaxTransferError, match=r"the server sends too slowly: \d+ bytes of 850,000 so far"):
+        download(tmp_path, base_url=server.url, files=FILES)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_silent_server_is_given_up(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release, "_READ_SECONDS", 0.5)
+    monkeypatch.setattr(release, "_SILENT_SECONDS", 0.1)
+    server.trouble, server.victim = "silent", "denoising_encoder"
+    seen = []
+    with pytest.raises(jt.JaxTransferError, match="timed out"):
+        download(tmp_path, base_url=server.url, files=FILES, on_progress=lambda *what: seen.append(what[2]))
+    assert "denoising_encoder (nothing came for 0 s)" in seen
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("http://localhost:9/FILE", "redirects to http://localhost:9/.* another host without https"),
+        ("/weights/denoising_encoder", "redirects more than 5 times"),
+    ],
+)
+def test_redirects_that_are_not_followed(server: Server, tmp_path: Path, place: str, reason: str) -> None:
+    server.trouble, server.victim = place, "denoising_encoder"
+    with pytest.raises(jt.JaxTransferError, match=reason):
+        download(tmp_path, base_url=server.url, files=FILES)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_redirect_within_the_host_is_followed(server: Server) -> None:
+    server.trouble, server.victim = "/weights/jigsaw_encoder", "denoising_encoder"
+    with release._response(f"{server.url}/denoising_encoder") as response:
+        assert response.raw.read() == CONTENT["jigsaw_encoder"]
 
 
 def test_no_server_answers(server: Server, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import nn  # noqa: E402
 import jaxtransfer as jt  # noqa: E402
 from jaxtransfer.converters import torch_export  # noqa: E402
 from support.helpers import quick_cases, quick_jit  # noqa: E402
-from support.torch_modules import IMAGE, Attention, Function, channels_first, export, images, save, seeded  # noqa: E402
+from support.torch_modules import IMAGE, Attention, Function, channels_first, export, images, outputs, save, seeded  # noqa: E402
 
 
 def agrees(module, x, tolerance=1e-9):
@@ -286,3 +286,134 @@ def test_a_dtype_argument_is_followed():
         return y + torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64)
 
     agrees(Function(forward), normal(2, 3, 6, 6))
+
+
+class MaskOfColumns(nn.Module):
+    """A buffer says which columns are read; what is made of them is written to the same columns."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.tensor([True, False, True, False, True, False]))
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x):
+        y = x.clone()
+        y[..., self.mask] = self.linear(x[..., self.mask])
+        return y
+
+
+def on_a_copy(change):
+    def forward(x):
+        y = 1.5 * torch.tanh(x)
+        change(y)
+        return y
+
+    return forward
+
+
+def set_column(y):
+    y[:, :, 2] = 0
+
+
+def set_by_list(y):
+    y[:, :, torch.tensor([True, False] * 3)] = 0
+
+
+def set_by_value(y):
+    y[y > 0.3] = 1
+
+
+def add_to_slice(y):
+    y[..., ::2] += y[..., 1::2]
+
+
+def mask_made_in_place(x):
+    mask = torch.zeros(6, 6, dtype=torch.bool)
+    mask[1:3, 2:] = True
+    return x[:, :, mask].sum(-1) * x[:, :, ~mask].mean(-1)
+
+
+def outlook(x):
+    """Windows are weighed and summed where they overlap, as in VOLO."""
+    windows = F.unfold(x, 3, padding=1)
+    return F.fold(windows * windows.softmax(1), (6, 6), 3, padding=1)
+
+
+def halo(x):
+    """Overlapping windows of keys, as in HaloNet."""
+    return F.pad(x, (1, 1, 1, 1)).unfold(2, 4, 2).unfold(3, 4, 2).reshape(x.shape[0], 3, 9, -1).softmax(-1)
+
+
+def unpool(x):
+    y, places = F.max_pool2d(x, 2, return_indices=True)
+    return F.max_unpool2d(y * y, places, 2)
+
+
+def rotary(x):
+    pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], 3, 2))
+    return torch.view_as_real(pairs * torch.polar(torch.ones(6, 3), torch.arange(18.0).reshape(6, 3))).flatten(3)
+
+
+def swap_channels(x):
+    y = torch.empty_like(x)
+    y[:, 0], y[:, 1], y[:, 2] = x[:, 1], x[:, 0], x[:, 2] ** 2
+    return y
+
+
+PLACES = {
+    "mask of columns": MaskOfColumns(),
+    "set a column": on_a_copy(set_column),
+    "set by a list": on_a_copy(set_by_list),
+    "set by value": on_a_copy(set_by_value),
+    "add to a slice": on_a_copy(add_to_slice),
+    "mask made in place": mask_made_in_place,
+    "fold": outlook,
+    "unfold": halo,
+    "unpool": unpool,
+    "rotary": rotary,
+    "empty": swap_channels,
+    "fourier": lambda x: torch.fft.fft(torch.fft.fft(x, dim=-1), dim=-2).real,
+}
+
+
+@pytest.mark.parametrize("name", quick_cases(PLACES, "mask of columns", "set by value", "fold", "unpool"))
+def test_values_written_and_read_at_places(name):
+    module = PLACES[name]
+    float32 = name == "rotary"  # its constants are complex numbers of 2 x 32 bits
+    agrees(seeded(module if isinstance(module, nn.Module) else Function(module)), normal(2, 3, 6, 6),
+           tolerance=1e-5 if float32 else 1e-9)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: x * x[x > 0].sum(), "aten.index.Tensor .* mask that depends on the images .* torch.where"),
+        (lambda x: x.permute(0, 2, 3, 1).as_strided((x.shape[0], 4), (9, 1)), "as_strided.* call .contiguous"),
+        (lambda x: F.gumbel_softmax(x, 1), "aten.exponential.default .* is not supported"),
+    ],
+)
+def test_what_depends_on_values_or_memory_or_chance_is_refused(function, message):
+    with pytest.raises(jt.JaxTransferError, match=message):
+        torch_export.from_exported(export(Function(function), IMAGE))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_a_program_does_not_grow_with_its_sequences(kind):
+    layer = seeded(kind(18, 4, batch_first=True, bidirectional=True))
+
+    class Rows(nn.Module):
+        def __init__(self, repeats):
+            super().__init__()
+            self.layer, self.repeats = layer, repeats
+
+        def forward(self, x):
+            return self.layer(x.transpose(1, 2).flatten(2).repeat(1, self.repeats, 1))[0]
+
+    x, programs = images(2, 6), []
+    for module in (Rows(1), Rows(3)):
+        program, params = torch_export.from_exported(export(module, torch.zeros(2, 3, 6, 6)))
+        np.testing.assert_allclose(quick_jit(program)(params, x), outputs(module, x), rtol=1e-5, atol=1e-6)
+        programs.append(program)
+    assert len(programs[0].nodes) == len(programs[1].nodes)
+    maps = jt.attribute(programs[1], params, x)
+    assert all(np.isfinite(m).all() for m in maps.values())

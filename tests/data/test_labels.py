@@ -308,7 +308,7 @@ def test_bad_tables(photos, text, message):
     ("options", "message"),
     [
         ('path = "photos"\ncolumns = ["kid"]', "no column 'kid' in .*; there are: kind, age"),
-        ('path = "photos"\ncolumns = []', "columns must be a list"),
+        ('path = "photos"\ncolumns = []', "its columns should have at least 1 item"),
         ('path = "photos"\ntarget = "multilabel"', "'x', the label of a.png in the column 'kind', is not 0 or 1"),
         ('path = "photos"\nclasses = ["x"]', "lists classes of .*labels.csv, which has more than one task"),
         ('path = "photos"\ncolumns = ["age"]\nclasses = ["x"]', "lists classes of .*, which has more than one task or"),

@@ -147,13 +147,14 @@ class TestNetworks:
 
     def check(self, heading: str, names: dict[str, Any], answer: Callable[[jax.Array], Any]) -> None:
         """Runs what stands below a heading; `answer` is what the model says, without the lines of the page."""
-        self.run(heading, names)
-        weights, apply = names.get("weights", names.get("variables")), names["apply"]
-        np.testing.assert_allclose(apply(weights, IMAGES), answer(jnp.asarray(IMAGES)), atol=1e-5)
-        maps = jt.attribute(apply, weights, IMAGES, methods=["saliency"])["saliency"]
+        self.run(heading, {"jt": jt, "preprocess": jt.Preprocess((8, 8), mean=0.5, std=0.25)} | names)
+        network, inner = (self.document.namespace[name] for name in ("network", "inner"))
+        np.testing.assert_allclose(network.apply(network.params, IMAGES), answer(jnp.asarray(IMAGES)), atol=1e-5)
+        assert inner.apply(inner.params, jnp.asarray(IMAGES)).shape[-1] == 4
+        maps = jt.attribute(network.apply, network.params, IMAGES, methods=["saliency"])["saliency"]
         answers = jax.grad(lambda images: answer(images).sum())(jnp.asarray(IMAGES))
         np.testing.assert_allclose(maps, np.abs(answers), atol=1e-5)
-        networks = [jt.Network(name, apply, weights) for name in "ab"]
+        networks = [jt.Network(name, network.apply, network.params) for name in "ab"]
         affinity = jt.affinity_matrix(networks, IMAGES, methods=["saliency"], mesh=jt.device_mesh(2, 2))
         np.testing.assert_allclose(affinity["saliency"], 1, atol=1e-6)
 
@@ -195,7 +196,7 @@ class TestNetworks:
         self.check(
             "Equinox",
             {"model": eqx.nn.Sequential(layers)},
-            lambda images: jax.nn.softplus(convolve(images.transpose(0, 3, 1, 2))),
+            lambda images: jax.nn.softplus(convolve(images.transpose(0, 3, 1, 2))).transpose(0, 2, 3, 1),
         )
 
     @pytest.mark.slow
@@ -204,15 +205,15 @@ class TestNetworks:
         def forward(images: jax.Array, is_training: bool) -> jax.Array:
             return hk.BatchNorm(True, True, 0.9)(hk.Conv2D(4, 3)(images), is_training)
 
-        names: dict[str, Any] = {"hk": hk, "jax": jax, "forward": forward, "images": IMAGES}
+        transformed = hk.transform_with_state(forward)
+        params, state = transformed.init(jax.random.key(0), IMAGES, is_training=True)
 
         def answer(images: jax.Array) -> jax.Array:
-            params, state = names["weights"]
             conv = hk.without_apply_rng(hk.transform(lambda images: hk.Conv2D(4, 3)(images)))
             mean, variance = (state[f"batch_norm/~/{name}_ema"]["average"] for name in ("mean", "var"))
             return (conv.apply({"conv2_d": params["conv2_d"]}, images) - mean) / jnp.sqrt(variance + 1e-5)
 
-        self.check("Haiku", names, answer)
+        self.check("Haiku", {"transformed": transformed, "params": params, "state": state}, answer)
 
     @pytest.mark.slow
     def test_keras(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -220,7 +221,7 @@ class TestNetworks:
         monkeypatch.setenv("KERAS_HOME", str(tmp_path))
         import keras
 
-        layers = [keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)]
+        layers = [keras.layers.Conv2D(4, 3, name="conv"), keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)]
         model = keras.Sequential([keras.Input((8, 8, 3)), *layers])
         kernel = layers[0].kernel.value
         self.check(
@@ -249,12 +250,26 @@ class TestNetworks:
         with torch.no_grad():
             expected = model(torch.from_numpy(images).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         np.testing.assert_allclose(network.apply(network.params, jnp.asarray(images)), expected, atol=1e-5)
-        self.run(
-            "Compare them",
-            {"apply": lambda weights, images: images @ weights["w"], "weights": {"w": np.eye(3, dtype=np.float32)}},
-        )
+        names = {"jt": jt, "preprocess": jt.Preprocess((8, 8)), "weights": {"w": np.eye(3, dtype=np.float32)}}
+        self.run("Any other library", names | {"apply": lambda weights, images: images @ weights["w"]})
+        self.run("Compare them", {"jt": jt, "network": self.document.namespace["network"]})
+
+    def test_another_call(self) -> None:
+        class Net(nnx.Module):
+            def __init__(self) -> None:
+                self.conv = nnx.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0))
+
+            def encode(self, images: jax.Array) -> jax.Array:
+                return self.conv(images)
+
+        names = {"jt": jt, "preprocess": jt.Preprocess((8, 8)), "model": Net()}
+        self.run("Models that are called in another way", names)
+        network = self.document.namespace["network"]
+        expected = names["model"].encode(2 * jnp.asarray(IMAGES) - 1)
+        np.testing.assert_allclose(network.apply(network.params, jnp.asarray(IMAGES)), expected, atol=1e-5)
 
     def test_no_section_is_left_out(self) -> None:
         headings = re.findall(r"^## (.*)\n(?:(?!^## )(?:.|\n))*?^```", self.document.text, re.MULTILINE)
         libraries = ["PyTorch", "Flax NNX", "Flax Linen", "Equinox", "Haiku", "Keras"]
-        assert headings == [*libraries, "Compare them"]
+        others = ["Models that are called in another way", "Any other library", "Compare them"]
+        assert headings == [*libraries, *others]

@@ -20,7 +20,7 @@ def pictures(notebook: nbformat.NotebookNode) -> list[int]:
 
 
 def test_there_are_notebooks() -> None:
-    assert [notebook.stem for notebook in NOTEBOOKS] == ["first-matrix", "measure-on-rooms"]
+    assert [notebook.stem for notebook in NOTEBOOKS] == ["first-matrix", "five-libraries", "measure-on-rooms"]
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)

@@ -89,6 +89,11 @@ def test_matrices_with_further_columns(tmp_path: Path) -> None:
         ("model,b,c\na,1,2\n", {"source": "modle"}, "There is no column 'modle' in .*; there are: model"),
         ("model,b,c\na,1,2\n", {"ignore": ["d"]}, "There is no column 'd'"),
         ("model,url,b\na,here,1\n", {}, "'here' where a score should be"),
+        ("from,to,value\na,b,1\n", {}, "'b' where .* first row, from,to,value, is taken .* the columns source, target"),
+        ("source;target;score\na;b;1\n", {}, "has semicolons between its cells; write it with commas. An oracle has"),
+        ("source\ttarget\tscore\na\tb\t1\n", {}, "has tabs between its cells; write it with commas. An oracle has"),
+        ("source,target,score\n", {}, "holds no score .* An oracle has the columns source, target and score"),
+        ("", {}, "holds no score .* An oracle has the columns source, target and score"),
     ],
 )
 def test_what_is_wrong_with_a_file(tmp_path: Path, text: str, options: dict[str, str], message: str) -> None:

@@ -5,13 +5,16 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+import tensorstore as ts
 
 import jaxtransfer as jt
+from jaxtransfer.points import store
 from jaxtransfer.points.store import DamagedPointError, Points
 
 RNG = np.random.default_rng(0)
@@ -88,6 +91,30 @@ def test_a_damaged_point_loses_its_key_wherever_it_is_read(tmp_path: Path) -> No
     with pytest.raises(DamagedPointError, match=r"^The point a/saliency in .* start the same command again"):
         points.open("a", "saliency")[:]
     assert points.missing("a", {"saliency": key}) == ("saliency",)
+
+
+class _Silent:
+    """An object store that does not answer."""
+
+    def __init__(self) -> None:
+        self._promise, self._future = ts.Promise.new()
+
+    def result(self, timeout: float | None = None) -> Any:
+        return self
+
+    def read(self, key: str) -> ts.Future:
+        return self._future
+
+
+def test_an_object_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "_REACH_SECONDS", 0.05)
+    monkeypatch.setattr(
+        store, "ts", SimpleNamespace(**{**vars(ts), "KvStore": SimpleNamespace(open=lambda *_, **__: _Silent())})
+    )
+    points = Points("gs://no-such-bucket/points")
+    for action in (lambda: points.missing("a", {"saliency": {}}), lambda: points.open("a", "saliency")):
+        with pytest.raises(jt.JaxTransferError, match=r"^The place of the points, gs://.*, does not answer"):
+            action()
 
 
 def test_points_of_earlier_versions_have_no_checksums(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from jaxtransfer.cli.app import app
 from jaxtransfer.evaluation.groups import load_groups, taskonomy_groups
 from jaxtransfer.evaluation.tree import task_tree
 from jaxtransfer.figures import style
-from jaxtransfer.report import write_report
+from jaxtransfer.report import drawings, gallery, write_report
+from jaxtransfer.report import page as page_module
 from jaxtransfer.report.measures import measure_table, measured_transfer
 from jaxtransfer.report.svg import inline_svg
 from jaxtransfer.runs.load import load_run
@@ -246,11 +248,35 @@ def test_many_networks_come_on_pages(tmp_path, monkeypatch):
     monkeypatch.setattr(
         figures, "ranked_sources", lambda rankings, path, *_, **__: pages.append((path.name, len(rankings)))
     )
-    run = attribution_run(tmp_path / "run", [f"network-{i}" for i in range(200)])
+    run = attribution_run(tmp_path / "run", [f"network-{i}" for i in range(100)])
     page = write_report(run)
-    assert pages[:10] == [(f"sources_saliency_{number:02}.png", 20) for number in range(1, 11)]
+    assert pages[:5] == [(f"sources_saliency_{number}.png", 20) for number in range(1, 6)]
     assert page.stat().st_size < 25e6
-    assert len(Page(page).data["methods"][0]["ranked"][0]) == 199
+    assert len(Page(page).data["methods"][0]["ranked"][0]) == 99
+
+
+def test_more_networks_than_can_be_read_have_tables_and_a_heat_map(tmp_path, monkeypatch):
+    monkeypatch.setattr(drawings, "MAX_DRAWN", 3)
+    for module in (page_module, gallery):
+        monkeypatch.setattr(module, "MAX_DRAWN", 3)
+    run = attribution_run(tmp_path / "run", ["a", "b", "c", "d"])
+    page = Page(write_report(run))
+    assert {file.name for file in (run / "figures").glob("*.png")} == {
+        "heat_map_saliency.png",
+        "heat_map_epsilon_lrp.png",
+    }
+    text = " ".join(page.words)
+    assert "A tree of so many networks cannot be read" in text
+    assert "Attribution maps are shown of up to 3 networks" in text
+    assert len(page.data["methods"][0]["ranked"][0]) == 3
+
+
+def test_two_reports_of_one_run_at_once(tmp_path):
+    run = attribution_run(tmp_path / "run", ["one", "two", "three"], maps=False)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = (pool.submit(write_report, run) for _ in range(2))
+        assert first.result().read_bytes() == second.result().read_bytes()
+    assert sorted(file.name for file in run.glob(".*.partial")) == []
 
 
 def test_a_report_is_written_again(tmp_path):

@@ -16,6 +16,7 @@ from jaxtransfer.cli.app import app
 from jaxtransfer.networks.network import weights_hash
 from jaxtransfer.report import write_report
 from jaxtransfer.report.gallery import Gallery
+from jaxtransfer.runs.evaluation import evaluate_run
 from jaxtransfer.runs.load import load_run
 from jaxtransfer.runs.record import read
 from support import helpers
@@ -319,6 +320,22 @@ def test_unfinished_run_is_not_ranked(tmp_path, zoo, images, monkeypatch):
         load_run(out)
     run_affinity(zoo, images, out, command=[], batch_size=5)
     assert load_run(out).names == zoo.names
+
+
+def test_old_evaluations_and_reports_do_not_outlive_their_results(tmp_path, zoo, images):
+    out = tmp_path / "run"
+    run_affinity(zoo, images, out, command=["first"], methods=["saliency"])
+    oracle = jaxtransfer.Oracle("mine", {"one": {"two": 1, "three": 2}, "two": {"one": 1, "three": 2}})
+    evaluate_run(out, oracle)
+    write_report(out, oracle=oracle)
+    kept = {*out.iterdir()}
+    assert {out / "evaluation.csv", out / "evaluation.png", out / "report.html", out / "figures"} <= kept
+    run_affinity(zoo, images, out, command=["second"], methods=["saliency"])
+    assert {*out.iterdir()} == kept
+    zoo.add(network("four", 4))
+    run_affinity(zoo, images, out, command=["third"], methods=["saliency"])
+    gone = {file.name for file in kept - {*out.iterdir()}}
+    assert gone == {"evaluation.csv", "evaluation_by_target.csv", "evaluation.png", "report.html", "figures"}
 
 
 def dead(params, images):

@@ -26,10 +26,13 @@ from jaxtransfer.attribution.relevance._primitives import (
     BILINEAR,
     CUSTOM,
     CUSTOM_BACKWARD,
+    EXPORTED,
     IN_LOGADDEXP,
     LINEAR,
     LOG_SUMS,
+    PRODUCTS,
     ROUTING,
+    SOLUTIONS,
 )
 from jaxtransfer.attribution.relevance._roles import normaliser
 from jaxtransfer.attribution.relevance._softmax import softmax_shares
@@ -206,6 +209,10 @@ class _Rules:
             return _shared(node, self._shares(node))
         if name == "div" and node.inputs[1].active:
             return _shared(node, (1.0, 0.0)) if node.inputs[0].active else self._reciprocal(node)
+        if name in PRODUCTS:
+            return _equal_shares(node)
+        if name in SOLUTIONS and any(value.active for value in node.inputs[-len(node.outputs) :]):
+            return _of_right_side(node)
         if name == "div" or name in LOG_SUMS or name in LINEAR or name in ROUTING or name in AFFINE:
             return _plain(node)
         raise JaxTransferError(_no_rule(node))
@@ -273,6 +280,12 @@ class _Rules:
         (body,) = node.bodies
         if len(node.actives) == 2 and any({n.name for n in body.nodes}.issuperset(names) for names in IN_LOGADDEXP):
             return _plain(node)
+        if any(inner.name == EXPORTED for inner in body.nodes):
+            raise JaxTransferError(
+                "epsilon-LRP rewrites the operations of a network, which one that is stored as exported StableHLO no "
+                "longer has: leave epsilon_lrp out of the methods, or add the network again with a factory "
+                "(jaxtransfer.Network.of)."
+            )
         try:
             inner = self._inner(body)
         except JaxTransferError as error:
@@ -345,14 +358,43 @@ def _shared(node: Node, shares: Sequence[float]) -> _Step:
     return _Step(node.inputs, node.outputs, compute, held)
 
 
+def _equal_shares(node: Node) -> _Step:
+    """A product of many factors: an equal share to each (Achtibat et al. 2024, section 3.3.2, for N factors)."""
+
+    def compute(*arrays: Any) -> tuple[list[Any], Token]:
+        (product,) = node.bind(*arrays)
+        product, token = _scale_relevance(product, 1 / jnp.maximum(_factors(node, arrays), 1))
+        return [product], token
+
+    return _Step(node.inputs, node.outputs, compute)
+
+
+def _factors(node: Node, arrays: Sequence[Any]) -> Array:
+    """The number of factors that depend on the images, for each entry of a product."""
+    params, x = node.eqn.params, arrays[0]
+    if node.name == "reduce_prod":
+        return jnp.full((1,) * node.outputs[0].aval.ndim, x.size // max(node.outputs[0].aval.size, 1), x.dtype)
+    if node.name == "cumprod":
+        return jax.lax.cumsum(jnp.ones(x.shape, x.dtype), params["axis"], reverse=params["reverse"])
+    operand, _, updates = (jnp.full(v.aval.shape, v.active, x.dtype) for v in node.inputs)
+    kept = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
+    return jax.lax.scatter_add(operand, arrays[1], updates, **{key: params[key] for key in kept})
+
+
+def _of_right_side(node: Node) -> _Step:
+    """The solution x of a x = b: all of it to b, as to the numerator of a quotient."""
+    left = len(node.inputs) - len(node.outputs)
+    return _shared(node, [0.0 if value.active and i < left else 1.0 for i, value in enumerate(node.inputs)])
+
+
 @jax.custom_vjp
-def _scale_relevance(x: Array, factor: float) -> tuple[Array, Token]:
+def _scale_relevance(x: Array, factor: float | Array) -> tuple[Array, Token]:
     """The identity, whose backward pass multiplies relevance, but not gradients, by `factor`."""
     del factor
     return x, jnp.float32(0)
 
 
-def _scale_relevance_forward(x: Array, factor: float) -> tuple[tuple[Array, Token], Array]:
+def _scale_relevance_forward(x: Array, factor: float | Array) -> tuple[tuple[Array, Token], Array]:
     return (x, jnp.float32(0)), jnp.asarray(factor, x.dtype)
 
 
