@@ -18,7 +18,7 @@ import jaxtransfer as jt
 from benchmarks.wild.architectures import build
 from benchmarks.wild.settings import Source
 from jaxtransfer.converters.onnx_network import from_onnx
-from jaxtransfer.converters.torch_export import from_exported, with_channels_last
+from jaxtransfer.converters.torch_module import from_torch
 
 TOLERANCE = 1e-4
 """Largest difference of a converted network from its own runtime, as a share of its largest output."""
@@ -42,12 +42,8 @@ def convert(source: Source, content: bytes) -> jt.Network:
             onnx.save(model, file)
             inputs = _constants(source, model)
             return from_onnx(file, name=source.name, representation=node, preprocess=preprocess, inputs=inputs)
-    shape = (2, 3, *source.size)
-    with torch.no_grad():
-        dynamic = ({0: torch.export.Dim.DYNAMIC},)
-        exported = torch.export.export(build(source.node, content), (torch.zeros(shape),), dynamic_shapes=dynamic)
-    program, params = from_exported(exported)
-    return jt.Network(source.name, with_channels_last(program, params), params, preprocess)
+    module, example = build(source.node, content), torch.zeros(2, 3, *source.size)
+    return from_torch(module, example, name=source.name, preprocess=preprocess)
 
 
 def differences(

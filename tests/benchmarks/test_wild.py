@@ -20,6 +20,7 @@ from benchmarks.wild import __main__ as wild
 from benchmarks.wild import evaluate, measure, networks, packages, sets, settings
 from benchmarks.wild.architectures import ARCHITECTURES
 from benchmarks.wild.settings import LabelledSet, Measuring, Package, Source
+from jaxtransfer.files import read_records
 
 SETTINGS = settings.read()
 REAL = [name for name, source in SETTINGS.sources.items() if name != "saliency-layer9"]  # the same network twice
@@ -200,7 +201,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:On 12 images")
-def test_small_networks_and_sets_run_from_end_to_end(work: Path, tmp_path: Path) -> None:
+def test_small_networks_and_sets_run_from_end_to_end(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = ("edges", "lines", "style", "text")
     tasks = dict(zip(names, ("a", "a", "b", "b"), strict=True))
     chosen = settings.Settings({}, {name: source(name, tasks[name]) for name in names}, {}, SMALL)
@@ -222,15 +225,20 @@ def test_small_networks_and_sets_run_from_end_to_end(work: Path, tmp_path: Path)
     mine = next(row for row in rows if row.source == "lines" and row.labels == 100)
     assert direct["accuracy"][0, direct.sources.index("lines")] == pytest.approx(mine.score, abs=1e-6)
 
-    wild.write_csv(work / "wild.csv", [measure.Transfer._fields, *rows])
-    photos = np.random.default_rng(1).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
-    result = evaluate.evaluate(work, zoo, [task], chosen, photos)
-    judged = {(row.given, row.measure) for row in result.rows if row.measured_with == 0}
-    assert {("30 labels", "ridge"), ("30 labels", "logme"), ("12 photos", "linear_predictivity")} <= judged
-    assert ("(truth)", "a second measurement") in judged
-    assert all(-1 <= row.spearman <= 1 for row in result.rows)
-    evaluate.write(result, tmp_path)
-    assert {file.name for file in tmp_path.iterdir()} == {"wild_evaluation.csv", "wild_groups.csv", "wild_tree.png"}
+    (tmp_path / "photos").mkdir()
+    for i, photo in enumerate(np.random.default_rng(1).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)):
+        (tmp_path / "photos" / f"{i}.png").write_bytes(png(photo))
+    monkeypatch.setattr(settings, "read", lambda _: chosen)
+    wild.main(["measure", "--work", str(work)])
+    assert {*rows} < {*evaluate.read_table(work / "wild.csv")}  # those of the network trained from scratch besides
+    wild.main(["evaluate", "--work", str(work), "--photos", str(tmp_path / "photos"), "--out", str(tmp_path / "out")])
+    judged = read_records(tmp_path / "out" / "wild_evaluation.csv")
+    names_of_measures = {(row["given"], row["measure"]) for row in judged}
+    assert {("30 labels", "ridge"), ("30 labels", "logme"), ("12 photos", "linear_predictivity")} <= names_of_measures
+    assert ("(truth)", "a second measurement") in names_of_measures
+    assert all(-1 <= float(row["spearman"]) <= 1 for row in judged)
+    assert len(read_records(tmp_path / "out" / "wild_groups.csv")) > 10
+    assert (tmp_path / "out" / "wild_tree.png").stat().st_size > 1000
 
 
 def test_the_small_network_learns_from_scratch(work: Path) -> None:
