@@ -172,7 +172,7 @@ def _run_keras(content: bytes, images: Float[np.ndarray, "n h w 3"]) -> np.ndarr
             prefix = f"block{block}/layers"
             group = weights[prefix]
             assert isinstance(group, h5py.Group)
-            layers = [name for name in group if name.startswith("conv2d")]
+            layers = [name for name in map(str, group) if name.startswith("conv2d")]
             if block > 1:
                 n, h, w, c = values.shape
                 values = values.reshape(n, h // 2, 2, w // 2, 2, c).max((2, 4))
