@@ -4,6 +4,7 @@ Run `python -m benchmarks.converted` from the root of the checkout, after `pip i
 """
 
 import argparse
+import multiprocessing
 import re
 import tempfile
 import time
@@ -21,7 +22,7 @@ import jaxtransfer as jt
 from benchmarks import harness
 from benchmarks.converted_networks import networks
 from jaxtransfer.attribution.maps import attribution_pass
-from jaxtransfer.converters.torch_export import from_exported
+from jaxtransfer.converters.torch_export import convert, from_exported
 from jaxtransfer.defaults import EPSILON, METHODS
 
 _GOAL = 1.1  # largest ratio of our time to that of the module written by hand
@@ -37,11 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     shape = (options.batch_size, options.size, options.size, 3)
     images = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
-    seconds, moved, conversion, rows = {}, {}, {}, []
+    seconds, moved, conversion, memory, rows = {}, {}, {}, {}, []
     for name, (network, twin) in networks(options.size).items():
         if options.networks and name not in options.networks:
             continue
         conversion[name] = measure_conversion(network, options.size)
+        memory[name] = measure_memory(network, options.size)
         contenders = {"ours": converted(network, options.size), "by hand": by_hand(twin)}
         outputs = [np.asarray(jax.jit(apply)(params, images[:2])) for apply, params in contenders.values()]
         error = float(np.abs(outputs[0] - outputs[1]).max() / np.abs(outputs[1]).max())
@@ -57,13 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found = f"{ratio:.2f} of the time; {counts['ours']} and {counts['by hand']} transpositions"
             rows.append(row._replace(ours=row.peer, peer=row.ours, found=found, goal=f"<= {_GOAL}", met=ratio <= _GOAL))
     harness.show("Converted networks and the same by hand, processor time", {"converted": rows})
-    print(conversion)
+    print(conversion, memory)
     if options.out:
         record = {
             "settings": {key: value for key, value in vars(options).items() if key != "out"},
             "processor_seconds_per_image": seconds,
             "transpositions": moved,
             "processor_seconds_of_conversion": conversion,
+            "peak_memory_relative_to_weights": memory,
             "rows": [row._asdict() for row in rows],
         }
         file = options.out / f"converted_{harness.device()}.json"
@@ -124,6 +127,43 @@ def measure_conversion(network: torch.nn.Module, size: int) -> dict[str, float]:
         timed("store", lambda: zoo.add(jt.Network("network", program, params)))
         timed("load", lambda: zoo["network"])
     return seconds
+
+
+def measure_memory(network: torch.nn.Module, size: int) -> dict[str, float]:
+    """Measures the peak memory of converting a file and of loading its network from a zoo, each in a fresh process.
+
+    Returns:
+        The peak less the memory before the step, relative to the weights; before, a tiny network was converted.
+    """
+    tiny = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.Flatten()).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, module in (("tiny", tiny), ("network", network)):
+            torch.export.save(export(module, size), f"{folder}/{name}.pt2")
+        context, peaks = multiprocessing.get_context("spawn"), {}
+        for step in ("convert", "load"):
+            with context.Pool(1) as pool:
+                peaks[step] = round(pool.apply(_peak, (step, folder)), 2)
+    return peaks
+
+
+def _peak(step: str, folder: str) -> float:
+    zoo = jt.Zoo(folder)
+    if step == "convert":
+        convert(f"{folder}/tiny.pt2", zoo, "tiny")
+    zoo["tiny"]  # so that all modules are imported
+    before = _memory("VmRSS")
+    if step == "convert":
+        convert(f"{folder}/network.pt2", zoo, "network")
+    else:
+        zoo["network"]
+    peak = _memory("VmHWM")
+    return (peak - before) / sum(leaf.nbytes for leaf in jax.tree.leaves(zoo["network"].params))
+
+
+def _memory(field: str) -> int:
+    """Returns a field of what Linux says about the memory of this process, in bytes."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.findall(rf"{field}:\s*(\d+)", status)[0])
 
 
 if __name__ == "__main__":

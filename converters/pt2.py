@@ -16,7 +16,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch.export import ExportedProgram
@@ -49,20 +49,21 @@ _ITEM_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 2, 7: 4, 8: 8, 12: 1, 13: 2}
 _CONTAINERS = (None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
 
 
-def load_program(data: bytes) -> ExportedProgram:
-    """Loads the contents of a `.pt2` file.
+def load_program(file: BinaryIO) -> ExportedProgram:
+    """Loads an open `.pt2` file.
 
     Raises:
         JaxTransferError: The data are something else or damaged, come from another version of PyTorch, or hold more
             than a graph of PyTorch's own operations and plain tensors.
     """
-    if len(data) > _MEMORY_SHARE * host_memory():
+    size = file.seek(0, io.SEEK_END)
+    if size > _MEMORY_SHARE * host_memory():
         raise JaxTransferError(
-            f"it has {len(data):,} bytes, and converting it takes four times as many, but the memory has "
+            f"it has {size:,} bytes, and converting it takes four times as many, but the memory has "
             f"{host_memory():,}: convert it on a larger machine."
         )
     try:
-        archive = _checked(data)
+        archive = _checked(file, size)
     except RecursionError as error:
         raise JaxTransferError("its graph is nested too deeply.") from error
     except (
@@ -84,7 +85,7 @@ def load_program(data: bytes) -> ExportedProgram:
     with warnings.catch_warnings(), _without_log():
         warnings.simplefilter("ignore")  # PyTorch's own deprecations
         try:
-            return torch.export.load(io.BytesIO(archive))
+            return torch.export.load(archive)
         except Exception as error:  # PyTorch raises many types; all mean the same to a user.
             raise JaxTransferError(
                 f"PyTorch {torch.__version__} cannot load this program: export it again with this version, and import "
@@ -103,36 +104,41 @@ def _without_log() -> Iterator[None]:
         logging.disable(before)
 
 
-def _checked(data: bytes) -> bytes:
-    """Builds a new archive from the safe parts of the archive in `data`."""
-    source = zipfile.ZipFile(io.BytesIO(data))
+def _checked(file: BinaryIO, size: int) -> io.BytesIO:
+    """Builds a new archive from the safe parts of an archive of `size` bytes."""
+    source = zipfile.ZipFile(file)
     root = next((n.removesuffix(_GRAPH) for n in source.namelist() if n.endswith("/" + _GRAPH)), None)
     if root is None:
         raise JaxTransferError(
             "this is not a .pt2 file: use torch.export.save(torch.export.export(network.eval(), ...), file)."
         )
-    _check_members(source, len(data))
-    contents = {name: source.read(root + name) for name in _FORMAT}
-    contents[_GRAPH] = json.dumps(_checked_graph(json.loads(source.read(root + _GRAPH)))).encode()
-    dense_bytes = 0
-    contents["data/sample_inputs/model.pt"] = b""
-    for folder in _TENSORS:
-        name = f"{folder}/model_{folder.removeprefix('data/')}_config.json"
-        contents[name] = source.read(root + name)
-        for tensor, entry in json.loads(contents[name])["config"].items():
-            _check(entry)
-            if entry["use_pickle"] or not re.fullmatch(r"(weight|tensor)_\d+", entry["path_name"]):
-                raise JaxTransferError(f"{tensor} is stored as a pickle, which could run code when it is read.")
-            path = f"{folder}/{entry['path_name']}"
-            contents[path] = source.read(root + path)
-            dense_bytes += _checked_bytes(tensor, entry["tensor_meta"], len(contents[path]))
-    if dense_bytes > len(data) + _MAX_REPEATED_BYTES:
-        raise JaxTransferError(f"its tensors would take {dense_bytes:,} bytes, but the file has only {len(data):,}.")
-    target = io.BytesIO()
+    _check_members(source, size)
+    graph = json.dumps(_checked_graph(json.loads(source.read(root + _GRAPH)))).encode()
+    target, stored, dense_bytes = io.BytesIO(), dict[str, int](), 0
     with zipfile.ZipFile(target, "w") as archive:
-        for name, content in contents.items():
+
+        def copy(name: str, content: bytes) -> bytes:
             archive.writestr("model/" + name, content)
-    return target.getvalue()
+            return content
+
+        for name in _FORMAT:
+            copy(name, source.read(root + name))
+        copy(_GRAPH, graph)
+        copy("data/sample_inputs/model.pt", b"")
+        for folder in _TENSORS:
+            name = f"{folder}/model_{folder.removeprefix('data/')}_config.json"
+            for tensor, entry in json.loads(copy(name, source.read(root + name)))["config"].items():
+                _check(entry)
+                if entry["use_pickle"] or not re.fullmatch(r"(weight|tensor)_\d+", entry["path_name"]):
+                    raise JaxTransferError(f"{tensor} is stored as a pickle, which could run code when it is read.")
+                path = f"{folder}/{entry['path_name']}"
+                if path not in stored:  # several tensors may share one
+                    stored[path] = len(copy(path, source.read(root + path)))
+                dense_bytes += _checked_bytes(tensor, entry["tensor_meta"], stored[path])
+    if dense_bytes > size + _MAX_REPEATED_BYTES:
+        raise JaxTransferError(f"its tensors would take {dense_bytes:,} bytes, but the file has only {size:,}.")
+    target.seek(0)
+    return target
 
 
 def _check_members(source: zipfile.ZipFile, size: int) -> None:

@@ -21,7 +21,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
@@ -74,9 +74,9 @@ def convert(
             network.
     """
     file = Path(file)
-    data = _read(file)
-    with naming(file), _in_one_sentence():
-        exported = with_outputs(load_program(data), representation, tokens)
+    with _opened(file) as opened, naming(file), _in_one_sentence():
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        exported = with_outputs(load_program(opened), representation, tokens)
         program, params = from_exported(exported, representation or ("",))
         program = with_channels_last(program, params)
     *size, channels = program.shape
@@ -85,7 +85,7 @@ def convert(
     network = Network(name, program, params, Preprocess((size[0], size[1]), mean, std))
     source: dict[str, Any] = {
         "file": file.name,
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "sha256": digest,
         "torch": str(torch.__version__),
     }
     if representation:
@@ -100,14 +100,13 @@ def layers_of_file(file: str | Path) -> dict[str, torch.Tensor]:
     Raises:
         JaxTransferError: The file is not a `.pt2` file or is damaged, or its network does not take images.
     """
-    data = _read(Path(file))
-    with naming(file), _in_one_sentence():
-        return layers(load_program(data))
+    with _opened(Path(file)) as opened, naming(file), _in_one_sentence():
+        return layers(load_program(opened))
 
 
-def _read(file: Path) -> bytes:
+def _opened(file: Path) -> BinaryIO:
     try:
-        return file.read_bytes()
+        return file.open("rb")
     except OSError as error:
         raise JaxTransferError(f"{file} cannot be read: {error.strerror}.") from error
 
