@@ -325,3 +325,16 @@ def _damage_as_value_error() -> Iterator[None]:
         if "allow_pickle" in str(error) or "pickled" in str(error):
             raise ValueError("it holds Python objects, which are not unpickled") from error
         raise ValueError(f"it is damaged or has another format ({' '.join(str(error).split())[:200]})") from error
+
+
+def check_checkpoint_path(path: Path) -> None:
+    """Checks that Orbax can keep checkpoints in a folder.
+
+    Raises:
+        JaxTransferError: Its path has a backslash, which TensorStore takes for a slash, or a square bracket, which
+            Orbax takes for a pattern: what it had written there could not be read.
+    """
+    if special := set(path.as_posix()) & {"\\", "["}:
+        raise JaxTransferError(
+            f"{path} cannot hold weights, since its path has the character {min(special)}; choose another path."
+        )

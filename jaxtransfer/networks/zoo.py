@@ -25,7 +25,7 @@ from pydantic import AfterValidator, Field
 
 from jaxtransfer.devices import host_memory
 from jaxtransfer.errors import JaxTransferError, operating_system_error, unknown_name
-from jaxtransfer.files import JsonObject, parse_json, read_json
+from jaxtransfer.files import JsonObject, check_checkpoint_path, parse_json, read_json
 from jaxtransfer.networks.exported import ExportedProgram
 from jaxtransfer.networks.functions import FUNCTIONS, findable_name, function_named, is_registered, register
 from jaxtransfer.networks.modules import ModuleFunction
@@ -78,13 +78,12 @@ class Zoo:
                 know to be harmless: a zoo can then have any function that they define called with its weights.
 
         Raises:
-            JaxTransferError: `path` is something other than a directory, or has a backslash.
+            JaxTransferError: `path` is something other than a directory, or has a backslash or a square bracket.
         """
         self.path = Path(path).absolute()
         if self.path.exists() and not self.path.is_dir():
             raise JaxTransferError(f"{path} is not a directory, so it cannot be a zoo.")
-        if "\\" in self.path.as_posix():  # TensorStore takes it for a slash
-            raise JaxTransferError(f"{path} cannot be a zoo, since its path has a backslash; choose another path.")
+        check_checkpoint_path(self.path)
         self._modules = tuple(modules)
 
     @property

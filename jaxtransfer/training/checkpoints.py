@@ -10,6 +10,8 @@ import jax
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
+from jaxtransfer.files import check_checkpoint_path
+
 SECONDS = 30.0
 """Least number of seconds between checkpoints."""
 
@@ -55,6 +57,7 @@ def open_checkpoints(folder: Path | None) -> Iterator[Checkpoints]:
     if folder is None:
         yield Checkpoints(None)
         return
+    check_checkpoint_path(folder.absolute())
     last: Any = ocp.training.preservation_policies.LatestN(1)
     with ocp.training.Checkpointer(str(folder.absolute()), preservation_policy=last) as checkpointer:
         yield Checkpoints(checkpointer)

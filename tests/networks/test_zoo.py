@@ -219,9 +219,17 @@ def test_too_little_memory_is_not_called_damage(zoo: jt.Zoo, monkeypatch: pytest
         zoo["a"]
 
 
-def test_a_path_with_a_backslash_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(jt.JaxTransferError, match="has a backslash; choose another path"):
-        jt.Zoo(tmp_path / "a\\b")
+@pytest.mark.parametrize("name", ["a\\b", "nets [old]"])
+def test_a_path_that_orbax_cannot_read_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(jt.JaxTransferError, match=r"its path has the character [\\\[]; choose another path"):
+        jt.Zoo(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a:b", "gs:a", "a b", "star*", "what?", "{a}", "50%20", "zoo#1", "ünï"])
+def test_paths_with_other_unusual_characters_can_be_zoos(zoo: jt.Zoo, tmp_path: Path, name: str) -> None:
+    other = jt.Zoo(tmp_path / name)
+    other.add(zoo["a"])
+    assert other["a"].name == "a"
 
 
 def test_what_a_killed_program_left_is_no_network_and_is_removed_when_it_is_old(zoo: jt.Zoo) -> None:
