@@ -17,7 +17,7 @@ import onnx
 from jaxtyping import ArrayLike
 from onnx import NodeProto, TensorProto, ValueInfoProto
 
-from jaxtransfer.converters.grids import is_channels_first
+from jaxtransfer.converters.grids import is_channels_first, is_grid
 from jaxtransfer.converters.onnx_file import opset, read_model
 from jaxtransfer.converters.onnx_graph import Failure, Graph, Known
 from jaxtransfer.converters.onnx_operators import translate
@@ -250,15 +250,14 @@ class OnnxNetworkFile:
 
     def _deepest(self) -> str:
         """Returns the last of the values that have the fewest places, but more than one."""
-        height, width = self._shape[:2]
         layers = {node.output for node in self._graph.nodes if node.op in _OVER_PLACES}
         best: tuple[int, str] | None = None
         for name, known in self._graph.layers.items():
             shape = known.value.shape if isinstance(known, Known) else ()
-            if len(shape) != 4 or not jnp.issubdtype(known.value.dtype, np.floating):
+            if isinstance(known, Failure) or len(shape) != 4 or not jnp.issubdtype(known.value.dtype, np.floating):
                 continue
             h, w = shape[2:] if is_channels_first(shape, self._shape) else shape[1:3]
-            grid = abs(h * width - w * height) < max(height, width) or known.name in layers
+            grid = is_grid((h, w), self._shape[:2]) or known.name in layers
             if grid and h * w > 1 and (best is None or h * w <= best[0]):
                 best = h * w, name
         if best is None:

@@ -325,7 +325,10 @@ def _quantised_function(graph: Graph, call: Call) -> Sequence[Known]:
 
 @_form("QLinearConcat")
 def _quantised_concat(graph: Graph, call: Call) -> Sequence[Known]:
-    parts = [_real(graph, call, *(call.required(i + k) for k in range(3))) for i in range(2, len(call.inputs), 3)]
+    parts = [
+        _real(graph, call, call.required(i), call.required(i + 1), call.required(i + 2))
+        for i in range(2, len(call.inputs), 3)
+    ]
     return _in_floats(graph, call, "Concat", parts, call.required(0), call.input(1))
 
 

@@ -13,8 +13,8 @@ from .comparison.affinity import Affinity as Affinity
 from .comparison.matrix import affinity_matrix as affinity_matrix
 from .comparison.measure import Measure as Measure
 from .comparison.representations import RELATIVES as RELATIVES
-from .converters.onnx_network import from_onnx as from_onnx
-from .converters.torch_module import from_torch as from_torch
+from .converters.onnx_network import from_onnx as from_onnx  # pyright: ignore[reportMissingImports]
+from .converters.torch_module import from_torch as from_torch  # pyright: ignore[reportMissingImports]
 from .data.datasets import LabelledTask as LabelledTask
 from .data.datasets import read_tasks as read_tasks
 from .data.probe import Probe as Probe

@@ -23,6 +23,7 @@ from jaxtransfer.errors import JaxTransferError
 
 # Controls, invisible marks such as those that reverse the order of letters, bytes that are no text, and ends of lines.
 _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_LEAST_COLUMN = 6  # characters of a column of a table, with its margin
 
 
 def printable(text: str) -> str:
@@ -78,9 +79,13 @@ def logging_to_console() -> Iterator[None]:
 
 
 def print_table(table: Table) -> None:
-    """Prints a table; in a file or a pipe, which have no width, nothing is cut off."""
+    """Prints a table; names that do not fit are folded, never cut, since two of them could look the same."""
     console = _PlainConsole()
-    console.print(table, width=None if console.is_terminal else 10_000)
+    for column in table.columns:
+        column.overflow = "fold"
+    # Narrower columns would vanish; a file or a pipe has no width.
+    least = _LEAST_COLUMN * len(table.columns)
+    console.print(table, width=max(console.width, least) if console.is_terminal else 10_000, crop=False)
 
 
 @contextlib.contextmanager

@@ -33,9 +33,9 @@ def print_affinity(affinity: "Affinity", probe: "Probe", out: Path) -> None:
 
     methods = best_first(affinity.methods)
     table = Table(title="Best source (value ± standard error)", title_justify="left")
-    table.add_column("target", overflow="fold")
+    table.add_column("target")
     for method in methods:
-        table.add_column(method, overflow="fold")
+        table.add_column(method)
     for target in affinity.targets:
         best = [affinity.rank(target, method=method)[0] for method in methods]
         table.add_row(target, *(f"{name}\n{value:.3f} ± {error:.3f}" for name, value, error in best))
@@ -73,7 +73,7 @@ def print_scores(scores: "Affinity", tasks: "Sequence[LabelledTask]", out: Path)
     unpredicted = []
     table = Table(title="Which network to start from", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("task", "start from"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column)
     for column in (first, "sure", "more examples", *(["same choice"] if others else [])):
         table.add_column(column, justify="right")
     for task in scores.targets:
@@ -142,7 +142,7 @@ def print_rankings(affinity: "Affinity", target: str, methods: Sequence[str], to
         digits = (".4g", ".2g") if measure.smaller_is_nearer else (".4f", ".4f")  # distances have no upper bound
         nearer = f" ({measure.direction})" if measure.smaller_is_nearer else ""
         table = Table(title=f"Sources for {target} by {method}{nearer}", title_justify="left")
-        table.add_column("source", overflow="fold")
+        table.add_column("source")
         for column in (measure.name, "standard error", "above next", f"more {measure.sampled}"):
             table.add_column(column, justify="right")
         for source, value, error, above, more in certain_ranking(affinity, target, method=method)[:top]:
@@ -178,7 +178,7 @@ def print_transfers(
     for task in tasks:
         first, *others = METRICS[task.target_type]
         table = Table(title=f"Measured transfer to {task.name}", title_justify="left")
-        table.add_column("source", overflow="fold")
+        table.add_column("source")
         for metric in (first, *others):
             measure = transfers.measure(metric)
             table.add_column(f"{measure.name}{' (smaller is better)' * measure.smaller_is_nearer}", justify="right")
@@ -227,7 +227,7 @@ def print_evaluation(evaluations: "Evaluations", oracle: "Oracle", run: Path) ->
     columns: list[tuple[Quantity, int]] = [("precision", 1), ("precision", 5), ("recall", 10)]
     scores = score_table(evaluations, columns, ["spearman", "kendall"], band="\n{:.2f}-{:.2f}")
     table = Table(title=f"Against {oracle.name}", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("", overflow="fold", min_width=min(max(map(len, evaluations.by_method)), 20))
+    table.add_column("", min_width=min(max(map(len, evaluations.by_method)), 20))
     for column in (*scores.header, "Spearman", "Kendall"):
         table.add_column(column, justify="right")
     for method, cells in scores.rows.items():
@@ -266,7 +266,7 @@ def print_comparison(comparison: "Comparison") -> None:
     """Prints how far the rankings of several runs agree, and where they disagree."""
     table = Table(title=f"Agreement over {comparison.extent}", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("first", "second"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column)
     tested = comparison.targets == comparison.sources
     for column in ("rankings", "matrices", *(["p"] if tested else [])):
         table.add_column(column, justify="right")
@@ -283,7 +283,7 @@ def print_comparison(comparison: "Comparison") -> None:
     )
     table = Table(title="Largest disagreements about a source's rank", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("target", "source", "best rank", "worst rank"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column)
     for disagreement in comparison.disagreements[:_SHOWN_DISAGREEMENTS]:
         ranks = [
             (rank, label)
@@ -300,10 +300,10 @@ def print_gradient_results(results: "GradientResults", out: Path) -> None:
     """Prints the best sources of every target, the signal-to-noise, what was left out, and where the files are."""
     print_line(f"Best sources ({results.measure.name} ± standard error, {results.measure.direction})")
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("target", overflow="fold")
+    table.add_column("target")
     places = ("first", "second", "third")[: len(results.names) - 1]
     for column in places:
-        table.add_column(column, overflow="fold")
+        table.add_column(column)
     for column in ("restarts", "signal-to-noise"):
         table.add_column(column, justify="right")
     for target, row in zip(results.names, results.control, strict=True):
@@ -335,7 +335,7 @@ def print_demo(result: "DemoResult") -> None:
         pad_edge=False,
     )
     for column in ("target", "start from", "sure", "place", "best"):
-        table.add_column(column, justify="right" if column in ("sure", "place") else "left", overflow="fold")
+        table.add_column(column, justify="right" if column in ("sure", "place") else "left")
     for choice in result.choices:
         table.add_row(choice.target, choice.source, choice.sure, str(choice.place), choice.best)
     print_table(table)

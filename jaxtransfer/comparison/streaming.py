@@ -71,13 +71,16 @@ def finite_images(representations: Mapping[str, Representation | Units]) -> Bool
     Raises:
         JaxTransferError: There are fewer than `LEAST_IMAGES` for which all networks have one.
     """
-    usable = []
-    for representation in representations.values():
-        size = max(1, MAX_ELEMENTS // math.prod(representation.shape[1:]))
-        parts = (representation[start:stop] for start, stop in chunks(len(representation), size))
-        usable.append(np.concatenate([np.isfinite(part).reshape(len(part), -1).all(1) for part in parts]))
-    enough_images(np.array(usable), list(representations), LEAST_IMAGES)
-    return np.array(usable)
+    usable = np.array([finite_rows(representation) for representation in representations.values()])
+    enough_images(usable, list(representations), LEAST_IMAGES)
+    return usable
+
+
+def finite_rows(representation: Representation | Units) -> Bool[np.ndarray, " images"]:
+    """Returns at which images a representation is finite, reading it in pieces."""
+    size = max(1, MAX_ELEMENTS // math.prod(representation.shape[1:]))
+    parts = (representation[start:stop] for start, stop in chunks(len(representation), size))
+    return np.concatenate([np.isfinite(part).reshape(len(part), -1).all(1) for part in parts])
 
 
 def enough_images(

@@ -20,7 +20,8 @@ def retrieval_curves(
 ) -> None:
     """Draws precision and recall at K of several methods, with bands, and those of a random order.
 
-    Bands over other probe images are dark, bands over other networks light.
+    Bands over other probe images are dark, bands over other networks light. Where curves are equal, the later ones are
+    thinner and lie on the others.
 
     Args:
         evaluations: The evaluation of each method; all of them have the same targets and sources.
@@ -45,15 +46,19 @@ def retrieval_curves(
 def draw_curves(axes: Axes, quantity: Quantity, evaluations: Mapping[str, Evaluation]) -> None:
     """Draws precision or recall at K of every method, with its bands, and of a random order."""
     looks = zip(itertools.cycle(style.SERIES_COLOURS), itertools.cycle("osD^v"), strict=False)
+    values_of = {method: getattr(evaluation.curve, quantity) for method, evaluation in evaluations.items()}
+    hidden = dict.fromkeys(values_of, 0)  # the number of equal curves that are drawn later
+    for earlier, later in itertools.combinations(values_of, 2):
+        hidden[earlier] += np.array_equal(values_of[earlier], values_of[later])
     for (method, evaluation), (colour, marker) in zip(evaluations.items(), looks, strict=False):
-        curve, bands = evaluation.curve, evaluation.bands
-        values = getattr(curve, quantity)
+        curve, bands, values = evaluation.curve, evaluation.bands, values_of[method]
         ks = np.arange(1, len(values) + 1)
         for band, opacity in ((bands.networks, 0.12), (bands.images, 0.28)):
             if band is not None:
                 low, high = (curve.share(quantity, edge) for edge in band)
                 axes.fill_between(ks, low, high, color=colour, alpha=opacity, linewidth=0)
-        axes.plot(ks, values, color=colour, marker=marker, markersize=4, linewidth=1.5, label=method)
+        size, width = 4 + 3 * hidden[method], 1.5 + 2.5 * hidden[method]
+        axes.plot(ks, values, color=colour, marker=marker, markersize=size, linewidth=width, label=method)
     random = getattr(next(iter(evaluations.values())).curve, f"random_{quantity}")
     axes.plot(np.arange(1, len(random) + 1), random, color="0.45", linestyle="--", linewidth=1.2, label="random")
     axes.set(xlabel="K", ylabel=f"{quantity[0].upper()}@K", ylim=(0, 1.03))

@@ -2,11 +2,13 @@
 
 Arrays are Zarr (version 3) and are written by TensorStore, to a directory or an object store alike. The key of a
 finished array is stored beside it, and written last: a point without a key, or with a different one (other weights,
-other images), counts as missing. Every chunk ends with its CRC-32C, which is checked when it is read; those of earlier
-versions have none. A point that turns out to be damaged loses its key.
+other images), counts as missing. Every chunk ends with its CRC-32C, and the SHA-256 of the
+description of an array, `zarr.json`, lies beside it; both are checked when a point is read, and points of earlier
+versions have neither. A point that turns out to be damaged loses its key.
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import logging
@@ -34,6 +36,7 @@ CACHE_BYTES = 128 * 2**20
 _MISSING = "NOT_FOUND"
 _DAMAGE = (_MISSING, "DATA_LOSS", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "OUT_OF_RANGE")
 _REACH_SECONDS = 20  # to wait for an object store
+_DESCRIPTION, _DESCRIPTION_HASH = "zarr.json", "zarr.json.sha256"
 _FAULTS = "faults"  # an entry of the file of a key that is not part of the key; older files have none
 _CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
 
@@ -130,6 +133,9 @@ class Points:
             OSError: It cannot be read.
         """
         with self._noticing_damage(network, kind):
+            stored = self._folder(network, kind).read(_DESCRIPTION_HASH).result().value
+            if stored and stored != self._description_hash(network, kind):
+                raise ValueError(f"DATA_LOSS: {_DESCRIPTION} was altered")
             return Point(self, network, kind, self._array(network, kind, {}, open=True))
 
     def finish(self, network: str, keys: Mapping[str, Key], faults: Mapping[str, Sequence[str]]) -> None:
@@ -138,6 +144,8 @@ class Points:
             contents = {
                 kind: json.dumps({**key, _FAULTS: list(faults[kind])}, indent=1).encode() for kind, key in keys.items()
             }
+            hashes = {kind: self._description_hash(network, kind) for kind in keys}
+            self.wait([self._folder(network, kind).write(_DESCRIPTION_HASH, text) for kind, text in hashes.items()])
             self.wait([self._folder(network, kind).write("key.json", text) for kind, text in contents.items()])
 
     def wait(self, pending: "Iterable[ts.Future | ts.WriteFutures | Reading]") -> list[Any]:
@@ -182,6 +190,11 @@ class Points:
             return None, []
         return key, key.pop(_FAULTS, [])
 
+    def _description_hash(self, network: str, kind: str) -> bytes:
+        """Returns the SHA-256 of the description of an array; values of another shape or type have another one."""
+        content = self._folder(network, kind).read(_DESCRIPTION).result().value
+        return hashlib.sha256(content).hexdigest().encode()
+
     def _check_reachable(self) -> None:
         """Raises an error where an object store does not answer; TensorStore alone would try for minutes."""
         if self._is_reachable:
@@ -206,7 +219,7 @@ class Points:
         # A missing chunk is an error instead of zeros, so chunks of zeros are written too.
         strict = {"fill_missing_data_reads": False, "store_data_equal_to_fill_value": True}
         spec = {"driver": "zarr3", "kvstore": f"{self._url}{network}/{kind}/", **strict, **spec}
-        return ts.open(spec, context=_CONTEXT, **options).result()
+        return ts.open(spec, context=_CONTEXT, dtype=ts.float32, **options).result()
 
     @contextlib.contextmanager
     def _translated_errors(self) -> Iterator[None]:

@@ -215,7 +215,11 @@ function showHeat() {
   const [low, high] = range(values), digits = decimals([low, high]);
   const context = canvas.getContext("2d"), font = '12px system-ui, "DejaVu Sans", sans-serif';
   context.font = font;
-  const widest = texts => Math.ceil(Math.min(230, Math.max(...texts.map(text => context.measureText(text).width)))) + 10;
+  // Names are shortened only where they stay different.
+  const widest = texts => {
+    const whole = Math.ceil(Math.max(...texts.map(text => context.measureText(text).width)));
+    return 10 + (new Set(texts.map(text => shorten(context, text, 232))).size < texts.length ? whole : Math.min(230, whole));
+  };
   const label = widest(targets), above = widest(names);
   const room = $("map-box").clientWidth - 2, strip = data.groups && square ? 12 : 0;
   const readable = (room - label - strip) / columns >= 15, named = readable || state.names;
@@ -355,6 +359,10 @@ nameTheme();
 
 if (data.groups) $("legend").append(...Object.keys(data.colours).map(group => groupTag(data.groups.indexOf(group))));
 narrow.addEventListener("change", () => { showTarget(); showOverview(); });
+// The bar has more rows the narrower the page is, and must not hide the heading that a link leads to.
+const bar = document.querySelector(".bar");
+const keepHeadings = () => { root.style.scrollPaddingTop = getComputedStyle(bar).position === "sticky" ? `${bar.offsetHeight + 12}px` : ""; };
+new ResizeObserver(keepHeadings).observe(bar);
 let wide = innerWidth;
 addEventListener("resize", () => { if (innerWidth !== wide) { wide = innerWidth; showHeat(); } });
 showAll();

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxtransfer.comparison.places import as_grid, resample
-from jaxtransfer.comparison.streaming import CONSTANT_SHARE, Representation, Units, finite_images
+from jaxtransfer.comparison.streaming import CONSTANT_SHARE, Representation, Units, finite_rows
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.points.store import chunks
 from jaxtransfer.scores.target import Target
@@ -30,7 +30,7 @@ def usable_examples(features: FeatureArray, target: Target) -> Int[np.ndarray, "
             f"There are features of {len(features)} examples and labels of {len(target.group)}; the numbers must be "
             "equal."
         )
-    (finite,) = finite_images({"features": features})
+    finite = finite_rows(features)
     usable = np.flatnonzero(finite & (target.group >= 0))
     groups = len(np.unique(target.group[usable]))
     if groups < _LEAST_GROUPS:

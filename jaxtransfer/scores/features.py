@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxtransfer.attribution.precision import Precision
-from jaxtransfer.comparison.streaming import finite_images
+from jaxtransfer.comparison.streaming import finite_rows
 from jaxtransfer.errors import JaxTransferError, unknown_name
 from jaxtransfer.networks.outputs import named_outputs
 from jaxtransfer.points.compute import PointComputation, PointSettings, ProgressFn, naming_network
@@ -97,7 +97,7 @@ class Features:
     @functools.cached_property
     def _finite(self) -> Bool[np.ndarray, " images"]:
         """Whether all features of an image are finite; read once for all tasks."""
-        return np.all(finite_images({kind: self.points.open(self.network, kind) for kind in self.keys}), axis=0)
+        return np.all([finite_rows(self.points.open(self.network, kind)) for kind in self.keys], axis=0)
 
 
 def points_of_images(directory: str | Path, images_sha256: str) -> Points:

@@ -12,7 +12,8 @@ from jaxtransfer import METHODS, Affinity, Oracle, Zoo, certain_ranking, demo, r
 from jaxtransfer.cli.app import app
 from jaxtransfer.cli.tables import print_demo
 from jaxtransfer.evaluation.references import SECOND, evaluate_all
-from jaxtransfer.evaluation.rooms_scores import percent
+from jaxtransfer.evaluation.rooms_scores import best_first, percent
+from jaxtransfer.report.methods import method_data, method_view
 from jaxtransfer.runs.load import load_run
 from jaxtransfer.runs.record import locked
 from support.helpers import complaint
@@ -126,6 +127,18 @@ def test_sentences_follow_the_numbers(sign):
     assert f"{demo.METHOD} {100 if sign > 0 else 0} % (95 % band" in printed
     ceiling = evaluations.references[SECOND].curve.precision[4]
     assert f"random order 24 %, a second measurement {100 * ceiling:.0f} %" in printed
+
+
+def test_the_report_opens_on_the_same_choices():
+    """The report shows the method of `best_first` first, and of every target the first source."""
+    rng = np.random.default_rng(0)
+    matrices = {method: rng.random((22, 22)) for method in (*METHODS, demo.METHOD)}
+    affinity = Affinity.of(tuple(rooms.TASKS), matrices)
+    first = best_first(affinity.methods)[0]
+    shown = method_data(affinity, method_view(affinity, first))
+    named = [affinity.sources[rows[0][0]] for rows in shown["ranked"]]
+    assert first == demo.METHOD
+    assert named == [choice.source for choice in demo._choices(affinity, Oracle.rooms())]
 
 
 def test_it_fits_a_terminal(capsys, monkeypatch):

@@ -19,6 +19,7 @@ import jaxtransfer as jt  # noqa: E402
 from jaxtransfer.cli.app import app  # noqa: E402
 from jaxtransfer.converters import torch_module  # noqa: E402
 from jaxtransfer.converters.layers import layers  # noqa: E402
+from jaxtransfer.converters.torch_export import from_exported  # noqa: E402
 from support.torch_modules import Function, channels_first, export, images, save, seeded  # noqa: E402
 
 EXAMPLE = torch.zeros(1, 3, 12, 12)
@@ -189,8 +190,7 @@ def test_a_network_that_differs_from_pytorch_is_refused(monkeypatch):
     def wrong(program, params):
         return program, {name: value * 1.01 for name, value in params.items()}
 
-    convert = torch_module.from_exported
-    monkeypatch.setattr(torch_module, "from_exported", lambda *given: wrong(*convert(*given)))
+    monkeypatch.setattr(torch_module, "from_exported", lambda *given: wrong(*from_exported(*given)))
     module = seeded(nn.Sequential(nn.Conv2d(3, 2, 3, bias=False)))
     with pytest.raises(jt.JaxTransferError, match=r"net: the converted network differs from PyTorch by 1\.0e-02 of"):
         jt.from_torch(module, EXAMPLE, name="net")

@@ -3,9 +3,15 @@ import re
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from PIL import Image
 
+from jaxtransfer import Affinity, Oracle
+from jaxtransfer.evaluation.references import evaluate_all
 from jaxtransfer.figures import heat_map, style
+from jaxtransfer.figures.curves import draw_curves
 from support.helpers import quick_cases
 
 
@@ -119,3 +125,20 @@ def test_colours_of_a_target_span_its_values(tmp_path):
     cells = re.findall(r'fill: #(\w{6})[^"]*stroke: #ffffff', (tmp_path / "map.svg").read_text())
     low, half, high = (style.value_colours(3)[i][1:] for i in range(3))
     assert cells == [low, half, high, high, half, low, half, *[half] * 4]
+
+
+def test_equal_curves_do_not_hide_each_other():
+    """All colours are seen where the curves of three methods are the same."""
+    rng = np.random.default_rng(0)
+    names = [f"n{i}" for i in range(8)]
+    oracle = Oracle("measured", {a: {b: rng.random() for b in names if b != a} for a in names})
+    affinity = Affinity.of(names, dict.fromkeys("abc", _affinity(8)))
+    evaluations = evaluate_all(affinity, oracle, affinity.methods, 3).by_method
+    figure = Figure(figsize=(4, 3), dpi=150)
+    with style.fixed_style():
+        draw_curves(figure.add_subplot(), "precision", evaluations)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3].reshape(-1, 3)
+    for colour in style.SERIES_COLOURS[:3]:
+        assert (pixels == [round(255 * part) for part in to_rgb(colour)]).all(-1).sum() > 300

@@ -111,7 +111,7 @@ def _mutated_json(rng: random.Random, content: bytes) -> bytes:
         elif kind == 1:
             parent[key] = copy.deepcopy(_at(tree, rng.choice(places)))
         elif kind == 2 and isinstance(parent, list):
-            parent[key:key] = copy.deepcopy(parent) * rng.choice([1, 50])
+            parent[int(key) : int(key)] = copy.deepcopy(parent) * rng.choice([1, 50])
         elif kind == 3 and isinstance(parent[key], int):
             parent[key] = rng.choice([-1, 0, 1, parent[key] + 1, 10**6, 10**9, 2**62, 10**25])
         elif kind == 4:

@@ -68,7 +68,7 @@ def _converted(module):
     with torch.no_grad():
         expected = module(images).numpy()
     program, params = torch_export.from_exported(exported)
-    return program, params, images.numpy().transpose(0, 2, 3, 1), expected
+    return program, params, jnp.asarray(images.numpy().transpose(0, 2, 3, 1)), expected
 
 
 def _moves(function, *arguments):

@@ -25,8 +25,9 @@ def agrees(tmp_path, nodes, weights=(), *, opset=21, shape=(8, 8, 3), x=None, to
     batches = [images] if many == "N" else np.split(images, len(images))
     expected = np.concatenate([reference(made, "y", x=channels_first(batch))[0] for batch in batches])
     network = read_onnx(save(made, tmp_path / "model.onnx")).network("net", "y")
-    result = np.asarray(network.apply(network.params, images[..., :3]))
-    if network.apply.output.endswith("channels_last"):
+    program: Any = network.apply
+    result = np.asarray(program(network.params, images[..., :3]))
+    if str(program.output).endswith("channels_last"):
         expected = np.moveaxis(expected, 1, -1)
     assert result.shape == expected.shape
     np.testing.assert_allclose(result, expected, rtol=tolerance, atol=tolerance)

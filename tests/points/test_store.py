@@ -39,6 +39,17 @@ def _alter(point: Path) -> None:
     _chunk(point).write_bytes(content)
 
 
+def _describe_otherwise(point: Path, **changes: Any) -> None:
+    description = json.loads((point / "zarr.json").read_text())
+    (point / "zarr.json").write_text(json.dumps(description | changes))
+
+
+def _change_length(point: Path, axis: int, change: int) -> None:
+    shape = json.loads((point / "zarr.json").read_text())["shape"]
+    shape[axis] += change
+    _describe_otherwise(point, shape=shape)
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "an altered byte": _alter,
     "a truncated chunk": lambda point: _chunk(point).write_bytes(_chunk(point).read_bytes()[:-9]),
@@ -46,6 +57,12 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "a missing chunk": lambda point: _chunk(point).unlink(),
     "no chunks": lambda point: shutil.rmtree(point / "c"),
     "an altered description": lambda point: (point / "zarr.json").write_text("{}"),
+    "fewer images": lambda point: _change_length(point, 0, -1),
+    "more images": lambda point: _change_length(point, 0, 5),
+    "very many images": lambda point: _change_length(point, 0, 2**40),
+    "smaller images": lambda point: _change_length(point, -1, -1),
+    "larger images": lambda point: _change_length(point, -1, 1),
+    "another type": lambda point: _describe_otherwise(point, data_type="int32", fill_value=0),
     "no description": lambda point: (point / "zarr.json").unlink(),
 }
 
@@ -124,6 +141,7 @@ def test_points_of_earlier_versions_have_no_checksums(tmp_path: Path) -> None:
         description = json.loads((folder / "zarr.json").read_text())
         assert description["codecs"].pop()["name"] == "crc32c"
         (folder / "zarr.json").write_text(json.dumps(description))
+        (folder / "zarr.json.sha256").unlink()
         for file in (file for file in (folder / "c").rglob("*") if file.is_file()):
             file.write_bytes(file.read_bytes()[:-4])
     shutil.rmtree(tmp_path / "points" / "_rows")

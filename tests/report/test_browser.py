@@ -168,6 +168,47 @@ def test_a_telephone_shows_values_before_groups(browser, report):
     assert browser.get_log("browser") == []
 
 
+@pytest.mark.parametrize(("width", "height"), [(320, 640), (390, 844), (844, 390), (1280, 900)])
+def test_narrow_screens(browser, report, width, height):
+    """Headings are in sight behind a link to them, nothing overflows, and figures and texts are large enough."""
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        browser.get(report.as_uri())
+        assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        for link in browser.find_elements("css selector", ".bar nav a"):
+            browser.execute_script("arguments[0].click()", link)
+            assert browser.execute_script(
+                "const heading = document.querySelector(`${arguments[0].getAttribute('href')} h2`),"
+                "      box = heading.getBoundingClientRect();"
+                "return document.elementFromPoint(box.left + 5, box.top + 2) === heading;",
+                link,
+            ), link.get_attribute("href")
+        for figure in browser.find_elements("css selector", "svg.figure"):
+            assert not figure.is_displayed() or figure.rect["width"] >= 500
+        for text in browser.find_elements("css selector", "#provenance > dl > dd"):
+            assert text.rect["width"] >= 200
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert browser.get_log("browser") == []
+
+
+def test_names_of_the_heat_map_are_different(browser, tmp_path):
+    """Those that differ only in the middle, or at one end, too."""
+    names = [f"vit_base_patch16_224.{recipe}_in21k_ft_in1k" for recipe in ("augreg", "augreg2", "augreg3")]
+    names += [name.replace("patch16", "patch16_with_a_name_that_is_longer") for name in names]
+    run = attribution_run(tmp_path / "run", names, maps=False)
+    browser.get(write_report(run).as_uri())
+    written = browser.execute_script(
+        "const written = new Set(), before = CanvasRenderingContext2D.prototype.fillText;"
+        "CanvasRenderingContext2D.prototype.fillText = function (text, ...place) {"
+        "  written.add(text); before.call(this, text, ...place); };"
+        "showHeat(); return [...written];"
+    )
+    assert len(written) == len(names)
+    assert browser.get_log("browser") == []
+
+
 def test_the_answer_says_what_a_row_is(browser, tmp_path):
     """Under a directed measure, and under no other."""
     run = attribution_run(tmp_path / "run", NAMES, maps=False)

@@ -120,7 +120,8 @@ def test_the_oracle_is_the_table() -> None:
 @pytest.mark.slow
 def test_commands_know_rooms(tmp_path) -> None:
     names = (*TASKS, "normal-seed1")
-    finished_run(tmp_path / "run", affinity_of(np.random.default_rng(0).normal(size=(23, 23)), names))
+    values = np.random.default_rng(0).normal(size=(23, 23))
+    finished_run(tmp_path / "run", affinity_of(values + values.T, names))
     result = CliRunner().invoke(app, ["evaluate", str(tmp_path / "run"), "--oracle", "rooms"])
     assert result.exit_code == 0, result.output
     assert "22 of the oracle's 22 targets were scored" in result.stdout

@@ -60,7 +60,9 @@ def test_networks_keep_their_names_when_they_are_stored_again(tmp_path):
         zoo = jt.Zoo(EARLIER / folder)
         for network in zoo:
             again.add(network, source=zoo.manifest(network.name)["source"])
-            assert again.manifest(network.name) == zoo.manifest(network.name)
+            manifest = again.manifest(network.name)
+            manifest.pop("outputs")  # which earlier versions did not write
+            assert manifest == zoo.manifest(network.name)
 
 
 @pytest.mark.filterwarnings("ignore:On 4 images rsa cannot be trusted")
