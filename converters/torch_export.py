@@ -18,10 +18,11 @@ a `torch.autograd.Function`, so its gradient is the derivative of that pass; it 
 import contextlib
 import dataclasses
 import hashlib
+import io
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 import numpy as np
@@ -104,7 +105,7 @@ def layers_of_file(file: str | Path) -> dict[str, torch.Tensor]:
         return layers(load_program(opened))
 
 
-def _opened(file: Path) -> BinaryIO:
+def _opened(file: Path) -> io.BufferedReader:
     try:
         return file.open("rb")
     except OSError as error:
