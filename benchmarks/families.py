@@ -18,7 +18,7 @@ import jax
 
 from benchmarks import harness
 from jaxtransfer.converters import hubs, torch_module
-from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.errors import JaxTransferError, first_line
 from jaxtransfer.networks.outputs import describe_outputs
 
 TIMM = (
@@ -110,7 +110,7 @@ def _converted(hub: Any, location: Callable[[], str], limit: int) -> dict[str, A
     try:
         network = hubs.load(hub, location(), "network", random_weights=True)
     except (JaxTransferError, TimeoutError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        reason = re.sub(r"; supported are: .*", ".", torch_module.first_line(error))
+        reason = re.sub(r"; supported are: .*", ".", first_line(error))
         return {"failed": re.sub(r"^network: |/\S+/", "", reason)[:300]}
     finally:
         signal.alarm(0)

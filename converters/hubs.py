@@ -20,8 +20,8 @@ import torch
 from torch.export import ExportedProgram
 
 from jaxtransfer.converters.layers import PRE_HEAD, Tokens, default_tokens, layers, output_names
-from jaxtransfer.converters.torch_module import export, first_line, to_network
-from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.converters.torch_module import export, to_network
+from jaxtransfer.errors import JaxTransferError, first_line
 from jaxtransfer.networks.network import Network
 from jaxtransfer.networks.preprocess import Preprocess
 from jaxtransfer.networks.zoo import Zoo

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, inliner, numpy_helper
 
 from jaxtransfer.devices import host_memory
-from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.errors import JaxTransferError, first_line
 
 OPSETS = range(7, 26)
 _MOST_NODES = 100_000
@@ -121,7 +121,7 @@ def _inlined(model: ModelProto) -> ModelProto:
     try:
         return inliner.inline_local_functions(model)
     except Exception as error:  # the library raises several types
-        raise JaxTransferError(f"the functions of the model cannot be put in place: {_first_line(error)}.") from error
+        raise JaxTransferError(f"the functions of the model cannot be put in place: {first_line(error)}") from error
 
 
 def _called(part: FunctionProto | GraphProto) -> Iterable[tuple[str, str]]:
@@ -129,10 +129,6 @@ def _called(part: FunctionProto | GraphProto) -> Iterable[tuple[str, str]]:
         yield node.domain, node.op_type
         for graph in _subgraphs(node):
             yield from _called(graph)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def attribute(given: AttributeProto) -> Any:
@@ -201,7 +197,7 @@ def read_tensor(tensor: TensorProto, folder: Path) -> np.ndarray:
     try:
         array = numpy_helper.to_array(tensor)
     except Exception as error:  # the library raises several types
-        raise JaxTransferError(f"the tensor {name} cannot be read: {_first_line(error)}.") from error
+        raise JaxTransferError(f"the tensor {name} cannot be read: {first_line(error)}") from error
     if array.dtype in _FLOATS:
         return array.astype(np.float32)
     return array.astype(np.int8 if tensor.data_type == TensorProto.INT4 else np.uint8) if bits == 4 else array

@@ -16,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 
 from jaxtransfer.converters.layers import Tokens, with_outputs
 from jaxtransfer.converters.torch_export import from_exported, naming, with_channels_last
-from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.errors import JaxTransferError, first_line
 from jaxtransfer.networks.network import Network
 from jaxtransfer.networks.preprocess import Preprocess, PreprocessFn
 
@@ -153,12 +153,6 @@ def relative_difference(exported: ExportedProgram, network: Network) -> float:
             difference = float(np.abs(np.asarray(a) - expected).max()) / scale
             differences.append(difference if np.isfinite(difference) else np.inf)
     return max(differences)
-
-
-def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, as a sentence."""
-    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-    return line if line.endswith((".", "!", "?")) else f"{line}."
 
 
 @contextlib.contextmanager

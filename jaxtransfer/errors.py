@@ -79,3 +79,9 @@ def in_words(error: JaxTransferError | OSError) -> str:
         file = f" ({error.filename})" if error.filename else ""
         return f"The disk is full{file}; free some space and run the same command again: finished work is kept."
     return f"{error.filename}: {error.strerror}." if error.filename and error.strerror else f"{error}."
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, as a sentence."""
+    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    return line if line.endswith((".", "!", "?")) else f"{line}."

@@ -92,7 +92,7 @@ def convert_torch(
 ) -> None:
     """Convert a program that torch.export has saved."""
     import_modules(import_ or ())
-    scaling = {"mean": parse_rgb("--mean", mean), "std": parse_rgb("--std", std)}
+    scaling = _scaling(mean, std)
     with require_extra("torch", "torch"):
         from jaxtransfer.converters import torch_export
         from jaxtransfer.networks.zoo import Zoo
@@ -100,90 +100,60 @@ def convert_torch(
         if list_:
             _print_layers(torch_export.layers_of_file(file))
             return
-        given: dict[str, Any] = {key: value for key, value in scaling.items() if value is not None}
-        torch_export.convert(file, Zoo(zoo), name, representation=representation or (), tokens=tokens or "all", **given)
+        torch_export.convert(
+            file, Zoo(zoo), name, representation=representation or (), tokens=tokens or "all", **scaling
+        )
     print_line(f"The zoo {zoo} now has {name}.")
 
 
-@convert.command("timm")
-def convert_timm(
-    names: _Names,
-    zoo: ZooDir,
-    representation: _Representation = None,
-    tokens: _Tokens = None,
-    name: _OneName = None,
-    random_weights: _RandomWeights = False,
-    list_: _List = False,
-) -> None:
-    """Convert networks of timm by name, with the preprocessing that timm has for them."""
-    _convert_hub("timm", names, zoo, representation, tokens, name, random_weights, list_)
+def _add_hub(hub: Literal["timm", "torchvision", "transformers"], description: str) -> None:
+    """Adds the command of a hub; those of all hubs have the same arguments."""
+
+    @convert.command(hub, help=description)
+    def convert_hub(
+        names: _Names,
+        zoo: ZooDir,
+        representation: _Representation = None,
+        tokens: _Tokens = None,
+        name: _OneName = None,
+        random_weights: _RandomWeights = False,
+        list_: _List = False,
+    ) -> None:
+        names = [name for given in names for name in _read_names(given)]
+        with require_extra(hub, hub, "torch"):
+            from jaxtransfer.converters import hubs
+            from jaxtransfer.networks.zoo import Zoo
+
+            if list_:
+                for hub_name in names:
+                    _print_layers(hubs.layers_of(hub, hub_name, random_weights=random_weights))
+                return
+            with progress_bar("Converting") as advance:
+                added, kept, failed = hubs.convert(
+                    hub,
+                    names,
+                    Zoo(zoo),
+                    representation=representation or (),
+                    tokens=tokens,
+                    random_weights=random_weights,
+                    name=name,
+                    progress=advance,
+                )
+        if added or kept:
+            already = f" It already had: {', '.join(kept)}." if kept else ""
+            print_line(f"Added to the zoo {zoo}: {', '.join(added) or 'nothing'}.{already}")
+        for reason in failed.values():
+            print_error(f"Error: {reason}")
+        if failed:
+            raise typer.Exit(1 if added or kept else 2)
 
 
-@convert.command("torchvision")
-def convert_torchvision(
-    names: _Names,
-    zoo: ZooDir,
-    representation: _Representation = None,
-    tokens: _Tokens = None,
-    name: _OneName = None,
-    random_weights: _RandomWeights = False,
-    list_: _List = False,
-) -> None:
-    """Convert networks of torchvision by name, with the preprocessing of their weights."""
-    _convert_hub("torchvision", names, zoo, representation, tokens, name, random_weights, list_)
-
-
-@convert.command("transformers")
-def convert_transformers(
-    names: _Names,
-    zoo: ZooDir,
-    representation: _Representation = None,
-    tokens: _Tokens = None,
-    name: _OneName = None,
-    random_weights: _RandomWeights = False,
-    list_: _List = False,
-) -> None:
-    """Convert networks of Hugging Face transformers, by repository or directory, with their image processors."""
-    _convert_hub("transformers", names, zoo, representation, tokens, name, random_weights, list_)
-
-
-def _convert_hub(
-    hub: Literal["timm", "torchvision", "transformers"],
-    names: list[str],
-    zoo: Path,
-    representation: list[str] | None,
-    tokens: Literal["all", "class", "mean", "grid"] | None,
-    name: str | None,
-    random_weights: bool,
-    list_: bool,
-) -> None:
-    names = [name for given in names for name in _read_names(given)]
-    with require_extra(hub, hub, "torch"):
-        from jaxtransfer.converters import hubs
-        from jaxtransfer.networks.zoo import Zoo
-
-        if list_:
-            for hub_name in names:
-                _print_layers(hubs.layers_of(hub, hub_name, random_weights=random_weights))
-            return
-        with progress_bar("Converting") as advance:
-            added, kept, failed = hubs.convert(
-                hub,
-                names,
-                Zoo(zoo),
-                representation=representation or (),
-                tokens=tokens,
-                random_weights=random_weights,
-                name=name,
-                progress=advance,
-            )
-    if added or kept:
-        already = f" It already had: {', '.join(kept)}." if kept else ""
-        print_line(f"Added to the zoo {zoo}: {', '.join(added) or 'nothing'}.{already}")
-    for reason in failed.values():
-        print_error(f"Error: {reason}")
-    if failed:
-        raise typer.Exit(1 if added or kept else 2)
+_add_hub("timm", "Convert networks of timm by name, with the preprocessing that timm has for them.")
+_add_hub("torchvision", "Convert networks of torchvision by name, with the preprocessing of their weights.")
+_add_hub(
+    "transformers",
+    "Convert networks of Hugging Face transformers, by repository or directory, with their image processors.",
+)
 
 
 def _read_names(given: str) -> list[str]:
@@ -192,6 +162,12 @@ def _read_names(given: str) -> list[str]:
         return [given]
     lines = [line.partition("#")[0].strip() for line in Path(given).read_text().splitlines()]
     return [line for line in lines if line]
+
+
+def _scaling(mean: str | None, std: str | None) -> dict[str, Any]:
+    """Returns the mean and standard deviation that are given; for others the converters have ImageNet's."""
+    given = {"mean": parse_rgb("--mean", mean), "std": parse_rgb("--std", std)}
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def _print_layers(layers: "dict[str, torch.Tensor]") -> None:
@@ -235,7 +211,7 @@ def convert_onnx(
 ) -> None:
     """Convert a network in an ONNX file."""
     pixels = parse_size("--size", size)
-    scaling = {"mean": parse_rgb("--mean", mean), "std": parse_rgb("--std", std)}
+    scaling = _scaling(mean, std)
     with require_extra("onnx", "onnx", "google"):
         from jaxtransfer.converters.onnx_network import read_onnx
         from jaxtransfer.networks.zoo import Zoo
@@ -246,7 +222,6 @@ def convert_onnx(
             print_line(f"{value}  {shape}" if isinstance(shape, str) else _layer(value, (1, *shape)))
         return
     chosen = representation and (representation if len(representation) > 1 else representation[0])
-    given = {key: value for key, value in scaling.items() if value is not None}
-    network = read.network(name or file.stem, chosen, read.preprocess(**given))
+    network = read.network(name or file.stem, chosen, read.preprocess(**scaling))
     Zoo(zoo).add(network, source=read.source)
     print_line(" ".join([f"The zoo {zoo} now has {network.name}.", *read.source["notes"]]))
