@@ -57,6 +57,15 @@ def device_mesh(model: int = 1, data: int | None = None) -> Mesh:
     return jax.make_mesh((model, data), (MODEL, DATA), axis_types=(AxisType.Auto,) * 2, devices=devices[:wanted])
 
 
+def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
+    """Returns options of XLA for programs that run on a mesh.
+
+    On GPUs XLA's fusion of matrix products aborts the whole process on some programs: on an H100 with jaxlib 0.11.2 on
+    passes of the encoders of Rooms, and on training them ("Check failed: subdim_size_accumulator == dim_size").
+    """
+    return {"xla_gpu_enable_triton_gemm": False} if mesh.devices.flat[0].platform == "gpu" else {}
+
+
 def default_mesh() -> Mesh:
     """Returns the mesh for calls that name none: one device, or all devices if there are several processes."""
     return device_mesh(1, 1 if jax.process_count() == 1 else None)

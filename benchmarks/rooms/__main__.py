@@ -14,7 +14,7 @@ examples and checkpoints are kept in the folder `--work`.
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,20 +28,23 @@ from benchmarks.rooms import evaluate, labelled, learning, settings, transfer, t
 from benchmarks.rooms.examples import Examples
 from benchmarks.rooms.learning import Loss
 from benchmarks.rooms.pictures import sheet
-from benchmarks.rooms.settings import Settings
+from benchmarks.rooms.settings import Protocol, Settings
 from benchmarks.rooms.speed import speed
-from benchmarks.rooms.training import Trainer, untrained
+from benchmarks.rooms.training import Start, Trainer, is_cpu, untrained
 from jaxtransfer import rooms
+from jaxtransfer.devices import default_mesh
 from jaxtransfer.evaluation import rooms_scores
 from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.files import read_arrays, write_arrays, write_csv
 from jaxtransfer.networks.network import Network
 from jaxtransfer.networks.zoo import Zoo
+from jaxtransfer.points.store import chunks
 from jaxtransfer.rooms.networks import encode, preprocess
 
 CONSOLE = Console()
 SCRATCH, RANDOM = "scratch", "random"
 RESULTS = Path(__file__).parents[1] / "results" / "rooms_evaluation.csv"
+PROTOCOLS = "frozen", "larger_readout", "finetuned"
 _GRADIENT_EXAMPLES = 1000
 
 
@@ -91,14 +94,14 @@ def _train_encoder(
     prior = learning.prior(task, data["train"], every)
     with _bar(f"training {name}") as progress:
         trained = Trainer(task, chosen.training, prior).run(
-            seed,
+            [Start(seed)],
             data["train"],
             data["test"],
             lambda done: progress(done, steps),
             checkpoints=work / name,
             every=chosen.training.checkpoint,
         )
-    loss = Loss.of(trained.losses, trained.counts)
+    loss = Loss.of(trained.losses[0], trained.counts)
     prior_loss = learning.prior_loss(task, prior, data["test"], every)
     source = {
         "task": task.name,
@@ -110,21 +113,23 @@ def _train_encoder(
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
     }
-    half_precision = jax.tree.map(lambda leaf: leaf.astype(np.float16), trained.encoder)
+    half_precision = jax.tree.map(lambda leaf: leaf.astype(np.float16), trained.encoders[0])
     zoo.add(Network(name, encode, half_precision, preprocess(task.name)), source=source)
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Measures the transfers that are missing, and writes the table of all transfers."""
+    """Measures the transfers that are missing, and writes the table of all transfers by a protocol."""
     zoo, chosen = Zoo(options.zoo or options.work / "zoo"), settings.read(options.settings)
-    world, training = chosen.world, chosen.transfer
-    train_sets = _examples(options, "target", training.seeds * world.target, world.size)
+    world, protocol = chosen.world, chosen.protocols[options.protocol]
+    most = max(other.seeds * other.examples for other in chosen.protocols.values())
+    train_sets = _examples(options, "target", most, world.size).part(0, protocol.seeds * protocol.examples)
     held_out = _examples(options, "held-out", world.held_out, world.size)
-    folder = options.work / "transfers"
+    folder = options.work / "transfers" / options.protocol
     folder.mkdir(parents=True, exist_ok=True)
     tasks = [rooms.TASKS[name] for name in options.tasks]
-    targets = {task.name: transfer.Target(task, training, train_sets, held_out) for task in tasks}
-    sources = [*(name for name in zoo.names if name in rooms.TASKS), RANDOM]
+    targets = {task.name: transfer.Target(task, protocol, train_sets, held_out) for task in tasks}
+    encoders = [name for name in zoo.names if name in rooms.TASKS]
+    sources = [*encoders, RANDOM] if protocol.frozen else encoders
     files = {
         (source, target): folder / f"{target}-{source}.npz" for source in (*sources, SCRATCH) for target in targets
     }
@@ -136,7 +141,7 @@ def measure(options: argparse.Namespace) -> None:
             missing.remove(file)
             progress(len(files) - len(missing), len(files))
 
-        for source in sources:
+        for source in sources if protocol.frozen else ():
             network = untrained(RANDOM, train_sets) if source == RANDOM else zoo[source]
             # Tasks with the same input have the same representations.
             for task_input in dict.fromkeys(task.input for task in tasks):
@@ -149,9 +154,12 @@ def measure(options: argparse.Namespace) -> None:
                 for task in same_input:
                     save(files[source, task.name], targets[task.name].measure(few, many))
         for task in tasks:
-            if (file := files[SCRATCH, task.name]) in missing:
-                save(file, _from_scratch(task, targets[task.name].prior, train_sets, held_out, chosen))
-    _write_table(options.work / "transfers.csv", targets, (*sources, SCRATCH), files, held_out)
+            wanted = [SCRATCH] if protocol.frozen else [*sources, SCRATCH]
+            own = [source for source in wanted if files[source, task.name] in missing]
+            networks = {source: None if source == SCRATCH else zoo[source] for source in own}
+            for source, measured in _trained(task, targets[task.name].prior, networks, train_sets, held_out, protocol):
+                save(files[source, task.name], measured)
+    _write_table(options.work / f"{options.protocol}.csv", targets, (*sources, SCRATCH), files, held_out)
 
 
 def _write_table(
@@ -178,15 +186,42 @@ def _write_table(
     )
 
 
-def _from_scratch(
-    task: rooms.Task, prior: learning.Prior, train_sets: Examples, held_out: Examples, chosen: Settings
-) -> transfer.Measured:
-    """Trains encoder and readout from scratch on the small training sets, and measures their loss."""
-    trainer, results = Trainer(task, chosen.transfer, prior), []
-    for seed in range(chosen.transfer.seeds):
-        part = train_sets.part(seed * chosen.world.target, chosen.world.target)
-        results.append(trainer.run(seed, part, held_out, lambda _: None))
-    return transfer.Measured(np.stack([trained.losses for trained in results]), results[0].counts)
+def _trained(
+    task: rooms.Task,
+    prior: learning.Prior,
+    sources: Mapping[str, Network | None],
+    train_sets: Examples,
+    held_out: Examples,
+    protocol: Protocol,
+) -> Iterator[tuple[str, transfer.Measured]]:
+    """Trains encoders with their readouts on the small training sets; yields the losses of each source.
+
+    Args:
+        task: The target.
+        prior: Its best constant prediction.
+        sources: Encoders whose weights training starts from; None: fresh weights.
+        train_sets: Training sets of all seeds, concatenated.
+        held_out: Test examples.
+        protocol: How they are trained.
+    """
+    inputs = {name: task.name if network is None else name for name, network in sources.items()}
+    for grey in (False, True):
+        names = [name for name in sources if preprocess(inputs[name]).lightness == grey]
+        if not names:
+            continue
+        trainer, losses = Trainer(task, protocol, prior, inputs[names[0]]), list[np.ndarray]()
+        starts = [
+            Start(seed, seed * protocol.examples, network and network.params)
+            for network in map(sources.get, names)
+            for seed in range(protocol.seeds)
+        ]
+        for first, last in chunks(len(starts), 1 if is_cpu(default_mesh()) else len(starts)):
+            part = starts[first:last]
+            trained = trainer.run(part, train_sets, held_out, lambda _: None, count=protocol.examples)
+            losses += [*trained.losses]
+            while len(losses) >= protocol.seeds:
+                yield names.pop(0), transfer.Measured(np.stack(losses[: protocol.seeds]), trained.counts)
+                losses = losses[protocol.seeds :]
 
 
 def _rows(target: str, losses: dict[str, np.ndarray], prior: Loss) -> list[dict[str, str]]:
@@ -297,6 +332,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         command.add_argument("--settings", type=Path, default=settings.FILE, help="file of all settings")
         command.set_defaults(run=run)
+        if run is measure:
+            command.add_argument(
+                "--protocol", choices=PROTOCOLS, default="frozen", help="how transfers are measured; default: frozen"
+            )
     options = parser.parse_args(arguments)
     options.run(options)
 

@@ -16,14 +16,12 @@ class World:
         size: Height and width of the images in pixels.
         train: Number of training examples of the encoders.
         test: Number of test examples of the encoders.
-        target: Number of training examples per target and seed of a transfer.
         held_out: Number of test examples of the transfers.
     """
 
     size: int
     train: int
     test: int
-    target: int
     held_out: int
 
 
@@ -68,14 +66,18 @@ class Training(Learning):
 
 
 @dataclasses.dataclass(frozen=True)
-class Transfer(Learning):
+class Protocol(Learning):
     """How transfers are measured.
 
     Attributes:
-        seeds: Number of readouts per transfer, each with training examples of its own.
+        examples: Number of training examples per target and seed.
+        seeds: Number of trainings per transfer, each with examples of its own.
+        frozen: Whether the encoder keeps its weights.
     """
 
+    examples: int
     seeds: int
+    frozen: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +86,11 @@ class Settings:
 
     world: World
     training: Training
-    transfer: Transfer
+    protocols: Mapping[str, Protocol]
 
 
 def read(file: Path = FILE) -> Settings:
     """Reads the settings from a file."""
     table = tomllib.loads(file.read_text())
-    return Settings(World(**table["world"]), Training(**table["training"]), Transfer(**table["transfer"]))
+    protocols = {name: Protocol(**protocol) for name, protocol in table["protocols"].items()}
+    return Settings(World(**table["world"]), Training(**table["training"]), protocols)

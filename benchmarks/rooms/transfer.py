@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from benchmarks.rooms import learning
 from benchmarks.rooms.examples import Examples, unpacked
 from benchmarks.rooms.learning import Prior
-from benchmarks.rooms.settings import Transfer
+from benchmarks.rooms.settings import Protocol
 from benchmarks.rooms.training import readout, views
 from jaxtransfer.devices import default_mesh
 from jaxtransfer.networks.network import Network
@@ -60,7 +60,7 @@ def _represent_batch(apply, preprocess, task: Task, params: PyTree, batch: dict[
 class Target:
     """A target task with its held-out examples and its small training sets, one per seed."""
 
-    def __init__(self, task: Task, settings: Transfer, train: Examples, held_out: Examples) -> None:
+    def __init__(self, task: Task, settings: Protocol, train: Examples, held_out: Examples) -> None:
         """Reads the labels.
 
         Args:

@@ -131,7 +131,7 @@ def measure_all(options: argparse.Namespace, chosen: Settings) -> list[measure.T
         for task in _tasks(options, chosen):
             features = measure.features_of(sources, task, options.work, progress)
             cells += measure.measure_task(task, features, chosen.measuring, folder, options.seed, progress)
-            cells += measure.measure_scratch(task, chosen.measuring, folder, options.seed)
+            cells.append(measure.measure_scratch(task, chosen.measuring, folder, options.seed))
             rows = measure.tabulate(cells)
             write_csv(options.work / f"wild{options.seed or ''}.csv", [measure.Transfer._fields, *rows])
     return rows

@@ -234,25 +234,26 @@ def features_of(
     return features
 
 
-def measure_scratch(task: jt.LabelledTask, measuring: Measuring, folder: Path, seed: int) -> Iterator[Cell]:
-    """Measures a small network that is trained from scratch; what the folder holds is not measured again."""
+def measure_scratch(task: jt.LabelledTask, measuring: Measuring, folder: Path, seed: int) -> Cell:
+    """Measures a small network that is trained from scratch on the most examples, unless the folder holds it."""
     _, pool = divide(task, max(measuring.score_counts))
-    wanted = {count: 1 for count in measuring.repeats if count in measuring.scratch["counts"]}
-    for count, part in parts(task.labels, pool, wanted, seed):
-        file = folder / task.name / f"{SCRATCH}-{count}.npz"
-        fingerprint = json_hash([task.sha256, _settings(measuring), dict(measuring.scratch), seed])
-        stored = _stored(file, fingerprint)
-        if stored is None:
-            own = task.take(part)
-            target, mesh = Target.of(own), default_mesh()
-            learning = scratch_learning(measuring, mesh)
-            model = finetune_model(untrained(seed), own.images, target, learning, mesh, from_scratch=False)
-            fold = folds_of(target.group, FOLDS, task.name)
-            outcome = measure(model, target, fold, learning, 1, mesh)
-            stored = {"accuracy": outcome.metrics["accuracy"][None]}
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_arrays(file, {"fingerprint": fingerprint, **stored})
-        yield Cell(task.name, SCRATCH, count, len(part), stored["accuracy"])
+    chosen = [*parts(task.labels, pool, measuring.repeats, seed)]
+    count, _ = chosen[-1]
+    part = next(part for own, part in chosen if own == count)
+    file = folder / task.name / f"{SCRATCH}.npz"
+    fingerprint = json_hash([task.sha256, _settings(measuring), dict(measuring.scratch), seed])
+    stored = _stored(file, fingerprint)
+    if stored is None:
+        own = task.take(part)
+        target, mesh = Target.of(own), default_mesh()
+        learning = scratch_learning(measuring, mesh)
+        model = finetune_model(untrained(seed), own.images, target, learning, mesh, from_scratch=False)
+        fold = folds_of(target.group, FOLDS, task.name)
+        outcome = measure(model, target, fold, learning, 1, mesh)
+        stored = {"accuracy": outcome.metrics["accuracy"][None]}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_arrays(file, {"fingerprint": fingerprint, **stored})
+    return Cell(task.name, SCRATCH, count, len(part), stored["accuracy"])
 
 
 def scratch_learning(measuring: Measuring, mesh: Mesh) -> Learning:

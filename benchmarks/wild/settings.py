@@ -113,7 +113,7 @@ class Measuring:
         seeds: Trainings for each fold and learning rate.
         steps: Steps of a training.
         random: Networks of which the same architecture with random weights is measured too.
-        scratch: How the small network is trained from scratch: `counts`, `steps` and `rate`.
+        scratch: How the small network is trained from scratch: `steps` and `rate`.
     """
 
     images: int

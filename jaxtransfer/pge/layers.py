@@ -33,7 +33,7 @@ def convolution(
     return jax.lax.platform_dependent(
         images,
         kernel,
-        cpu=functools.partial(_products, stride=stride, padding=padding),
+        cpu=functools.partial(products, stride=stride, padding=padding),
         default=functools.partial(_library, stride=stride, padding=padding),
     )
 
@@ -69,7 +69,10 @@ def _library_backward(
     return pull(cotangent)
 
 
-def _products(images: Array, kernel: Array, *, stride: int, padding: int) -> Array:
+def products(
+    images: Float[Array, "n h w c"], kernel: Float[Array, "k k c out"], *, stride: int, padding: int
+) -> Float[Array, "n h2 w2 out"]:
+    """Computes the same as `convolution`, on all platforms as a matrix product of patches."""
     patches = _patches(images, kernel.shape[0], stride, padding)
     return patches @ kernel.reshape(-1, kernel.shape[-1])
 

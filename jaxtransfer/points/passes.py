@@ -23,7 +23,7 @@ from jaxtransfer.attribution.diagnostics import Evidence
 from jaxtransfer.attribution.maps import TargetFn, attribution_pass
 from jaxtransfer.attribution.precision import Precision
 from jaxtransfer.defaults import ATTRIBUTIONS
-from jaxtransfer.devices import DATA, MODEL, distribute, memory_per_device
+from jaxtransfer.devices import DATA, MODEL, compiler_options, distribute, memory_per_device
 from jaxtransfer.networks.network import ApplyFn, is_key
 from jaxtransfer.networks.outputs import named_outputs
 from jaxtransfer.networks.preprocess import PreprocessFn, restore_maps
@@ -147,11 +147,6 @@ class Pass:
         return _compiled(self, structure, (*specs,), inputs, numbers)
 
 
-# On GPUs XLA's fusion of matrix products aborts the whole process on some passes: on an H100 with jaxlib 0.11.2 on that
-# of the encoders of Rooms ("Check failed: subdim_size_accumulator == dim_size").
-_COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
-
-
 @functools.lru_cache(maxsize=256)
 def _compiled(
     forward_pass: Pass,
@@ -171,9 +166,8 @@ def _compiled(
         check_vma=False,
     )
     signed = jax.ShapeDtypeStruct((), jnp.bool_, sharding=NamedSharding(forward_pass.layout.mesh, _REPLICATED))
-    platform = forward_pass.layout.mesh.devices.flat[0].platform
     lowered = jax.jit(program).lower(params, inputs, numbers, projection, signed)
-    return lowered.compile(compiler_options=_COMPILER_OPTIONS.get(platform))
+    return lowered.compile(compiler_options=compiler_options(forward_pass.layout.mesh))
 
 
 def _on_device(

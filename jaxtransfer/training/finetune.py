@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from jaxtransfer.devices import replicate
+from jaxtransfer.devices import compiler_options, replicate
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.networks.network import ApplyFn, Network, is_key
 from jaxtransfer.networks.preprocess import PreprocessFn
@@ -106,7 +106,7 @@ def finetune_model(
     """
     readout = Readout.of(target)
     architecture, *_ = _taken_apart(network, readout)
-    features = jax.jit(architecture.features)
+    features = jax.jit(architecture.features, compiler_options=compiler_options(mesh))
 
     def start(runs: Sequence[Run], splits: Sequence[Split]) -> tuple[PyTree, PyTree]:
         weights, statistics = [], []

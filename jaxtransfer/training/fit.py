@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxtransfer.devices import DATA, MODEL, gather_to_host
+from jaxtransfer.devices import DATA, MODEL, compiler_options, gather_to_host
 
 LossFn = Callable[[PyTree, PyTree, PyTree], tuple[Float[Array, " batch"], Float[Array, " batch"], PyTree]]
 """`loss(weights, statistics, examples)`: the loss of each example, 1 where it has one and else 0, and statistics."""
@@ -211,7 +211,7 @@ def _advance(problem: Problem, mesh: Mesh) -> Callable[..., State]:
         out_specs=_RUNS,
         check_vma=False,
     )
-    return jax.jit(program)
+    return jax.jit(program, compiler_options=compiler_options(mesh))
 
 
 @functools.lru_cache(maxsize=64)
@@ -228,7 +228,7 @@ def _mapped(function: Callable[..., PyTree], mesh: Mesh) -> Callable[..., PyTree
         out_specs=_RUNS,
         check_vma=False,
     )
-    return jax.jit(program)
+    return jax.jit(program, compiler_options=compiler_options(mesh))
 
 
 def _over_runs(function: Callable[..., PyTree]) -> Callable[..., PyTree]:

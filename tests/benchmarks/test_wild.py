@@ -26,7 +26,7 @@ SETTINGS = settings.read()
 REAL = [name for name, source in SETTINGS.sources.items() if name != "saliency-layer9"]  # the same network twice
 SMALL = Measuring(
     images=80, classes=2, size=16, score_counts=(30,), photos=12, repeats={30: 1, 100: 1}, seeds=1, steps=20,
-    random=("edges",), scratch={"counts": [30], "steps": 3, "rate": 0.01},
+    random=("edges",), scratch={"steps": 3, "rate": 0.01},
 )  # fmt: skip
 
 
@@ -243,7 +243,7 @@ def test_small_networks_and_sets_run_from_end_to_end(
 
 def test_the_small_network_learns_from_scratch(work: Path) -> None:
     [task] = jt.read_tasks([work / "sets" / "colours"], size=16)
-    [cell] = measure.measure_scratch(task, SMALL, work / "transfers", 0)
+    cell = measure.measure_scratch(task, SMALL, work / "transfers", 0)
     assert cell.accuracy.shape == (1, 5, 1)
-    [again] = measure.measure_scratch(task, SMALL, work / "transfers", 0)
+    again = measure.measure_scratch(task, SMALL, work / "transfers", 0)
     np.testing.assert_array_equal(cell.accuracy, again.accuracy)
