@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxtransfer as jt
-from benchmarks.labelled import agreement, static_scores
+from benchmarks.agreement import agreement, static_scores
 from benchmarks.wild.measure import Pooled, Transfer, divide, of_target, parts
 from benchmarks.wild.settings import Measuring, Settings, Source
 from jaxtransfer.attribution.maps import METHODS

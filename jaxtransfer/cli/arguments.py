@@ -62,6 +62,7 @@ def load_oracle(name: str) -> "Oracle":
         "taskonomy-gain": functools.partial(Oracle.taskonomy, score="gain"),
         "taskonomy-quality": functools.partial(Oracle.taskonomy, score="quality"),
         "rooms": Oracle.rooms,
+        "wild": Oracle.wild,
         "medmnist": Oracle.medmnist,
         "hear": Oracle.hear,
     }
