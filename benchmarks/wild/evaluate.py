@@ -302,8 +302,13 @@ def rooms_spearman(given: str, measure: str) -> float | None:
 
 
 def mantel_tests(affinity: jt.Affinity, sources: Sequence[Source]) -> list[Grouping]:
-    """Tests by every measure whether networks of one task, or of one architecture, are near each other."""
-    groupings = []
+    """Tests by every measure whether networks of one task, or of one architecture, are near each other.
+
+    Of several layers of a network, only the first takes part.
+    """
+    groupings, by_file = [], {(source.package, source.file): source for source in reversed(sources)}
+    sources = [source for source in sources if by_file[source.package, source.file] is source]
+    affinity = affinity.only([source.name for source in sources])
     for common in ("task", "family"):
         labels = np.array([getattr(source, common) for source in sources])
         same = (labels[:, None] == labels).astype(float)
