@@ -44,7 +44,6 @@ from jaxtransfer.rooms.networks import encode, preprocess
 CONSOLE = Console()
 SCRATCH, RANDOM = "scratch", "random"
 RESULTS = Path(__file__).parents[1] / "results" / "rooms_evaluation.csv"
-PROTOCOLS = "frozen", "larger_readout", "finetuned"
 _GRADIENT_EXAMPLES = 1000
 
 
@@ -240,6 +239,7 @@ def _rows(target: str, losses: dict[str, np.ndarray], prior: Loss) -> list[dict[
                 "stderr": f"{error[0]:.6f}",
                 "prior": f"{prior.value:.6f}",
                 "affinity": f"{affinity[source]:.6f}" if source in affinity else "",
+                **{f"loss_seed{seed}": f"{loss:.6f}" for seed, loss in enumerate(values.mean(1))},
             }
         )
     return rows
@@ -334,7 +334,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command.set_defaults(run=run)
         if run is measure:
             command.add_argument(
-                "--protocol", choices=PROTOCOLS, default="frozen", help="how transfers are measured; default: frozen"
+                "--protocol",
+                choices=rooms.PROTOCOLS,
+                default="frozen",
+                help="how transfers are measured; default: frozen",
             )
     options = parser.parse_args(arguments)
     options.run(options)
