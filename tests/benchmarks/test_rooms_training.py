@@ -18,7 +18,7 @@ from scipy.stats import norm
 
 from benchmarks.rooms import learning, settings, truth
 from benchmarks.rooms.examples import Examples, unpacked
-from benchmarks.rooms.training import Trainer, untrained
+from benchmarks.rooms.training import Start, Trainer, untrained
 from benchmarks.rooms.transfer import Target, represent
 from jaxtransfer import rooms
 from jaxtransfer.networks.network import Network
@@ -106,7 +106,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[int]]:
     examples = Drawn(64)
     task = rooms.TASKS["class_scene"]
     trainer = Trainer(task, QUICK, learning.prior(task, examples, 1))
-    return trainer.run(3, examples, Drawn(32, seed=1), steps.append), steps
+    return trainer.run([Start(3)], examples, Drawn(32, seed=1), steps.append), steps
 
 
 @pytest.mark.slow
@@ -116,7 +116,7 @@ def test_training_learns(trained) -> None:
     task, examples = rooms.TASKS["class_scene"], Drawn(64)
     prior = learning.prior_loss(task, learning.prior(task, examples, 1), Drawn(32, seed=1), 1)
     again = Trainer(task, dataclasses.replace(QUICK, steps=40), learning.prior(task, examples, 1))
-    assert again.run(3, examples, Drawn(32, seed=1), lambda _: None).losses.mean() < 0.8 * prior.value
+    assert again.run([Start(3)], examples, Drawn(32, seed=1), lambda _: None).losses.mean() < 0.8 * prior.value
 
 
 @pytest.mark.slow
@@ -125,9 +125,9 @@ def test_normalisation_forgets_at_its_momentum() -> None:
     task, examples = rooms.TASKS["room_layout"], Drawn(8)
     settings = dataclasses.replace(QUICK, steps=1, momentum=0.0)
     trainer = Trainer(task, settings, learning.prior(task, examples, 1))
-    result = trainer.run(0, examples, examples, lambda _: None)
+    result = trainer.run([Start(0)], examples, examples, lambda _: None)
     per_example, _ = jax.jit(lambda batch: trainer._losses(trainer._model(0), batch))(examples.of(task).all())
-    np.testing.assert_allclose(result.losses, per_example, rtol=1e-3)
+    np.testing.assert_allclose(result.losses[0], per_example, rtol=1e-3)
 
 
 @pytest.mark.slow
@@ -139,7 +139,7 @@ def test_training_that_was_killed_goes_on_to_the_same_bits(trained, tmp_path: Pa
         jax.config.update("jax_num_cpu_devices", 8)  # as here, so that products are split the same way
         from benchmarks.rooms import learning
         from benchmarks.rooms.training import Trainer
-        from test_rooms_training import QUICK, Drawn, rooms
+        from test_rooms_training import QUICK, Drawn, Start, rooms
 
         def kill_at_step_8(step):
             if step == 8:
@@ -147,7 +147,7 @@ def test_training_that_was_killed_goes_on_to_the_same_bits(trained, tmp_path: Pa
 
         task, examples = rooms.TASKS["class_scene"], Drawn(64)
         trainer = Trainer(task, QUICK, learning.prior(task, examples, 1))
-        trainer.run(3, examples, Drawn(32, seed=1), kill_at_step_8, checkpoints=Path({str(tmp_path)!r}), every=5)
+        trainer.run([Start(3)], examples, Drawn(32, seed=1), kill_at_step_8, checkpoints=Path({str(tmp_path)!r}), every=5)
     """
     folders = [str(Path(__file__).parent), str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
     code = f"import sys; sys.path[:0] = {folders}\n{textwrap.dedent(script)}"
@@ -155,9 +155,9 @@ def test_training_that_was_killed_goes_on_to_the_same_bits(trained, tmp_path: Pa
     assert died.returncode == -signal.SIGKILL, died.stderr
     task, examples, steps = rooms.TASKS["class_scene"], Drawn(64), []
     trainer = Trainer(task, QUICK, learning.prior(task, examples, 1))
-    result = trainer.run(3, examples, Drawn(32, seed=1), steps.append, checkpoints=tmp_path, every=5)
+    result = trainer.run([Start(3)], examples, Drawn(32, seed=1), steps.append, checkpoints=tmp_path, every=5)
     assert steps == list(range(6, 13))
-    for a, b in zip(jax.tree.leaves(result.encoder), jax.tree.leaves(trained[0].encoder), strict=True):
+    for a, b in zip(jax.tree.leaves(result.encoders[0]), jax.tree.leaves(trained[0].encoders[0]), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -165,11 +165,11 @@ def test_training_that_was_killed_goes_on_to_the_same_bits(trained, tmp_path: Pa
 def test_the_encoder_of_a_zoo_is_the_one_that_was_trained(trained, tmp_path: Path) -> None:
     """Half precision moves representations by the rounding of weights, and running averages replace the batch's."""
     images = jax.random.uniform(jax.random.key(0), (3, 64, 64, 3), minval=-1)
-    exact = encode(trained[0].encoder, images)
+    exact = encode(trained[0].encoders[0], images)
     assert exact.shape == (3, 8, 8, 64)
     assert float(exact.min()) == 0
     zoo = Zoo(tmp_path)
-    half = jax.tree.map(lambda leaf: leaf.astype(np.float16), trained[0].encoder)
+    half = jax.tree.map(lambda leaf: leaf.astype(np.float16), trained[0].encoders[0])
     zoo.add(Network("class_scene", encode, half, preprocess("class_scene")))
     stored = zoo["class_scene"]
     np.testing.assert_allclose(stored.apply(stored.params, images), exact, atol=0.02 * float(exact.max()))
@@ -183,7 +183,7 @@ def test_the_encoder_of_a_zoo_is_the_one_that_was_trained(trained, tmp_path: Pat
 @pytest.mark.slow
 def test_a_readout_finds_what_the_representation_has_and_nothing_else() -> None:
     """Targets that follow from the image's colour, from an encoder that passes colours on and from a blind one."""
-    settings = dataclasses.replace(SETTINGS.transfer, steps=60, batch=16)
+    settings = dataclasses.replace(SETTINGS.protocols["frozen"], steps=60, batch=16)
     task = rooms.TASKS["room_layout"]
     few, many = Drawn(3 * 32), Drawn(64, seed=1)
     target = Target(task, settings, few, many)
