@@ -16,7 +16,8 @@ import pytest
 from jaxtyping import Array
 from scipy.stats import norm
 
-from benchmarks.rooms import learning, settings, truth
+from benchmarks.rooms import learning, settings, training, truth
+from benchmarks.rooms.__main__ import SCRATCH, _trained
 from benchmarks.rooms.examples import Examples, unpacked
 from benchmarks.rooms.training import Start, Trainer, untrained
 from benchmarks.rooms.transfer import Target, represent
@@ -147,7 +148,8 @@ def test_training_that_was_killed_goes_on_to_the_same_bits(trained, tmp_path: Pa
 
         task, examples = rooms.TASKS["class_scene"], Drawn(64)
         trainer = Trainer(task, QUICK, learning.prior(task, examples, 1))
-        trainer.run([Start(3)], examples, Drawn(32, seed=1), kill_at_step_8, checkpoints=Path({str(tmp_path)!r}), every=5)
+        folder = Path({str(tmp_path)!r})
+        trainer.run([Start(3)], examples, Drawn(32, seed=1), kill_at_step_8, checkpoints=folder, every=5)
     """
     folders = [str(Path(__file__).parent), str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
     code = f"import sys; sys.path[:0] = {folders}\n{textwrap.dedent(script)}"
@@ -177,7 +179,55 @@ def test_the_encoder_of_a_zoo_is_the_one_that_was_trained(trained, tmp_path: Pat
     assert 200_000 < weights < 300_000
 
 
+@pytest.mark.slow
+def test_trainings_at_once_are_those_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once and in a loop, as on GPUs, and one by one and step by step, as on CPUs."""
+    task, examples, held_out = rooms.TASKS["room_layout"], Drawn(48), Drawn(8, seed=1)
+    settings = dataclasses.replace(SETTINGS.protocols["finetuned"], steps=3, batch=4)
+    trainer = Trainer(task, settings, learning.prior(task, examples, settings.every), "normal")
+    starts = [Start(0), Start(1, first=16), Start(1, first=32, encoder=rooms.zoo()["normal"].params)]
+    single = [trainer.run([start], examples, held_out, lambda _: None, count=16) for start in starts]
+    monkeypatch.setattr(training, "is_cpu", lambda _: False)
+    steps: list[int] = []
+    at_once = trainer.run(starts, examples, held_out, steps.append, count=16)
+    assert steps == [3]
+    losses = np.concatenate([result.losses for result in single])
+    np.testing.assert_allclose(at_once.losses, losses, rtol=2e-3)
+    assert np.abs(np.diff(losses, axis=0)).max(1).min() > 0.05
+    for encoder, result in zip(at_once.encoders, single, strict=True):
+        for a, b in zip(jax.tree.leaves(encoder), jax.tree.leaves(result.encoders[0]), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_fine_tuning_starts_from_the_frozen_encoder() -> None:
+    """Without moving, weights predict as the source's encoder and an untrained readout do; one source sees grey."""
+    task, examples, held_out = rooms.TASKS["class_scene"], Drawn(16), Drawn(8, seed=1)
+    protocol = dataclasses.replace(
+        SETTINGS.protocols["finetuned"], steps=1, batch=4, seeds=2, examples=8, learning_rate=0.0, momentum=1.0
+    )
+    prior = learning.prior(task, examples, protocol.every)
+    sources = {name: rooms.zoo()[name] for name in ("normal", "colorization")}
+    trained = dict(_trained(task, prior, {**sources, SCRATCH: None}, examples, held_out, protocol))
+    assert set(trained) == {"normal", "colorization", SCRATCH}
+    batch = unpacked(jax.tree.map(jnp.asarray, held_out.of(task, protocol.every).all()))
+    for name, network in sources.items():
+        features = network.apply(network.params, preprocess(name)(batch["image"]))
+        for seed in range(2):
+            readout = Trainer(task, protocol, prior, name)._model(seed).readout
+            expected, _ = learning.losses(
+                task, prior.units, readout(features) + prior.predictions[None], batch["label"]
+            )
+            np.testing.assert_allclose(trained[name].losses[seed], expected, rtol=2e-3)
+    losses = np.stack([measured.losses for measured in trained.values()])
+    assert np.abs(np.diff(losses, axis=0)).max(2).min() > 0.05
+
+
 # Transfer
+
+
+def test_every_protocol_of_the_package_has_its_settings() -> None:
+    assert tuple(SETTINGS.protocols) == rooms.PROTOCOLS
 
 
 @pytest.mark.slow
