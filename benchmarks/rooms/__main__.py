@@ -296,6 +296,9 @@ def compare_protocols(options: argparse.Namespace) -> None:
     pairs = protocols.agreements({name: scores.truth(Oracle.rooms(name), names) for name in rooms.PROTOCOLS})
     wins = [row for name in rooms.PROTOCOLS for row in protocols.wins(name, rooms.transfers(name))]
     protocols.show(rows, pairs, wins, CONSOLE)
+    for protocol in rooms.PROTOCOLS:
+        for share, value in evaluate.components(Oracle.rooms(protocol)).items():
+            CONSOLE.print(f"{protocol}: {value:.0%} of the variance of the sources' ranks is {share}.")
     for name, table in {"protocols": rows, "protocol_agreement": pairs, "protocol_wins": wins}.items():
         write_csv(options.work / f"{name}.csv", [table[0]._fields, *table])
 

@@ -270,8 +270,9 @@ def show(rows: list[Row], pairs: list[Agreement], counts: list[Wins], console: C
         table.add_row(source, *(f"{row.better} ({row.significantly})" for row in own))
     totals = [np.sum([row[2:] for row in counts if row.protocol == protocol], axis=0) for protocol in rooms.PROTOCOLS]
     shares = np.array(totals) / (len(rooms.TASKS) * (len(rooms.TASKS) - 1))
-    table.add_row("all", *(f"{better:.0%} ({significantly:.0%})" for better, significantly, _ in shares))
-    table.add_row("all, significantly worse", *(f"{worse:.0%}" for *_, worse in shares))
+    table.add_row("all", *(f"{better} ({significantly})" for better, significantly, _ in totals))
+    table.add_row("share", *(f"{better:.0%} ({significantly:.0%})" for better, significantly, _ in shares))
+    table.add_row("significantly worse", *(f"{worse:.0%}" for *_, worse in shares))
     console.print(table)
     table = Table("given", "measure", "targets", *rooms.PROTOCOLS, title="Spearman (P@1, P@3, P@5)")
     cells: dict[tuple[str, str, int], dict[str, str]] = {}

@@ -119,7 +119,7 @@ def test_losses_are_means_over_seeds_and_their_errors_contain_those_of_seeds(pro
 
 
 def test_training_from_scratch_on_the_same_examples_gives_the_same_losses() -> None:
-    """`frozen` and `finetuned` train from scratch alike, and were measured on different processors."""
+    """`frozen` and `finetuned` train from scratch alike, and were measured apart."""
     losses, errors = zip(
         *((table.loss[-1], table.stderr[-1]) for table in map(rooms.transfers, ("frozen", "finetuned"))), strict=True
     )
