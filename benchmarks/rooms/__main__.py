@@ -295,7 +295,9 @@ def compare_protocols(options: argparse.Namespace) -> None:
     names = tuple(rooms.TASKS)
     pairs = protocols.agreements({name: scores.truth(Oracle.rooms(name), names) for name in rooms.PROTOCOLS})
     wins = [row for name in rooms.PROTOCOLS for row in protocols.wins(name, rooms.transfers(name))]
-    protocols.show(rows, pairs, wins, CONSOLE)
+    protocols.show_agreements(pairs, CONSOLE)
+    protocols.show_wins(wins, CONSOLE)
+    protocols.show_measures(rows, CONSOLE)
     for protocol in rooms.PROTOCOLS:
         for share, value in evaluate.components(Oracle.rooms(protocol)).items():
             CONSOLE.print(f"{protocol}: {value:.0%} of the variance of the sources' ranks is {share}.")

@@ -248,12 +248,12 @@ def wins(protocol: str, transfers: rooms.Transfers) -> list[Wins]:
     return rows
 
 
-def show(rows: list[Row], pairs: list[Agreement], counts: list[Wins], console: Console) -> None:
-    """Prints the agreement of the protocols, the sources that beat training from scratch, and the measures."""
+def show_agreements(rows: list[Agreement], console: Console) -> None:
+    """Prints how far the protocols agree."""
     table = Table(
         "protocols", "Spearman", "same best source", "shared of the best five", title="Agreement of protocols"
     )
-    for row in pairs:
+    for row in rows:
         table.add_row(
             f"{row.protocol}, {row.other}",
             f"{row.spearman:.2f} ± {row.stderr:.2f}",
@@ -261,19 +261,27 @@ def show(rows: list[Row], pairs: list[Agreement], counts: list[Wins], console: C
             f"{row.shared:.0%}",
         )
     console.print(table)
+
+
+def show_wins(rows: list[Wins], console: Console) -> None:
+    """Prints the sources that beat training from scratch."""
     table = Table(
         "source", *rooms.PROTOCOLS, title="Targets for which a source beats training from scratch (significantly)"
     )
     for source in rooms.TASKS:
-        by_protocol = {row.protocol: row for row in counts if row.source == source}
+        by_protocol = {row.protocol: row for row in rows if row.source == source}
         own = [by_protocol[protocol] for protocol in rooms.PROTOCOLS]
         table.add_row(source, *(f"{row.better} ({row.significantly})" for row in own))
-    totals = [np.sum([row[2:] for row in counts if row.protocol == protocol], axis=0) for protocol in rooms.PROTOCOLS]
+    totals = [np.sum([row[2:] for row in rows if row.protocol == protocol], axis=0) for protocol in rooms.PROTOCOLS]
     shares = np.array(totals) / (len(rooms.TASKS) * (len(rooms.TASKS) - 1))
     table.add_row("all", *(f"{better} ({significantly})" for better, significantly, _ in totals))
     table.add_row("share", *(f"{better:.0%} ({significantly:.0%})" for better, significantly, _ in shares))
     table.add_row("significantly worse", *(f"{worse:.0%}" for *_, worse in shares))
     console.print(table)
+
+
+def show_measures(rows: list[Row], console: Console) -> None:
+    """Prints the agreement of the measures with the transfer of each protocol."""
     table = Table("given", "measure", "targets", *rooms.PROTOCOLS, title="Spearman (P@1, P@3, P@5)")
     cells: dict[tuple[str, str, int], dict[str, str]] = {}
     for row in sorted(rows, key=lambda row: -row.spearman):
