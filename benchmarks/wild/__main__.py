@@ -137,6 +137,21 @@ def measure_all(options: argparse.Namespace, chosen: Settings) -> list[measure.T
     return rows
 
 
+def finetune_all(options: argparse.Namespace, chosen: Settings) -> list[measure.Transfer]:
+    """Measures the chosen networks with all weights trained, and writes the table of all."""
+    folder, wanted = options.work / "transfers" / f"seed{options.seed}", chosen.measuring.finetuned
+    networks = [network for network in _networks(options, chosen) if network.name in wanted["networks"]]
+    cells = [
+        measure.measure_finetuned(network, task, chosen.measuring, folder, options.seed)
+        for network in networks
+        for task in _tasks(options, chosen)
+        if task.name in wanted["sets"]
+    ]
+    rows = measure.tabulate(cells)
+    write_csv(options.work / "wild_finetuned.csv", [measure.Transfer._fields, *rows])
+    return rows
+
+
 def show_measured(rows: Sequence[measure.Transfer]) -> None:
     """Prints the accuracies with the most examples."""
     last = {row.target: max(other.labels for other in rows if other.target == row.target) for row in rows}
@@ -152,7 +167,7 @@ def show_measured(rows: Sequence[measure.Transfer]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one of the commands."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["fetch", "measure", "evaluate"])
+    parser.add_argument("command", choices=["fetch", "measure", "finetune", "evaluate"])
     parser.add_argument("--work", type=Path, required=True, help="folder for packages, networks and all results")
     parser.add_argument("--settings", type=Path, default=settings.FILE, help="file of settings")
     parser.add_argument("--data", type=Path, nargs="*", default=[], help="folders of sets, each of class folders")
@@ -168,6 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fetch(options, chosen)
     elif options.command == "measure":
         show_measured(measure_all(options, chosen))
+    elif options.command == "finetune":
+        show_measured(finetune_all(options, chosen))
     else:
         photos = load_probe(options.photos, size=chosen.measuring.size).images if options.photos else None
         with _bar() as progress, warnings.catch_warnings():

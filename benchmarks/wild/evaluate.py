@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxtransfer as jt
-from benchmarks.labelled import agreement, static_scores
+from benchmarks.agreement import agreement, static_scores
 from benchmarks.wild.measure import Pooled, Transfer, divide, of_target, parts
 from benchmarks.wild.settings import Measuring, Settings, Source
 from jaxtransfer.attribution.maps import METHODS
@@ -302,8 +302,13 @@ def rooms_spearman(given: str, measure: str) -> float | None:
 
 
 def mantel_tests(affinity: jt.Affinity, sources: Sequence[Source]) -> list[Grouping]:
-    """Tests by every measure whether networks of one task, or of one architecture, are near each other."""
-    groupings = []
+    """Tests by every measure whether networks of one task, or of one architecture, are near each other.
+
+    Of several layers of a network, only the first takes part.
+    """
+    groupings, by_file = [], {(source.package, source.file): source for source in reversed(sources)}
+    sources = [source for source in sources if by_file[source.package, source.file] is source]
+    affinity = affinity.only([source.name for source in sources])
     for common in ("task", "family"):
         labels = np.array([getattr(source, common) for source in sources])
         same = (labels[:, None] == labels).astype(float)

@@ -237,23 +237,57 @@ def features_of(
 def measure_scratch(task: jt.LabelledTask, measuring: Measuring, folder: Path, seed: int) -> Cell:
     """Measures a small network that is trained from scratch on the most examples, unless the folder holds it."""
     _, pool = divide(task, max(measuring.score_counts))
-    chosen = [*parts(task.labels, pool, measuring.repeats, seed)]
-    count, _ = chosen[-1]
-    part = next(part for own, part in chosen if own == count)
+    count = [*parts(task.labels, pool, measuring.repeats, seed)][-1][0]
+    learning = scratch_learning(measuring, default_mesh())
+    depends_on = [task.sha256, _settings(measuring), dict(measuring.scratch), seed]
     file = folder / task.name / f"{SCRATCH}.npz"
-    fingerprint = json_hash([task.sha256, _settings(measuring), dict(measuring.scratch), seed])
+    return _measure_whole(untrained(seed), task, count, measuring, learning, file, depends_on, seed)
+
+
+def measure_finetuned(
+    network: jt.Network, task: jt.LabelledTask, measuring: Measuring, folder: Path, seed: int
+) -> Cell:
+    """Measures a network whose weights are all trained on the first examples and folds of the readouts.
+
+    Args:
+        network: The network.
+        task: The task.
+        measuring: The settings; those under `finetuned` are the number of examples and the steps.
+        folder: Where results are kept; what it holds is not measured again.
+        seed: Seed of the choice of examples.
+    """
+    learning = finetune_learning(default_mesh()).with_steps(measuring.finetuned["steps"])
+    identity = network_refs([network])[0].identity
+    depends_on = [task.sha256, identity, _settings(measuring), measuring.finetuned["steps"], seed]
+    file = folder / task.name / f"{network.name}-finetuned.npz"
+    labels = measuring.finetuned["labels"]
+    return _measure_whole(network, task, labels, measuring, learning, file, depends_on, seed)
+
+
+def _measure_whole(
+    network: jt.Network,
+    task: jt.LabelledTask,
+    count: int,
+    measuring: Measuring,
+    learning: Learning,
+    file: Path,
+    depends_on: Sequence[Any],
+    seed: int,
+) -> Cell:
+    """Trains all weights of a network on the first set of `count` labelled examples, unless the file holds it."""
+    _, pool = divide(task, max(measuring.score_counts))
+    part = next(part for own, part in parts(task.labels, pool, measuring.repeats, seed) if own == count)
+    fingerprint = json_hash(depends_on)
     stored = _stored(file, fingerprint)
     if stored is None:
         own = task.take(part)
         target, mesh = Target.of(own), default_mesh()
-        learning = scratch_learning(measuring, mesh)
-        model = finetune_model(untrained(seed), own.images, target, learning, mesh, from_scratch=False)
-        fold = folds_of(target.group, FOLDS, task.name)
-        outcome = measure(model, target, fold, learning, 1, mesh)
+        model = finetune_model(network, own.images, target, learning, mesh, from_scratch=False)
+        outcome = measure(model, target, folds_of(target.group, FOLDS, task.name), learning, 1, mesh)
         stored = {"accuracy": outcome.metrics["accuracy"][None]}
         file.parent.mkdir(parents=True, exist_ok=True)
         write_arrays(file, {"fingerprint": fingerprint, **stored})
-    return Cell(task.name, SCRATCH, count, len(part), stored["accuracy"])
+    return Cell(task.name, network.name, count, len(part), stored["accuracy"])
 
 
 def scratch_learning(measuring: Measuring, mesh: Mesh) -> Learning:

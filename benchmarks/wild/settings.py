@@ -114,6 +114,7 @@ class Measuring:
         steps: Steps of a training.
         random: Networks of which the same architecture with random weights is measured too.
         scratch: How the small network is trained from scratch: `steps` and `rate`.
+        finetuned: Which networks are trained whole, on which sets, with how many `labels` and `steps`.
     """
 
     images: int
@@ -126,6 +127,7 @@ class Measuring:
     steps: int
     random: tuple[str, ...]
     scratch: Mapping[str, Any]
+    finetuned: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -106,7 +106,8 @@ _Relevant = Annotated[
 ]
 _ORACLE_HELP = (
     "Measured transfer: taskonomy, taskonomy-gain, taskonomy-quality, rooms, rooms-larger-readout, rooms-finetuned, "
-    "medmnist, hear, or a CSV file (rows source,target,score and perhaps stderr, or a table of sources x targets)."
+    "wild, medmnist, hear, or a CSV file (rows source,target,score and perhaps stderr, or a table of sources x "
+    "targets)."
 )
 _Mesh = Annotated[
     str | None,

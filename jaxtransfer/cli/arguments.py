@@ -64,6 +64,7 @@ def load_oracle(name: str) -> "Oracle":
         "rooms": Oracle.rooms,
         "rooms-larger-readout": functools.partial(Oracle.rooms, "larger_readout"),
         "rooms-finetuned": functools.partial(Oracle.rooms, "finetuned"),
+        "wild": Oracle.wild,
         "medmnist": Oracle.medmnist,
         "hear": Oracle.hear,
     }

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from jaxtransfer import rooms
 from jaxtransfer.errors import JaxTransferError, unknown_name
-from jaxtransfer.files import read_csv, shortened
+from jaxtransfer.files import read_csv, read_records, shortened
 from jaxtransfer.taskonomy.tasks import TASKS
 
 _FOLDER = Path(__file__).parent / "oracles"
@@ -128,6 +128,37 @@ class Oracle:
         No network is a task. A score is in the measure of its task: accuracy, mean average precision or another.
         """
         return cls._built_in("hear")
+
+    @classmethod
+    def wild(cls, labels: int | None = None) -> Self:
+        """Returns the accuracies that readouts of published networks reach on published sets of labelled images.
+
+        The sources are networks for tasks from edges to text, the targets sets of images from blood cells to emoji; no
+        target has a network of its own. Each readout is linear, on the frozen features of a network, and its accuracy
+        is cross-validated. Standard errors are without what all sources of a target have in common.
+        `python -m benchmarks.wild` measures them.
+
+        Args:
+            labels: Number of labelled examples: 30, 100, 300 or 500. Targets with fewer are left out. None: the largest
+                of these numbers that a target has.
+
+        Raises:
+            JaxTransferError: Another number of examples.
+        """
+        rows = read_records(_FOLDER / "wild.csv")
+        numbers = sorted({int(row["labels"]) for row in rows})
+        if labels is not None and labels not in numbers:
+            raise JaxTransferError(
+                f"The accuracies of wild are those of {', '.join(map(str, numbers))} labels, not of {labels}."
+            )
+        most = {row["target"]: int(row["labels"]) for row in sorted(rows, key=lambda row: int(row["labels"]))}
+        scores: dict[str, dict[str, float]] = {}
+        stderr: dict[str, dict[str, float]] = {}
+        for row in rows:
+            if int(row["labels"]) == (most[row["target"]] if labels is None else labels):
+                scores.setdefault(row["target"], {})[row["source"]] = float(row["score"])
+                stderr.setdefault(row["target"], {})[row["source"]] = float(row["stderr"])
+        return cls("wild", scores, stderr=stderr)
 
     @classmethod
     def load(

@@ -11,6 +11,7 @@ from PIL import Image
 from scipy import stats
 
 import jaxtransfer as jt
+from benchmarks import agreement
 
 labelled = pytest.importorskip("benchmarks.labelled", reason="needs jaxtransfer[bench]", exc_type=ImportError)
 
@@ -35,7 +36,7 @@ def test_agreement_is_of_the_orders():
     accuracies, scores = rng.random((3, 7)), rng.normal(size=(3, 7)).astype(np.float32)
     scores[1, 2] = np.nan
     table = jt.Affinity.of(names, {"m": scores}, targets=["t0", "t1", "t2"])
-    result = labelled.agreement(table, _oracle(accuracies, names), "m")
+    result = agreement.agreement(table, _oracle(accuracies, names), "m")
     spearman, regret = [], []
     for row, truth in zip(scores, accuracies, strict=True):
         known = np.isfinite(row)
@@ -52,7 +53,7 @@ def test_equal_scores_are_in_no_order():
     names = list("abcd")
     oracle = _oracle(np.array([[0.1, 0.9, 0.4, 0.2], [0.5, 0.7, 0.3, 0.1]]), names)
     table = jt.Affinity.of(names, {"m": np.array([[1.0, 1, 1, 1], [2, 2, 1, 0]])}, targets=["t0", "t1"])
-    result = labelled.agreement(table, oracle, "m")
+    result = agreement.agreement(table, oracle, "m")
     assert result["spearman"]["t0"] == 0
     assert result["regret_by_task"] == pytest.approx({"t0": 0.5, "t1": 0.1})
     assert result["precision_at_1"] == pytest.approx((1 / 4 + 1 / 2) / 2)
@@ -60,7 +61,7 @@ def test_equal_scores_are_in_no_order():
 
 def test_static_scores_do_not_look_at_the_task():
     accuracies = np.random.default_rng(0).random((4, 5))
-    for task, scores in enumerate(labelled.static_scores(accuracies)):
+    for task, scores in enumerate(agreement.static_scores(accuracies)):
         np.testing.assert_allclose(scores, np.delete(accuracies, task, 0).mean(0))
 
 

@@ -27,6 +27,7 @@ REAL = [name for name, source in SETTINGS.sources.items() if name != "saliency-l
 SMALL = Measuring(
     images=80, classes=2, size=16, score_counts=(30,), photos=12, repeats={30: 1, 100: 1}, seeds=1, steps=20,
     random=("edges",), scratch={"steps": 3, "rate": 0.01},
+    finetuned={"networks": ["edges"], "sets": ["colours"], "labels": 30, "steps": 3},
 )  # fmt: skip
 
 
@@ -246,4 +247,17 @@ def test_the_small_network_learns_from_scratch(work: Path) -> None:
     cell = measure.measure_scratch(task, SMALL, work / "transfers", 0)
     assert cell.accuracy.shape == (1, 5, 1)
     again = measure.measure_scratch(task, SMALL, work / "transfers", 0)
+    np.testing.assert_array_equal(cell.accuracy, again.accuracy)
+
+
+def test_a_network_is_trained_whole_on_the_examples_of_its_readouts(work: Path) -> None:
+    [task] = jt.read_tasks([work / "sets" / "colours"], size=16)
+    network = jt.Zoo(work / "zoo")["edges"]
+    cell = measure.measure_finetuned(network, task, SMALL, work / "transfers", 0)
+    assert (cell.source, cell.labels, cell.examples) == ("edges", 30, 30)
+    _, pool = measure.divide(task, 30)
+    (_, part), *_ = measure.parts(task.labels, pool, SMALL.repeats, 0)
+    direct = jt.transfer([network], task.take(part), protocol="finetune", seeds=1, steps=3)
+    assert direct["accuracy"][0, direct.sources.index("edges")] == pytest.approx(cell.accuracy.mean(), abs=1e-6)
+    again = measure.measure_finetuned(network, task, SMALL, work / "transfers", 0)
     np.testing.assert_array_equal(cell.accuracy, again.accuracy)
