@@ -15,6 +15,7 @@ from jaxtransfer.files import read_csv, read_records, shortened
 from jaxtransfer.taskonomy.tasks import TASKS
 
 _FOLDER = Path(__file__).parent / "oracles"
+WILD = _FOLDER / "wild.csv"
 _FORMS = (
     "An oracle has the columns source, target and score (and perhaps stderr) and a row for every pair, or the names of "
     "the targets in its first row and those of the sources in its first column."
@@ -145,12 +146,11 @@ class Oracle:
         Raises:
             JaxTransferError: Another number of examples.
         """
-        rows = read_records(_FOLDER / "wild.csv")
+        rows = read_records(WILD)
         numbers = sorted({int(row["labels"]) for row in rows})
         if labels is not None and labels not in numbers:
-            raise JaxTransferError(
-                f"The accuracies of wild are those of {', '.join(map(str, numbers))} labels, not of {labels}."
-            )
+            known = ", ".join(map(str, numbers))
+            raise JaxTransferError(f"The accuracies of wild are with {known} labelled examples, not with {labels}.")
         most = {row["target"]: int(row["labels"]) for row in sorted(rows, key=lambda row: int(row["labels"]))}
         scores: dict[str, dict[str, float]] = {}
         stderr: dict[str, dict[str, float]] = {}
