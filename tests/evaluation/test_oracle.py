@@ -113,13 +113,19 @@ def test_a_table_has_a_row_for_each_target() -> None:
 
 def test_those_that_come_with_the_package() -> None:
     counts = {name: (18, {19}) for name in ("taskonomy", "taskonomy-gain", "taskonomy-quality")}
-    counts |= {"rooms": (22, {21}), "wild": (10, {16}), "medmnist": (12, {14}), "hear": (19, {16, 31, 33, 34})}
+    measured = {
+        "rooms": (22, {21}),
+        "rooms-larger-readout": (22, {21}),
+        "rooms-finetuned": (22, {21}),
+        "wild": (10, {16}),
+    }
+    counts |= measured | {"medmnist": (12, {14}), "hear": (19, {16, 31, 33, 34})}
     for name, (targets, sources) in counts.items():
         oracle = load_oracle(name)
         assert oracle.name == name
         assert len(oracle.scores) == targets
         assert {len(of_target) for of_target in oracle.scores.values()} <= sources
-        assert bool(oracle.stderr) == (name in ("rooms", "wild"))
+        assert bool(oracle.stderr) == (name in measured)
     with pytest.raises(jt.JaxTransferError, match="orders 1 to 4 of affinity, gain and quality, not order 5"):
         jt.Oracle.taskonomy(5)
 
@@ -142,8 +148,9 @@ def test_wild_has_the_most_labels_of_each_target_or_a_number_of_them() -> None:
         jt.Oracle.wild(1000)
 
 
-def test_the_errors_of_rooms_follow_those_of_the_losses() -> None:
-    rooms, measured = jt.Oracle.rooms(), jt.rooms.transfers()
+@pytest.mark.parametrize("protocol", jt.rooms.PROTOCOLS)
+def test_the_errors_of_rooms_follow_those_of_the_losses(protocol: str) -> None:
+    rooms, measured = jt.Oracle.rooms(protocol), jt.rooms.transfers(protocol)
     for column, target in enumerate(measured.targets):
         others = [i for i, name in enumerate(measured.sources[:22]) if name != target]
         loss, error, affinity = (table[others, column] for table in (measured.loss, measured.stderr, measured.affinity))
