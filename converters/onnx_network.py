@@ -18,6 +18,7 @@ from jaxtyping import ArrayLike
 from onnx import NodeProto, TensorProto, ValueInfoProto
 
 from jaxtransfer.converters.grids import is_channels_first, is_grid
+from jaxtransfer.converters.kernels import with_kernels_as_used
 from jaxtransfer.converters.onnx_file import opset, read_model
 from jaxtransfer.converters.onnx_graph import Failure, Graph, Known
 from jaxtransfer.converters.onnx_operators import translate
@@ -216,6 +217,7 @@ class OnnxNetworkFile:
             self._one_by_one,
         )
         params = {key: value for key, value in self._graph.params.items() if key in used}
+        program, params = with_kernels_as_used(program, params)
         jax.eval_shape(program, params, jax.ShapeDtypeStruct((_IMAGES, *program.shape), np.float32))
         return program, params
 

@@ -17,6 +17,7 @@ a `torch.autograd.Function`, so its gradient is the derivative of that pass; it 
 
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import io
 import math
@@ -32,6 +33,7 @@ from torch.export.graph_signature import InputKind, InputSpec, OutputKind
 
 from jaxtransfer.aten import AtenProgram
 from jaxtransfer.converters.grids import is_channels_first
+from jaxtransfer.converters.kernels import with_kernels_as_used
 from jaxtransfer.converters.layers import Tokens, layers, output_names, with_outputs
 from jaxtransfer.converters.lower import arguments, lower, module_path, needed, operation, user_outputs, where
 from jaxtransfer.converters.pt2 import load_program
@@ -80,6 +82,8 @@ def convert(
         exported = with_outputs(load_program(opened), representation, tokens)
         program, params = from_exported(exported, representation or ("",))
         program = with_channels_last(program, params)
+        del exported
+        gc.collect()  # PyTorch's graphs are cycles, and hold the kernels in their own order
     *size, channels = program.shape
     if channels != 3:
         raise JaxTransferError(f"{file}: the network takes images of {channels} channels, not the 3 of RGB.")
@@ -138,6 +142,8 @@ def naming(place: object) -> Iterator[None]:
 def from_exported(exported: ExportedProgram, names: Sequence[str] = ("",)) -> tuple[AtenProgram, dict[str, np.ndarray]]:
     """Converts an exported network to a program for JAX and its weights by their PyTorch names.
 
+    The kernels of convolutions are stored as XLA uses them, see `kernels.with_kernels_as_used`.
+
     Args:
         exported: A program with one input, float32 images [N, C, H, W] with fixed height and width and N dynamic or
             1, and one output, a float array [N, ...], or several.
@@ -166,6 +172,7 @@ def from_exported(exported: ExportedProgram, names: Sequence[str] = ("",)) -> tu
     shape = (height, width, channels)
     output = dict(zip(names, (node.name for node in outputs), strict=True)) if len(outputs) > 1 else outputs[0].name
     program = AtenProgram(tuple(nodes), image_node.name, output, shape, isinstance(batch, int))
+    program, params = with_kernels_as_used(program, params)
     _check(program, params, outputs)
     return program, params
 

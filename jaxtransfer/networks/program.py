@@ -25,9 +25,15 @@ class Value:
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """An argument that is a parameter, a buffer or a constant with its name in the original network."""
+    """An argument that is a parameter, a buffer or a constant with its name in the original network.
+
+    Attributes:
+        name: The name.
+        axes: Axis i of the stored array is axis `axes[i]` of the weight. None: the axes are in their own order.
+    """
 
     name: str
+    axes: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +97,7 @@ class Program:
         """Executes the program.
 
         Args:
-            params: The weights by their names in the original network.
+            params: The weights by their names in the original network, with their axes in the stored order.
             images: Preprocessed images of the size that the program was made for.
 
         Returns:
@@ -120,11 +126,14 @@ class Program:
         def resolve(argument: Any) -> Any:
             if isinstance(argument, Value):
                 return values[argument.name]
-            return jnp.asarray(params[argument.name]) if isinstance(argument, Weight) else argument
+            if not isinstance(argument, Weight):
+                return argument
+            array = jnp.asarray(params[argument.name])
+            return array if argument.axes is None else array.transpose(np.argsort(argument.axes))
 
         for node in self.nodes:
-            args, kwargs = _map(resolve, node.args), _map(resolve, node.kwargs)
             try:
+                args, kwargs = _map(resolve, node.args), _map(resolve, node.kwargs)
                 values[node.output] = self.ops[node.op](*args, **kwargs)
             except (TypeError, ValueError, IndexError, NotImplementedError) as error:
                 raise JaxTransferError(f"The operation {node.op} {_where(node)} failed: {error}.") from error
@@ -176,13 +185,16 @@ def _map(function: Callable[[Any], Any], argument: Any) -> Any:
 
 
 def _encode(argument: Any) -> Any:
-    if isinstance(argument, Value | Weight):
-        return {type(argument).__name__.lower(): argument.name}
+    if isinstance(argument, Value):
+        return {"value": argument.name}
+    if isinstance(argument, Weight):
+        return {"weight": argument.name} | ({"axes": list(argument.axes)} if argument.axes is not None else {})
     return argument
 
 
 def _decode(argument: Any) -> Any:
     if isinstance(argument, dict):
-        ((kind, name),) = argument.items()
-        return {"value": Value, "weight": Weight}[kind](name)
+        if "value" in argument:
+            return Value(argument["value"])
+        return Weight(argument["weight"], tuple(argument["axes"]) if "axes" in argument else None)
     return [_decode(item) for item in argument] if isinstance(argument, list) else argument

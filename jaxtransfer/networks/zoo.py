@@ -214,7 +214,11 @@ class Zoo:
         partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=self.path))
         try:
             if saved := {path: array for path, array in arrays.items() if array.size}:
-                ocp.save(str(partial / _WEIGHTS), _nested(saved))
+                context = ocp.Context()
+                # Orbax would hold all compressed arrays in memory at once, and files would be hardly smaller.
+                context.array.saving.use_compression = False
+                with context:
+                    ocp.save(str(partial / _WEIGHTS), _nested(saved))
                 # Object stores need this file, and Orbax writes into it the path that is renamed below.
                 (partial / _WEIGHTS / "commit_success.txt").write_text("Written as a whole.\n")
             if isinstance(apply, ExportedProgram):
