@@ -1,5 +1,10 @@
+from types import SimpleNamespace
+from typing import cast
+
 import jax
+import numpy as np
 import pytest
+from jax.sharding import Mesh
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -46,6 +51,12 @@ def test_a_mesh_of_more_devices_than_there_are():
 def test_texts_that_describe_no_processes(text):
     with pytest.raises(JaxTransferError, match=r"like 10\.0\.0\.1:1234,0/4"):
         connect(text)
+
+
+def test_programs_need_an_option_on_gpus_alone():
+    assert devices.compiler_options(devices.default_mesh()) == {}
+    gpu = SimpleNamespace(devices=np.array([[SimpleNamespace(platform="gpu")]]))
+    assert devices.compiler_options(cast(Mesh, gpu)) == {"xla_gpu_enable_triton_gemm": False}
 
 
 def test_memory_is_that_of_the_container(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@
     python -m benchmarks.rooms transfer    # measures the transfer of every encoder to every task
     python -m benchmarks.rooms evaluate    # compares the package's measures with the measured transfer
     python -m benchmarks.rooms labelled    # compares scores of labelled examples with the measured transfer
+    python -m benchmarks.rooms protocols   # compares the protocols of transfer, and all measures under each of them
     python -m benchmarks.rooms scores      # takes the results of that into the package: they decide what comes first
 
 Run from the root of the checkout, after `pip install -e ".[bench]"`. Results that exist are not computed again;
@@ -24,7 +25,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.rooms import evaluate, labelled, learning, settings, transfer, truth
+from benchmarks.rooms import evaluate, labelled, learning, protocols, scores, settings, transfer, truth
 from benchmarks.rooms.examples import Examples
 from benchmarks.rooms.learning import Loss
 from benchmarks.rooms.pictures import sheet
@@ -44,7 +45,6 @@ from jaxtransfer.rooms.networks import encode, preprocess
 CONSOLE = Console()
 SCRATCH, RANDOM = "scratch", "random"
 RESULTS = Path(__file__).parents[1] / "results" / "rooms_evaluation.csv"
-PROTOCOLS = "frozen", "larger_readout", "finetuned"
 _GRADIENT_EXAMPLES = 1000
 
 
@@ -240,6 +240,7 @@ def _rows(target: str, losses: dict[str, np.ndarray], prior: Loss) -> list[dict[
                 "stderr": f"{error[0]:.6f}",
                 "prior": f"{prior.value:.6f}",
                 "affinity": f"{affinity[source]:.6f}" if source in affinity else "",
+                **{f"loss_seed{seed}": f"{loss:.6f}" for seed, loss in enumerate(values.mean(1))},
             }
         )
     return rows
@@ -282,6 +283,28 @@ def evaluate_scores(options: argparse.Namespace) -> None:
     write_csv(options.work / "labelled.csv", [labelled.Row._fields, *rows])
 
 
+def compare_protocols(options: argparse.Namespace) -> None:
+    """Compares the protocols by which transfer was measured, and all measures under each of them."""
+    chosen = settings.read(options.settings)
+    examples = _examples(options, "labelled", max(labelled.COUNTS), chosen.world.size)
+    with _bar("comparing encoders") as progress:
+        rankings = protocols.measure_networks(options.work, progress)
+    with _bar("scoring encoders") as progress:
+        rankings |= protocols.score_labels(options.work, examples, progress)
+    rows = [row for name in rooms.PROTOCOLS for row in protocols.score_all(name, rankings)]
+    names = tuple(rooms.TASKS)
+    pairs = protocols.agreements({name: scores.truth(Oracle.rooms(name), names) for name in rooms.PROTOCOLS})
+    wins = [row for name in rooms.PROTOCOLS for row in protocols.wins(name, rooms.transfers(name))]
+    protocols.show_agreements(pairs, CONSOLE)
+    protocols.show_wins(wins, CONSOLE)
+    protocols.show_measures(rows, CONSOLE)
+    for protocol in rooms.PROTOCOLS:
+        for share, value in evaluate.components(Oracle.rooms(protocol)).items():
+            CONSOLE.print(f"{protocol}: {value:.0%} of the variance of the sources' ranks is {share}.")
+    for name, table in {"protocols": rows, "protocol_agreement": pairs, "protocol_wins": wins}.items():
+        write_csv(options.work / f"{name}.csv", [table[0]._fields, *table])
+
+
 def package_scores(options: argparse.Namespace) -> None:
     """Writes the scores of `evaluate` that the package states."""
     scored = evaluate.packaged_scores(options.results)
@@ -315,6 +338,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     labels.add_argument("--work", type=Path, default=Path("rooms-work"), help="folder for examples and results")
     labels.add_argument("--settings", type=Path, default=settings.FILE, help="file of all settings")
     labels.set_defaults(run=evaluate_scores)
+    comparison = commands.add_parser("protocols", help="compare the protocols of transfer, and measures under each")
+    comparison.add_argument("--work", type=Path, default=Path("rooms-work"), help="folder for examples and results")
+    comparison.add_argument("--settings", type=Path, default=settings.FILE, help="file of all settings")
+    comparison.set_defaults(run=compare_protocols)
     packaging = commands.add_parser("scores", help="take the results of evaluate into the package")
     packaging.add_argument("--results", type=Path, default=RESULTS, help="file that evaluate wrote")
     packaging.set_defaults(run=package_scores)
@@ -334,7 +361,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command.set_defaults(run=run)
         if run is measure:
             command.add_argument(
-                "--protocol", choices=PROTOCOLS, default="frozen", help="how transfers are measured; default: frozen"
+                "--protocol",
+                choices=rooms.PROTOCOLS,
+                default="frozen",
+                help="how transfers are measured; default: frozen",
             )
     options = parser.parse_args(arguments)
     options.run(options)

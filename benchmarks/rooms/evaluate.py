@@ -1,6 +1,6 @@
 """Tests whether the measures of the package predict the measured transfer of Rooms."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,8 @@ from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.evaluation.references import other_direction, static_ranking
 from jaxtransfer.evaluation.rooms_scores import RANDOM, RoomsScore
 from jaxtransfer.files import atomic_directory, read_records, write_csv
+from jaxtransfer.networks.network import Network
+from jaxtransfer.networks.zoo import Zoo
 
 _PROBE_SIZES = (64, 250, 1000, 2000)
 _CUBIC, _MAX_CUBIC_IMAGES = ("svcca", "procrustes"), 250  # their time grows with the cube of the number of images
@@ -33,7 +35,7 @@ _PACKAGED_PROBE = "1000 rooms"
 _VARIANT_IMAGES = 200
 _CHOICE_IMAGES = 400
 # Attribution methods that take many passes, with their numbers of images.
-_FURTHER: dict[str, tuple[int, dict[str, Any]]] = {
+FURTHER: dict[str, tuple[int, dict[str, Any]]] = {
     "unit_saliency": (64, {"methods": "unit_saliency", "similarity": "correlation"}),
     "path": (
         16,
@@ -76,17 +78,14 @@ def measure_networks(work: Path, images: Mapping[str, Images], progress: Progres
     probes.append(("seeds", _SEED_IMAGES))
     largest = {name: max(count for of_name, count in probes if of_name == name) for name, _ in probes}
     steps: list[tuple[str, int, str, dict[str, Any]]] = []
-    steps += [(name, count, "representations", {"methods": _relatives(count)}) for name, count in probes]
+    steps += [(name, count, "representations", {"methods": relatives(count)}) for name, count in probes]
     steps += [(name, count, "maps", {"methods": METHODS}) for name, count in largest.items()]
-    steps += [(name, count, what, settings) for name in images for what, (count, settings) in _FURTHER.items()]
+    steps += [(name, count, what, settings) for name in images for what, (count, settings) in FURTHER.items()]
     measures: dict[tuple[str, int], Measures] = {}
     for done, (name, count, what, settings) in enumerate(steps):
-        folder = work / "evaluate" / f"{name}-{count}" / what
-        if not (folder / "affinity.json").exists():
-            networks = zoo if name == "seeds" else tasks
-            probe = images["rooms" if name == "seeds" else name][:count]
-            affinity_matrix(networks, probe, **settings).save(folder)
-        affinity = Affinity.load(folder)
+        networks = zoo if name == "seeds" else tasks
+        probe = images["rooms" if name == "seeds" else name][:count]
+        affinity = stored_affinity(work / "evaluate" / f"{name}-{count}" / what, networks, probe, settings)
         for size in (size for of_name, size in probes if what == "maps" and of_name == name and size < count):
             measures[name, size] |= dict.fromkeys(METHODS, of_first_images(affinity, size))
         measures.setdefault((name, count), {}).update(dict.fromkeys(affinity.methods, affinity))
@@ -94,7 +93,17 @@ def measure_networks(work: Path, images: Mapping[str, Images], progress: Progres
     return measures
 
 
-def _relatives(images: int) -> list[str]:
+def stored_affinity(
+    folder: Path, networks: Zoo | Sequence[Network], images: Images, settings: Mapping[str, Any]
+) -> Affinity:
+    """Computes affinities with some settings of `affinity_matrix`, unless the folder has them already."""
+    if not (folder / "affinity.json").exists():
+        affinity_matrix(networks, images, **settings).save(folder)
+    return Affinity.load(folder)
+
+
+def relatives(images: int) -> list[str]:
+    """Returns the measures of representations whose time this number of images allows."""
     return [method for method in RELATIVES if method not in _CUBIC or images <= _MAX_CUBIC_IMAGES]
 
 

@@ -148,7 +148,7 @@ class Trainer:
             drawn = np.random.default_rng([start.seed, step]).choice(count or len(train), settings.batch, False)
             return start.first + np.sort(drawn)
 
-        def batches(first: int, last: int) -> tuple[dict[str, Array], Int[np.ndarray, "trainings steps batch"]]:
+        def batches(first: int, last: int) -> tuple[PyTree, Int[np.ndarray, "trainings steps batch"]]:
             numbers = np.array([[draw(start, step) for step in range(first, last)] for start in starts])
             if chunk > 1:
                 return on_device, numbers

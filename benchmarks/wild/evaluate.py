@@ -19,6 +19,7 @@ from jaxtransfer.attribution.maps import METHODS
 from jaxtransfer.comparison.representations import RELATIVES
 from jaxtransfer.comparison.statistics import jackknife_stderr
 from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.evaluation.oracle import WILD
 from jaxtransfer.evaluation.references import SECOND, references
 from jaxtransfer.figures import dendrogram
 from jaxtransfer.files import json_hash, read_records, write_csv
@@ -85,12 +86,14 @@ class Result:
     """What `evaluate` computes.
 
     Attributes:
+        measured: The table of measured transfers.
         rows: The agreement of all measures.
         groupings: The Mantel tests.
         networks: The affinities of the networks on photos; None without photos.
         tasks: The task of each network.
     """
 
+    measured: list[Transfer]
     rows: list[Row]
     groupings: list[Grouping]
     networks: jt.Affinity | None
@@ -115,7 +118,8 @@ def evaluate(
         photos: Probe photos for measures without labels; None: leaves these out.
         progress: Called as `progress(done, total, name)`.
     """
-    truths = oracles(read_table(work / "wild.csv"), [network.name for network in networks])
+    measured = read_table(work / "wild.csv")
+    truths = oracles(measured, [network.name for network in networks])
     again = oracles(read_table(work / "wild1.csv"), [network.name for network in networks])
     tables = label_scores(work, networks, tasks, chosen.measuring, progress)
     affinity = None
@@ -133,7 +137,7 @@ def evaluate(
         rows.append(_second_measurement(count, truth))
     sources = [chosen.sources[network.name] for network in networks]
     groupings = [] if affinity is None else mantel_tests(affinity, sources)
-    return Result(rows, groupings, affinity, {source.name: source.task for source in sources})
+    return Result(measured, rows, groupings, affinity, {source.name: source.task for source in sources})
 
 
 def read_table(file: Path) -> list[Transfer]:
@@ -161,6 +165,13 @@ def oracles(rows: Iterable[Transfer], names: Sequence[str]) -> dict[int, jt.Orac
         if scores:
             result[count] = jt.Oracle("wild", scores, stderr=stderr)
     return result
+
+
+def write_oracle(rows: Sequence[Transfer], names: Sequence[str], file: Path = WILD) -> None:
+    """Writes the measured transfer of networks, without that of controls, as `jaxtransfer.Oracle.wild` reads it."""
+    own = [row for row in rows if row.source in names]
+    numbers = [(row.source, row.target, row.labels, f"{row.score:.6f}", f"{row.stderr:.6f}") for row in own]
+    write_csv(file, [("source", "target", "labels", "score", "stderr"), *numbers])
 
 
 def label_scores(
@@ -302,8 +313,13 @@ def rooms_spearman(given: str, measure: str) -> float | None:
 
 
 def mantel_tests(affinity: jt.Affinity, sources: Sequence[Source]) -> list[Grouping]:
-    """Tests by every measure whether networks of one task, or of one architecture, are near each other."""
-    groupings = []
+    """Tests by every measure whether networks of one task, or of one architecture, are near each other.
+
+    Of several layers of a network, only the first takes part.
+    """
+    groupings, by_file = [], {(source.package, source.file): source for source in reversed(sources)}
+    sources = [source for source in sources if by_file[source.package, source.file] is source]
+    affinity = affinity.only([source.name for source in sources])
     for common in ("task", "family"):
         labels = np.array([getattr(source, common) for source in sources])
         same = (labels[:, None] == labels).astype(float)
@@ -342,6 +358,7 @@ def show(result: Result, console: Console) -> None:
 def write(result: Result, out: Path) -> None:
     """Writes the tables, and the tree of the networks."""
     out.mkdir(parents=True, exist_ok=True)
+    write_csv(out / "wild.csv", [Transfer._fields, *(_cells(row) for row in result.measured)])
     write_csv(out / "wild_evaluation.csv", [Row._fields, *(_cells(row) for row in result.rows)])
     if result.networks is not None:
         write_csv(out / "wild_groups.csv", [Grouping._fields, *(_cells(row) for row in result.groupings)])

@@ -105,8 +105,9 @@ _Relevant = Annotated[
     int, typer.Option(min=1, help="Number of each target's best measured sources that count as relevant.")
 ]
 _ORACLE_HELP = (
-    "Measured transfer: taskonomy, taskonomy-gain, taskonomy-quality, rooms, wild, medmnist, hear, or a CSV file (rows "
-    "source,target,score and perhaps stderr, or a table of sources x targets)."
+    "Measured transfer: taskonomy, taskonomy-gain, taskonomy-quality, rooms, rooms-larger-readout, rooms-finetuned, "
+    "wild, medmnist, hear, or a CSV file (rows source,target,score and perhaps stderr, or a table of sources x "
+    "targets)."
 )
 _Mesh = Annotated[
     str | None,

@@ -62,6 +62,8 @@ def load_oracle(name: str) -> "Oracle":
         "taskonomy-gain": functools.partial(Oracle.taskonomy, score="gain"),
         "taskonomy-quality": functools.partial(Oracle.taskonomy, score="quality"),
         "rooms": Oracle.rooms,
+        "rooms-larger-readout": functools.partial(Oracle.rooms, "larger_readout"),
+        "rooms-finetuned": functools.partial(Oracle.rooms, "finetuned"),
         "wild": Oracle.wild,
         "medmnist": Oracle.medmnist,
         "hear": Oracle.hear,

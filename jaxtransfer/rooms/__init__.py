@@ -33,6 +33,7 @@ from jaxtransfer.rooms.view import View as View
 from jaxtransfer.rooms.view import render as render
 
 if TYPE_CHECKING:
+    from jaxtransfer.rooms.benchmark import PROTOCOLS as PROTOCOLS
     from jaxtransfer.rooms.benchmark import Transfers as Transfers
     from jaxtransfer.rooms.benchmark import probe as probe
     from jaxtransfer.rooms.benchmark import transfers as transfers
@@ -41,6 +42,6 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     # Imported on first use: rendering needs neither Flax nor Orbax.
-    if name not in ("Transfers", "probe", "transfers", "zoo"):
+    if name not in ("PROTOCOLS", "Transfers", "probe", "transfers", "zoo"):
         raise AttributeError(f"module 'jaxtransfer.rooms' has no attribute {name!r}")
     return getattr(importlib.import_module("jaxtransfer.rooms.benchmark"), name)

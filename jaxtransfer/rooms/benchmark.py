@@ -11,13 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
-from jaxtransfer.errors import JaxTransferError
+from jaxtransfer.errors import JaxTransferError, unknown_name
 from jaxtransfer.files import read_records
 from jaxtransfer.networks.network import Network
 from jaxtransfer.networks.zoo import Zoo
 from jaxtransfer.rooms.sampling import sample_scene
 from jaxtransfer.rooms.tasks import TASKS
 from jaxtransfer.rooms.view import render
+
+PROTOCOLS = ("frozen", "larger_readout", "finetuned")
+"""Names of the ways in which transfer was measured; docs/rooms.md describes them."""
 
 _FOLDER = Path(__file__).parent
 # The data for training, testing and transfer come from other keys: hashes of the names of the splits.
@@ -27,20 +30,22 @@ _BATCH = 32
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Transfers:
-    """The measured transfer from every source to every target: the test loss of a small readout.
+    """The measured transfer from every source to every target: the test loss after training on few examples.
 
-    For each target, a small readout was trained on few examples, on top of the source's frozen encoder. Squared losses
-    are in variances of the label, all other losses in nats. docs/rooms.md describes how they were measured.
+    Squared losses are in variances of the label, all other losses in nats. docs/rooms.md describes how they were
+    measured.
 
     Attributes:
-        sources: Names of the source tasks, then "random" (an encoder with untrained weights) and "scratch" (encoder
-            and readout both trained on the target's few examples).
+        sources: Names of the source tasks, then "random" (an encoder with untrained weights; not in `finetuned`) and
+            "scratch" (encoder and readout both trained on the target's few examples).
         targets: Names of the target tasks.
         loss: Mean loss on held-out examples, averaged over seeds; >= 0.
         stderr: Standard error of `loss` over seeds and examples.
         prior: Loss of the best constant prediction, which ignores the image.
         affinity: Taskonomy's ordinal affinity in [0, 1], larger is better; for each target it sums to 1 over the
             encoders of the other tasks. NaN for the target's own encoder, "random" and "scratch".
+        seed_losses: Mean loss of each seed, which has training examples of its own; no seeds for `frozen`, of which
+            only the mean was kept.
     """
 
     sources: tuple[str, ...]
@@ -49,6 +54,7 @@ class Transfers:
     stderr: Float[np.ndarray, "sources targets"]
     prior: Float[np.ndarray, " targets"]
     affinity: Float[np.ndarray, "sources targets"]
+    seed_losses: Float[np.ndarray, "seeds sources targets"]
 
 
 class _ReadOnlyZoo(Zoo):
@@ -113,10 +119,18 @@ def _images(keys: PRNGKeyArray, size: int) -> UInt8[Array, "images size size 3"]
     return jax.lax.map(image, keys)
 
 
-def transfers() -> Transfers:
+def transfers(protocol: str = "frozen") -> Transfers:
     """Returns the measured transfer from every encoder of Rooms to every task.
 
     The numbers ship with the package; `python -m benchmarks.rooms transfer` measured them.
+
+    Args:
+        protocol: How it was measured: "frozen" (a small readout of the frozen encoder is trained on 500 examples),
+            "larger_readout" (a readout like those that the encoders were trained with, on 2,000), or "finetuned"
+            (encoder and small readout are trained on 500, from the source's weights).
+
+    Raises:
+        JaxTransferError: Another protocol.
 
     Examples:
         >>> from jaxtransfer import rooms
@@ -128,10 +142,23 @@ def transfers() -> Transfers:
         >>> measured.sources[best]
         'normal'
     """
-    rows = {(row["source"], row["target"]): row for row in read_records(_FOLDER / "transfers.csv")}
+    if protocol not in PROTOCOLS:
+        raise unknown_name("protocol", protocol, PROTOCOLS, where="in Rooms")
+    file = _FOLDER / ("transfers.csv" if protocol == "frozen" else f"transfers_{protocol}.csv")
+    rows = {(row["source"], row["target"]): row for row in read_records(file)}
     sources = tuple(dict.fromkeys((*TASKS, *(source for source, _ in rows))))
 
     def table(column: str) -> Float[np.ndarray, "sources targets"]:
         return np.array([[float(rows[source, target][column] or "nan") for target in TASKS] for source in sources])
 
-    return Transfers(sources, tuple(TASKS), table("loss"), table("stderr"), table("prior")[0], table("affinity"))
+    loss = table("loss")
+    seeds = [column for column in next(iter(rows.values())) if column.startswith("loss_seed")]
+    return Transfers(
+        sources,
+        tuple(TASKS),
+        loss,
+        table("stderr"),
+        table("prior")[0],
+        table("affinity"),
+        np.array([table(column) for column in seeds]).reshape(-1, *loss.shape),
+    )

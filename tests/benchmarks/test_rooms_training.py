@@ -16,9 +16,10 @@ import pytest
 from jaxtyping import Array
 from scipy.stats import norm
 
-from benchmarks.rooms import learning, settings, truth
+from benchmarks.rooms import learning, settings, training, truth
+from benchmarks.rooms.__main__ import SCRATCH, _trained
 from benchmarks.rooms.examples import Examples, unpacked
-from benchmarks.rooms.training import Trainer, untrained
+from benchmarks.rooms.training import Start, Trainer, untrained
 from benchmarks.rooms.transfer import Target, represent
 from jaxtransfer import rooms
 from jaxtransfer.networks.network import Network
@@ -106,7 +107,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[int]]:
     examples = Drawn(64)
     task = rooms.TASKS["class_scene"]
     trainer = Trainer(task, QUICK, learning.prior(task, examples, 1))
-    return trainer.run(3, examples, Drawn(32, seed=1), steps.append), steps
+    return trainer.run([Start(3)], examples, Drawn(32, seed=1), steps.append), steps
 
 
 @pytest.mark.slow
@@ -116,7 +117,7 @@ def test_training_learns(trained) -> None:
     task, examples = rooms.TASKS["class_scene"], Drawn(64)
     prior = learning.prior_loss(task, learning.prior(task, examples, 1), Drawn(32, seed=1), 1)
     again = Trainer(task, dataclasses.replace(QUICK, steps=40), learning.prior(task, examples, 1))
-    assert again.run(3, examples, Drawn(32, seed=1), lambda _: None).losses.mean() < 0.8 * prior.value
+    assert again.run([Start(3)], examples, Drawn(32, seed=1), lambda _: None).losses.mean() < 0.8 * prior.value
 
 
 @pytest.mark.slow
@@ -125,9 +126,9 @@ def test_normalisation_forgets_at_its_momentum() -> None:
     task, examples = rooms.TASKS["room_layout"], Drawn(8)
     settings = dataclasses.replace(QUICK, steps=1, momentum=0.0)
     trainer = Trainer(task, settings, learning.prior(task, examples, 1))
-    result = trainer.run(0, examples, examples, lambda _: None)
+    result = trainer.run([Start(0)], examples, examples, lambda _: None)
     per_example, _ = jax.jit(lambda batch: trainer._losses(trainer._model(0), batch))(examples.of(task).all())
-    np.testing.assert_allclose(result.losses, per_example, rtol=1e-3)
+    np.testing.assert_allclose(result.losses[0], per_example, rtol=1e-3)
 
 
 @pytest.mark.slow
@@ -139,7 +140,7 @@ def test_training_that_was_killed_goes_on_to_the_same_bits(trained, tmp_path: Pa
         jax.config.update("jax_num_cpu_devices", 8)  # as here, so that products are split the same way
         from benchmarks.rooms import learning
         from benchmarks.rooms.training import Trainer
-        from test_rooms_training import QUICK, Drawn, rooms
+        from test_rooms_training import QUICK, Drawn, Start, rooms
 
         def kill_at_step_8(step):
             if step == 8:
@@ -147,7 +148,8 @@ def test_training_that_was_killed_goes_on_to_the_same_bits(trained, tmp_path: Pa
 
         task, examples = rooms.TASKS["class_scene"], Drawn(64)
         trainer = Trainer(task, QUICK, learning.prior(task, examples, 1))
-        trainer.run(3, examples, Drawn(32, seed=1), kill_at_step_8, checkpoints=Path({str(tmp_path)!r}), every=5)
+        folder = Path({str(tmp_path)!r})
+        trainer.run([Start(3)], examples, Drawn(32, seed=1), kill_at_step_8, checkpoints=folder, every=5)
     """
     folders = [str(Path(__file__).parent), str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
     code = f"import sys; sys.path[:0] = {folders}\n{textwrap.dedent(script)}"
@@ -155,9 +157,9 @@ def test_training_that_was_killed_goes_on_to_the_same_bits(trained, tmp_path: Pa
     assert died.returncode == -signal.SIGKILL, died.stderr
     task, examples, steps = rooms.TASKS["class_scene"], Drawn(64), []
     trainer = Trainer(task, QUICK, learning.prior(task, examples, 1))
-    result = trainer.run(3, examples, Drawn(32, seed=1), steps.append, checkpoints=tmp_path, every=5)
+    result = trainer.run([Start(3)], examples, Drawn(32, seed=1), steps.append, checkpoints=tmp_path, every=5)
     assert steps == list(range(6, 13))
-    for a, b in zip(jax.tree.leaves(result.encoder), jax.tree.leaves(trained[0].encoder), strict=True):
+    for a, b in zip(jax.tree.leaves(result.encoders[0]), jax.tree.leaves(trained[0].encoders[0]), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -165,11 +167,11 @@ def test_training_that_was_killed_goes_on_to_the_same_bits(trained, tmp_path: Pa
 def test_the_encoder_of_a_zoo_is_the_one_that_was_trained(trained, tmp_path: Path) -> None:
     """Half precision moves representations by the rounding of weights, and running averages replace the batch's."""
     images = jax.random.uniform(jax.random.key(0), (3, 64, 64, 3), minval=-1)
-    exact = encode(trained[0].encoder, images)
+    exact = encode(trained[0].encoders[0], images)
     assert exact.shape == (3, 8, 8, 64)
     assert float(exact.min()) == 0
     zoo = Zoo(tmp_path)
-    half = jax.tree.map(lambda leaf: leaf.astype(np.float16), trained[0].encoder)
+    half = jax.tree.map(lambda leaf: leaf.astype(np.float16), trained[0].encoders[0])
     zoo.add(Network("class_scene", encode, half, preprocess("class_scene")))
     stored = zoo["class_scene"]
     np.testing.assert_allclose(stored.apply(stored.params, images), exact, atol=0.02 * float(exact.max()))
@@ -177,13 +179,61 @@ def test_the_encoder_of_a_zoo_is_the_one_that_was_trained(trained, tmp_path: Pat
     assert 200_000 < weights < 300_000
 
 
+@pytest.mark.slow
+def test_trainings_at_once_are_those_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once and in a loop, as on GPUs, and one by one and step by step, as on CPUs."""
+    task, examples, held_out = rooms.TASKS["room_layout"], Drawn(48), Drawn(8, seed=1)
+    settings = dataclasses.replace(SETTINGS.protocols["finetuned"], steps=3, batch=4)
+    trainer = Trainer(task, settings, learning.prior(task, examples, settings.every), "normal")
+    starts = [Start(0), Start(1, first=16), Start(1, first=32, encoder=rooms.zoo()["normal"].params)]
+    single = [trainer.run([start], examples, held_out, lambda _: None, count=16) for start in starts]
+    monkeypatch.setattr(training, "is_cpu", lambda _: False)
+    steps: list[int] = []
+    at_once = trainer.run(starts, examples, held_out, steps.append, count=16)
+    assert steps == [3]
+    losses = np.concatenate([result.losses for result in single])
+    np.testing.assert_allclose(at_once.losses, losses, rtol=2e-3)
+    assert np.abs(np.diff(losses, axis=0)).max(1).min() > 0.05
+    for encoder, result in zip(at_once.encoders, single, strict=True):
+        for a, b in zip(jax.tree.leaves(encoder), jax.tree.leaves(result.encoders[0]), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_fine_tuning_starts_from_the_frozen_encoder() -> None:
+    """Without moving, weights predict as the source's encoder and an untrained readout do; one source sees grey."""
+    task, examples, held_out = rooms.TASKS["class_scene"], Drawn(16), Drawn(8, seed=1)
+    protocol = dataclasses.replace(
+        SETTINGS.protocols["finetuned"], steps=1, batch=4, seeds=2, examples=8, learning_rate=0.0, momentum=1.0
+    )
+    prior = learning.prior(task, examples, protocol.every)
+    sources = {name: rooms.zoo()[name] for name in ("normal", "colorization")}
+    trained = dict(_trained(task, prior, {**sources, SCRATCH: None}, examples, held_out, protocol))
+    assert set(trained) == {"normal", "colorization", SCRATCH}
+    batch = unpacked(jax.tree.map(jnp.asarray, held_out.of(task, protocol.every).all()))
+    for name, network in sources.items():
+        features = network.apply(network.params, preprocess(name)(batch["image"]))
+        for seed in range(2):
+            readout = Trainer(task, protocol, prior, name)._model(seed).readout
+            expected, _ = learning.losses(
+                task, prior.units, readout(features) + prior.predictions[None], batch["label"]
+            )
+            np.testing.assert_allclose(trained[name].losses[seed], expected, rtol=2e-3)
+    losses = np.stack([measured.losses for measured in trained.values()])
+    assert np.abs(np.diff(losses, axis=0)).max(2).min() > 0.05
+
+
 # Transfer
+
+
+def test_every_protocol_of_the_package_has_its_settings() -> None:
+    assert tuple(SETTINGS.protocols) == rooms.PROTOCOLS
 
 
 @pytest.mark.slow
 def test_a_readout_finds_what_the_representation_has_and_nothing_else() -> None:
     """Targets that follow from the image's colour, from an encoder that passes colours on and from a blind one."""
-    settings = dataclasses.replace(SETTINGS.transfer, steps=60, batch=16)
+    settings = dataclasses.replace(SETTINGS.protocols["frozen"], steps=60, batch=16)
     task = rooms.TASKS["room_layout"]
     few, many = Drawn(3 * 32), Drawn(64, seed=1)
     target = Target(task, settings, few, many)

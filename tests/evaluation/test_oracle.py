@@ -10,6 +10,7 @@ from scipy import stats
 
 import jaxtransfer as jt
 from jaxtransfer.cli.arguments import load_oracle
+from jaxtransfer.evaluation.oracle import WILD
 from jaxtransfer.evaluation.references import SECOND, STATIC, other_direction, references, static_ranking
 from jaxtransfer.evaluation.summary import evaluate
 from jaxtransfer.taskonomy.tasks import TASKS
@@ -112,19 +113,44 @@ def test_a_table_has_a_row_for_each_target() -> None:
 
 def test_those_that_come_with_the_package() -> None:
     counts = {name: (18, {19}) for name in ("taskonomy", "taskonomy-gain", "taskonomy-quality")}
-    counts |= {"rooms": (22, {21}), "medmnist": (12, {14}), "hear": (19, {16, 31, 33, 34})}
+    measured = {
+        "rooms": (22, {21}),
+        "rooms-larger-readout": (22, {21}),
+        "rooms-finetuned": (22, {21}),
+        "wild": (10, {16}),
+    }
+    counts |= measured | {"medmnist": (12, {14}), "hear": (19, {16, 31, 33, 34})}
     for name, (targets, sources) in counts.items():
         oracle = load_oracle(name)
         assert oracle.name == name
         assert len(oracle.scores) == targets
         assert {len(of_target) for of_target in oracle.scores.values()} <= sources
-        assert bool(oracle.stderr) == (name == "rooms")
+        assert bool(oracle.stderr) == (name in measured)
     with pytest.raises(jt.JaxTransferError, match="orders 1 to 4 of affinity, gain and quality, not order 5"):
         jt.Oracle.taskonomy(5)
 
 
-def test_the_errors_of_rooms_follow_those_of_the_losses() -> None:
-    rooms, measured = jt.Oracle.rooms(), jt.rooms.transfers()
+def test_wild_has_the_most_labels_of_each_target_or_a_number_of_them() -> None:
+    with WILD.open() as stream:
+        rows = [*csv.DictReader(stream)]
+    for labels in (30, 100, 300, 500):
+        oracle = jt.Oracle.wild(labels)
+        of_number = {(row["target"], row["source"]): row for row in rows if row["labels"] == str(labels)}
+        assert of_number.keys() == {(target, source) for target, row in oracle.scores.items() for source in row}
+        for (target, source), row in of_number.items():
+            assert oracle.scores[target][source] == float(row["score"])
+            assert oracle.stderr[target][source] == float(row["stderr"])
+            assert 0 <= oracle.scores[target][source] <= 1
+    most = jt.Oracle.wild()
+    assert most.scores["digits"] == jt.Oracle.wild(500).scores["digits"]
+    assert most.scores["blood_cells"] == jt.Oracle.wild(300).scores["blood_cells"]  # there are no 500
+    with pytest.raises(jt.JaxTransferError, match="with 30, 100, 300, 500 labelled examples, not with 1000"):
+        jt.Oracle.wild(1000)
+
+
+@pytest.mark.parametrize("protocol", jt.rooms.PROTOCOLS)
+def test_the_errors_of_rooms_follow_those_of_the_losses(protocol: str) -> None:
+    rooms, measured = jt.Oracle.rooms(protocol), jt.rooms.transfers(protocol)
     for column, target in enumerate(measured.targets):
         others = [i for i, name in enumerate(measured.sources[:22]) if name != target]
         loss, error, affinity = (table[others, column] for table in (measured.loss, measured.stderr, measured.affinity))

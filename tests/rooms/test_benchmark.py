@@ -81,34 +81,66 @@ def test_probe_images_depend_on_seed_and_number_alone(monkeypatch: pytest.Monkey
 # Transfers
 
 
-def test_affinities_are_of_other_tasks_and_follow_losses() -> None:
-    transfers = rooms.transfers()
+@pytest.mark.parametrize("protocol", rooms.PROTOCOLS)
+def test_affinities_are_of_other_tasks_and_follow_losses(protocol: str) -> None:
+    transfers = rooms.transfers(protocol)
     assert transfers.targets == TASKS
-    assert transfers.sources == (*TASKS, "random", "scratch")
-    assert transfers.loss.shape == transfers.stderr.shape == transfers.affinity.shape == (24, 22)
-    assert (transfers.loss > 0).all()
-    assert (transfers.stderr > 0).all()
-    assert (transfers.prior > 0).all()
+    assert transfers.sources == (*TASKS, *(("scratch",) if protocol == "finetuned" else ("random", "scratch")))
+    sources = len(transfers.sources)
+    assert transfers.loss.shape == transfers.stderr.shape == transfers.affinity.shape == (sources, 22)
+    assert transfers.seed_losses.shape == (0 if protocol == "frozen" else 3, sources, 22)
+    assert transfers.prior.shape == (22,)
+    for values in (transfers.loss, transfers.stderr, transfers.prior, transfers.seed_losses):
+        assert (values > 0).all()
+        assert np.isfinite(values).all()
     np.testing.assert_array_equal(
-        np.isnan(transfers.affinity), np.eye(24, 22, dtype=bool) | (np.arange(24) > 21)[:, None]
+        np.isnan(transfers.affinity), np.eye(sources, 22, dtype=bool) | (np.arange(sources) > 21)[:, None]
     )
     np.testing.assert_allclose(np.nansum(transfers.affinity, axis=0), 1, atol=1e-4)
     agreements = []
     for loss, affinity in zip(transfers.loss.T, transfers.affinity.T, strict=True):
         known = ~np.isnan(affinity)
         agreements.append(spearmanr(affinity[known], -loss[known])[0])
-    assert np.mean(agreements) > 0.5
-    # What has learned another task serves better than what has learned nothing, if it is the right one.
-    random = transfers.sources.index("random")
-    assert (transfers.loss[:22].min(0) < transfers.loss[random]).all()
+    assert np.mean(agreements) > 0.95
 
 
-def test_the_oracle_is_the_table() -> None:
-    oracle = Oracle.rooms()
+@pytest.mark.parametrize("protocol", ["frozen", "larger_readout"])
+def test_for_every_target_some_source_is_better_than_random_features(protocol: str) -> None:
+    transfers = rooms.transfers(protocol)
+    assert (transfers.loss[:22].min(0) < transfers.loss[transfers.sources.index("random")]).all()
+
+
+@pytest.mark.parametrize("protocol", ["larger_readout", "finetuned"])
+def test_losses_are_means_over_seeds_and_their_errors_contain_those_of_seeds(protocol: str) -> None:
+    transfers = rooms.transfers(protocol)
+    np.testing.assert_allclose(transfers.seed_losses.mean(0), transfers.loss, atol=2e-6)
+    of_seeds = transfers.seed_losses.std(0, ddof=1) / np.sqrt(3)
+    assert (transfers.stderr > of_seeds - 2e-6).all()
+
+
+def test_training_from_scratch_on_the_same_examples_gives_the_same_losses() -> None:
+    """`frozen` and `finetuned` train from scratch alike, and were measured apart."""
+    losses, errors = zip(
+        *((table.loss[-1], table.stderr[-1]) for table in map(rooms.transfers, ("frozen", "finetuned"))), strict=True
+    )
+    assert (np.abs(losses[0] - losses[1]) < np.minimum(*errors)).all()
+    assert np.abs(losses[0] / losses[1] - 1).max() < 0.02
+
+
+@pytest.mark.parametrize("function", [rooms.transfers, Oracle.rooms])
+def test_an_unknown_protocol_is_reported_with_those_that_exist(function) -> None:
+    sentence = "^There is no protocol 'fine_tuned' in Rooms; there are: finetuned, frozen, larger_readout.$"
+    with pytest.raises(JaxTransferError, match=sentence):
+        function("fine_tuned")
+
+
+@pytest.mark.parametrize("protocol", rooms.PROTOCOLS)
+def test_the_oracle_is_the_table(protocol: str) -> None:
+    oracle = Oracle.rooms(protocol)
     assert {len(scores) for scores in oracle.scores.values()} == {21}
     names = (*TASKS, "normal-seed1", "random")
     matrix = np.zeros((24, 24))
-    matrix[:22, :22] = rooms.transfers().affinity[:22].T
+    matrix[:22, :22] = rooms.transfers(protocol).affinity[:22].T
     truth = Affinity.of(names, {"truth": matrix, "reverse": -matrix})
     curve = retrieval_curve(truth, oracle, method="truth")
     assert curve.targets == TASKS
@@ -122,9 +154,11 @@ def test_commands_know_rooms(tmp_path) -> None:
     names = (*TASKS, "normal-seed1")
     values = np.random.default_rng(0).normal(size=(23, 23))
     finished_run(tmp_path / "run", affinity_of(values + values.T, names))
-    result = CliRunner().invoke(app, ["evaluate", str(tmp_path / "run"), "--oracle", "rooms"])
-    assert result.exit_code == 0, result.output
-    assert "22 of the oracle's 22 targets were scored" in result.stdout
+    for oracle in ("rooms", "rooms-larger-readout", "rooms-finetuned"):
+        result = CliRunner().invoke(app, ["evaluate", str(tmp_path / "run"), "--oracle", oracle])
+        assert result.exit_code == 0, result.output
+        assert f"Against {oracle} " in result.stdout
+        assert "22 of the oracle's 22 targets were scored" in result.stdout
     run = attribution_run(tmp_path / "other", TASKS[:3], maps=False)
     arguments = ["report", str(run), "--oracle", "rooms", "--groups", "rooms", "--relevant", "1"]
     result = CliRunner().invoke(app, arguments)
