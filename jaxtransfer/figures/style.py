@@ -60,7 +60,7 @@ def group_styles(groups: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Returns the colour and the marker of every group."""
     groups = set(groups)
     styles = {
-        group: (SERIES_COLOURS[i % len(SERIES_COLOURS)], _MARKERS[(i + i // len(SERIES_COLOURS)) % len(_MARKERS)])
+        group: (SERIES_COLOURS[i % len(SERIES_COLOURS)], _MARKERS[i % len(_MARKERS)])
         for i, group in enumerate(sorted(groups - {OTHER}))
     }
     return styles | ({OTHER: ("#8c8c8c", ".")} if OTHER in groups else {})

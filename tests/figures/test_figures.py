@@ -142,3 +142,9 @@ def test_equal_curves_do_not_hide_each_other():
     pixels = np.asarray(canvas.buffer_rgba())[..., :3].reshape(-1, 3)
     for colour in style.SERIES_COLOURS[:3]:
         assert (pixels == [round(255 * part) for part in to_rgb(colour)]).all(-1).sum() > 300
+
+
+def test_forty_two_groups_look_different():
+    names = [f"group {i:02}" for i in range(42)]
+    assert len(set(style.group_styles(names).values())) == 42
+    assert style.group_styles(names[:3]) == {name: style.group_styles(names)[name] for name in names[:3]}
