@@ -193,11 +193,7 @@ def _fill(zoo: Zoo, images: Path, progress: Callable[[int, int, str], None]) -> 
         if name not in zoo:
             _convert(_trained(name, index), size, zoo, name)
         if name + _CONTROL not in zoo:
-            network = zoo[name]
-            weights = _Features(_untrained(name, size, images, seed=index)).state_dict()
-            params = {key: weights[key].numpy() for key in network.params}
-            control = dataclasses.replace(network, name=name + _CONTROL, params=params)
-            zoo.add(control, source={"fresh": name, "torch_seed": index, "torch": str(torch.__version__)})
+            _convert(_untrained(name, size, images, seed=index), size, zoo, name + _CONTROL)
     progress(len(_SIZES), len(_SIZES), "Converted")
 
 
@@ -242,12 +238,15 @@ def _untrained(architecture: str, size: int, images: Path, seed: int) -> Efficie
         network = EfficientNet.from_name(architecture).eval()
     photos = jnp.asarray(load_probe(images).images, jnp.float32) / 255
     inputs = Preprocess((size, size), _MEAN, _STD)(photos)
-    for layer in network.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.train().momentum = 1.0  # replaces the statistics by those of the images
+    norms = [layer for layer in network.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    momenta = [layer.momentum for layer in norms]
+    for layer in norms:
+        layer.train().momentum = 1.0  # replaces the statistics by those of the images
     with torch.no_grad():
         network.extract_features(torch.from_numpy(np.array(inputs)).permute(0, 3, 1, 2))
-    return network
+    for layer, momentum in zip(norms, momenta, strict=True):
+        layer.momentum = momentum  # a part of the exported program
+    return network.eval()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

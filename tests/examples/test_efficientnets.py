@@ -55,7 +55,9 @@ def test_two_networks(tmp_path, monkeypatch, capsys):
         assert set(trained.params) == set(control.params)
     for similarity in ("cosine", "correlation"):
         for method in ("saliency", "input_x_gradient", "epsilon_lrp"):
-            assert (tmp_path / similarity / f"affinity_{method}.csv").is_file()
+            table = np.loadtxt(tmp_path / similarity / f"affinity_{method}.csv", str, delimiter=",")
+            assert np.isfinite(table[1:, 1:].astype(float)).all()
+            assert table.shape == (5, 5)
             with Image.open(tmp_path / similarity / f"affinity_{method}.png") as figure:
                 figure.verify()
     assert (tmp_path / "trained_and_control.png").is_file()
