@@ -57,6 +57,11 @@ def device_mesh(model: int = 1, data: int | None = None) -> Mesh:
     return jax.make_mesh((model, data), (MODEL, DATA), axis_types=(AxisType.Auto,) * 2, devices=devices[:wanted])
 
 
+def is_cpu(mesh: Mesh) -> bool:
+    """Says whether a mesh is of CPUs, on which XLA's gradient of convolutions is many times slower inside a loop."""
+    return mesh.devices.flat[0].platform == "cpu"
+
+
 def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
     """Returns options of XLA for programs that run on a mesh.
 

@@ -31,9 +31,9 @@ from benchmarks.rooms.learning import Loss
 from benchmarks.rooms.pictures import sheet
 from benchmarks.rooms.settings import Protocol, Settings
 from benchmarks.rooms.speed import speed
-from benchmarks.rooms.training import Start, Trainer, is_cpu, untrained
+from benchmarks.rooms.training import Start, Trainer, untrained
 from jaxtransfer import rooms
-from jaxtransfer.devices import default_mesh
+from jaxtransfer.devices import default_mesh, is_cpu
 from jaxtransfer.evaluation import rooms_scores
 from jaxtransfer.evaluation.oracle import Oracle
 from jaxtransfer.files import read_arrays, write_arrays, write_csv

@@ -1,7 +1,7 @@
 """Compares the protocols by which transfer was measured, and all measures of the package under each of them."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,10 +14,10 @@ import jaxtransfer as jt
 from benchmarks.rooms import labelled, scores
 from benchmarks.rooms.evaluate import FURTHER, relatives, stored_affinity
 from benchmarks.rooms.examples import Examples, Progress
-from benchmarks.rooms.scores import RELEVANT, Matrix
+from benchmarks.rooms.scores import RELEVANT, Matrix, jackknife
 from jaxtransfer import rooms
 from jaxtransfer.attribution.maps import METHODS
-from jaxtransfer.comparison.statistics import jackknife_stderr, stderr_of_mean
+from jaxtransfer.comparison.statistics import stderr_of_mean
 from jaxtransfer.evaluation.references import noise_ceiling, other_direction, static_ranking
 
 STATIC, REVERSE = "mean transfer to the other targets", "the other direction"
@@ -185,13 +185,6 @@ def agreement(values: Matrix, transfer: Matrix) -> Float[np.ndarray, " targets"]
     """Computes Spearman's correlation over the sources of every target; NaN where a target has no values."""
     unknown = np.all(np.isnan(values), axis=1)
     return np.where(unknown, np.nan, scores.agreement(np.where(unknown[:, None], 0, values), transfer))
-
-
-def jackknife(statistic: Callable[..., float], *matrices: Matrix) -> float:
-    """Computes the jackknife standard error over networks of a statistic of matrices of networks."""
-    count = len(matrices[0])
-    left = [np.delete(np.arange(count), network) for network in range(count)]
-    return float(jackknife_stderr(np.array([statistic(*(m[np.ix_(kept, kept)] for m in matrices)) for kept in left])))
 
 
 def reliability(losses: Float[np.ndarray, "seeds targets sources"]) -> float:

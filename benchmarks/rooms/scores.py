@@ -1,5 +1,6 @@
 """Scores how well affinities rank the sources of a target: precision, recall, and rank correlation with its error."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -52,12 +53,16 @@ def score(affinity: Affinity, oracle: Oracle, method: str) -> Score:
     assert band is not None
     values, transfer = np.asarray(affinity.nearness(method), np.float64), truth(oracle, names)
     spearman = agreement(values, transfer).mean()
-    without_network = []
-    for left_out in range(len(names)):
-        kept = np.delete(np.arange(len(names)), left_out)
-        without_network.append(agreement(values[np.ix_(kept, kept)], transfer[np.ix_(kept, kept)]).mean())
+    stderr = jackknife(lambda *matrices: float(agreement(*matrices).mean()), values, transfer)
     p1, r10 = evaluation.shares("precision", 1)[0], evaluation.shares("recall", 10)[0]
-    return Score(p1, p5, *band, r10, spearman, float(jackknife_stderr(np.array(without_network))))
+    return Score(p1, p5, *band, r10, spearman, stderr)
+
+
+def jackknife(statistic: Callable[..., float], *matrices: Matrix) -> float:
+    """Computes the jackknife standard error over networks of a statistic of matrices of networks."""
+    count = len(matrices[0])
+    left = [np.delete(np.arange(count), network) for network in range(count)]
+    return float(jackknife_stderr(np.array([statistic(*(m[np.ix_(kept, kept)] for m in matrices)) for kept in left])))
 
 
 def ranks(transfer: Matrix) -> Matrix:

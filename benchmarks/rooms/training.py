@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
 from benchmarks.rooms import learning
 from benchmarks.rooms.examples import Examples, unpacked
 from benchmarks.rooms.learning import Prior
 from benchmarks.rooms.settings import Learning
-from jaxtransfer.devices import default_mesh
+from jaxtransfer.devices import default_mesh, is_cpu
 from jaxtransfer.networks.network import Network
 from jaxtransfer.pge.layers import convolution, products
 from jaxtransfer.rooms import Task
@@ -26,11 +25,6 @@ from jaxtransfer.training.fit import Problem, fit, map_examples, start
 
 _BATCH = 250
 _MAX_IMAGES = 2000  # that encoders are tested on at once
-
-
-def is_cpu(mesh: Mesh) -> bool:
-    """Says whether trainings run one by one and step by step: in loops, XLA's convolutions are slow on CPUs."""
-    return mesh.devices.flat[0].platform == "cpu"
 
 
 def convolve(images: Array, kernel: Array, strides: tuple[int, int], padding: Any, **_: Any) -> Array:

@@ -145,9 +145,9 @@ def finetune_all(options: argparse.Namespace, chosen: Settings) -> list[measure.
     networks = [network for network in _networks(options, chosen) if network.name in wanted["networks"]]
     cells = [
         measure.measure_finetuned(network, task, chosen.measuring, folder, options.seed)
-        for network in networks
         for task in _tasks(options, chosen)
         if task.name in wanted["sets"]
+        for network in networks
     ]
     rows = measure.tabulate(cells)
     write_csv(options.work / "wild_finetuned.csv", [measure.Transfer._fields, *rows])

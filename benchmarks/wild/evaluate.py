@@ -19,7 +19,7 @@ from jaxtransfer.attribution.maps import METHODS
 from jaxtransfer.comparison.representations import RELATIVES
 from jaxtransfer.comparison.statistics import jackknife_stderr
 from jaxtransfer.errors import JaxTransferError
-from jaxtransfer.evaluation.oracle import WILD
+from jaxtransfer.evaluation.oracle import WILD, scores_with
 from jaxtransfer.evaluation.references import SECOND, references
 from jaxtransfer.figures import dendrogram
 from jaxtransfer.files import json_hash, read_records, write_csv
@@ -150,18 +150,10 @@ def read_table(file: Path) -> list[Transfer]:
 
 def oracles(rows: Iterable[Transfer], names: Sequence[str]) -> dict[int, jt.Oracle]:
     """Returns the measured transfer of networks by the number of labelled examples; 0: with the most of each task."""
-    own = [row for row in rows if row.source in names]
-    most = {row.target: max(other.labels for other in own if other.target == row.target) for row in own}
-    by_count: dict[int, list[Transfer]] = {0: [row for row in own if row.labels == most[row.target]]}
-    for row in own:
-        by_count.setdefault(row.labels, []).append(row)
+    own = [row._asdict() for row in rows if row.source in names]
     result = {}
-    for count, of_count in by_count.items():
-        scores: dict[str, dict[str, float]] = {}
-        stderr: dict[str, dict[str, float]] = {}
-        for row in of_count:
-            scores.setdefault(row.target, {})[row.source] = row.score
-            stderr.setdefault(row.target, {})[row.source] = row.stderr
+    for count in dict.fromkeys([0, *(row["labels"] for row in own)]):
+        scores, stderr = scores_with(count or None, own)
         if scores:
             result[count] = jt.Oracle("wild", scores, stderr=stderr)
     return result

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from jaxtyping import Float
@@ -151,13 +151,7 @@ class Oracle:
         if labels is not None and labels not in numbers:
             known = ", ".join(map(str, numbers))
             raise JaxTransferError(f"The accuracies of wild are with {known} labelled examples, not with {labels}.")
-        most = {row["target"]: int(row["labels"]) for row in sorted(rows, key=lambda row: int(row["labels"]))}
-        scores: dict[str, dict[str, float]] = {}
-        stderr: dict[str, dict[str, float]] = {}
-        for row in rows:
-            if int(row["labels"]) == (most[row["target"]] if labels is None else labels):
-                scores.setdefault(row["target"], {})[row["source"]] = float(row["score"])
-                stderr.setdefault(row["target"], {})[row["source"]] = float(row["stderr"])
+        scores, stderr = scores_with(labels, rows)
         return cls("wild", scores, stderr=stderr)
 
     @classmethod
@@ -249,6 +243,23 @@ class Oracle:
             for source in own
         ]
         return np.array(cells, np.float64).reshape(len(rows), len(own))
+
+
+def scores_with(labels: int | None, rows: Sequence[Mapping[str, Any]]) -> tuple[Scores, Scores]:
+    """Returns the scores that were measured with a number of labelled examples, and their standard errors.
+
+    Args:
+        labels: The number of labelled examples; None: the largest of each target.
+        rows: Measured scores: the entries source, target, labels, score and stderr.
+    """
+    most = {row["target"]: int(row["labels"]) for row in sorted(rows, key=lambda row: int(row["labels"]))}
+    scores: dict[str, dict[str, float]] = {}
+    stderr: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if int(row["labels"]) == (most[row["target"]] if labels is None else labels):
+            scores.setdefault(row["target"], {})[row["source"]] = float(row["score"])
+            stderr.setdefault(row["target"], {})[row["source"]] = float(row["stderr"])
+    return scores, stderr
 
 
 def _from_rows(

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from jaxtransfer.devices import compiler_options, replicate
+from jaxtransfer.devices import compiler_options, is_cpu, replicate
 from jaxtransfer.errors import JaxTransferError
 from jaxtransfer.networks.network import ApplyFn, Network, is_key
 from jaxtransfer.networks.preprocess import PreprocessFn
@@ -74,9 +74,7 @@ class _Architecture(NamedTuple):
 
 def finetune_learning(mesh: Mesh) -> Learning:
     """Returns how networks are trained on these devices."""
-    # XLA's gradient of convolutions is many times slower inside a loop on CPUs.
-    is_cpu = mesh.devices.flat[0].platform == "cpu"
-    return dataclasses.replace(LEARNING, chunk=1) if is_cpu else LEARNING
+    return dataclasses.replace(LEARNING, chunk=1) if is_cpu(mesh) else LEARNING
 
 
 def finetune_model(
